@@ -1,0 +1,3 @@
+//! The hawser binary.
+#![forbid(unsafe_code)]
+fn main() {}
