@@ -171,9 +171,29 @@ mod tests {
             (Method::POST, "/api/v1/namespaces/a/pods", "create", "", "v1", "a", "pods", "", ""),
             (Method::GET, "/api/v1/namespaces/a/pods/p", "get", "", "v1", "a", "pods", "", "p"),
             (Method::GET, "/api/v1/namespaces/a/pods/p?watch=1", "get", "", "v1", "a", "pods", "", "p"),
-            (Method::PUT, "/api/v1/namespaces/a/pods/p/status", "update", "", "v1", "a", "pods", "status", "p"),
+            (
+                Method::PUT,
+                "/api/v1/namespaces/a/pods/p/status",
+                "update",
+                "",
+                "v1",
+                "a",
+                "pods",
+                "status",
+                "p",
+            ),
             (Method::DELETE, "/api/v1/namespaces/a", "delete", "", "v1", "a", "namespaces", "", "a"),
-            (Method::PUT, "/api/v1/namespaces/a/finalize", "update", "", "v1", "a", "namespaces", "finalize", "a"),
+            (
+                Method::PUT,
+                "/api/v1/namespaces/a/finalize",
+                "update",
+                "",
+                "v1",
+                "a",
+                "namespaces",
+                "finalize",
+                "a",
+            ),
             (Method::DELETE, "/api/v1/namespaces/a/pods", "deletecollection", "", "v1", "a", "pods", "", ""),
             (Method::GET, "/api/v1/namespaces/", "list", "", "v1", "", "namespaces", "", ""),
             (
@@ -210,7 +230,16 @@ mod tests {
 
     #[test]
     fn other_paths() {
-        for uri in ["/", "/version", "/api", "/api/v1", "/apis/apps/v1", "/apis", "//api/v1/namespaces/x", "/healthz"] {
+        for uri in [
+            "/",
+            "/version",
+            "/api",
+            "/api/v1",
+            "/apis/apps/v1",
+            "/apis",
+            "//api/v1/namespaces/x",
+            "/healthz",
+        ] {
             let got = parse(Method::GET, uri);
             assert!(!got.is_resource, "{uri}");
             assert_eq!(got.verb, "get");
