@@ -56,12 +56,22 @@ impl Bearer {
     ///
     /// # Errors
     /// When it is nobody's, does not hold, or cannot be looked up.
-    pub async fn authenticate(&self, token: &str, audiences: &[String], now: i64) -> Result<Verified, BearerError> {
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        audiences: &[String],
+        now: i64,
+    ) -> Result<Verified, BearerError> {
         if let Some(token) = BootstrapToken::parse(token) {
             let user = self.bootstrap(&token, now).await?.ok_or(BearerError::Unknown)?;
             // Bootstrap tokens know no audiences: they are for the API server alone.
-            let audiences: Vec<_> = audiences.iter().filter(|a| self.audiences().contains(a)).cloned().collect();
-            return if audiences.is_empty() { Err(BearerError::Unknown) } else { Ok(Verified { user, audiences }) };
+            let audiences: Vec<_> =
+                audiences.iter().filter(|a| self.audiences().contains(a)).cloned().collect();
+            return if audiences.is_empty() {
+                Err(BearerError::Unknown)
+            } else {
+                Ok(Verified { user, audiences })
+            };
         }
         if !self.tokens.is_own(token) {
             return Err(BearerError::Unknown);
@@ -93,7 +103,8 @@ impl Bearer {
 /// The user that a bootstrap token's Secret speaks for; None when the Secret does not make the token valid.
 fn bootstrap_user(secret: &Value, token: &BootstrapToken, now: i64) -> Option<UserInfo> {
     let field = |key: &str| {
-        let encoded = secret.get("data").map_or("", |data| data.get(key).and_then(Value::as_str).unwrap_or(""));
+        let encoded =
+            secret.get("data").map_or("", |data| data.get(key).and_then(Value::as_str).unwrap_or(""));
         STANDARD.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
     };
     if secret.deletion_timestamp().is_some() || secret.str_at("type") != TOKEN_SECRET_TYPE {
@@ -105,7 +116,8 @@ fn bootstrap_user(secret: &Value, token: &BootstrapToken, now: i64) -> Option<Us
     }
     let expiration = field("expiration");
     // A malformed end is an end.
-    if !expiration.is_empty() && hawser_api::time::parse(&expiration).is_none_or(|end| end.as_second() <= now) {
+    if !expiration.is_empty() && hawser_api::time::parse(&expiration).is_none_or(|end| end.as_second() <= now)
+    {
         return None;
     }
     let mut groups = vec![GROUP_BOOTSTRAPPERS.to_owned()];
@@ -167,7 +179,11 @@ mod tests {
         assert_eq!(user.username, format!("system:bootstrap:{}", token.id));
         assert_eq!(
             user.groups,
-            ["system:bootstrappers", "system:bootstrappers:hawser:default-node-token", "system:authenticated"]
+            [
+                "system:bootstrappers",
+                "system:bootstrappers:hawser:default-node-token",
+                "system:authenticated"
+            ]
         );
     }
 }

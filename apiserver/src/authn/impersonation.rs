@@ -75,7 +75,13 @@ struct Check<'a> {
 
 impl Wanted {
     fn checks(&self) -> Vec<Check<'_>> {
-        let check = |legacy_group, resource, name| Check { legacy_group, resource, subresource: "", namespace: "", name };
+        let check = |legacy_group, resource, name| Check {
+            legacy_group,
+            resource,
+            subresource: "",
+            namespace: "",
+            name,
+        };
         let mut checks = vec![match service_account_of(&self.username) {
             Some((namespace, name)) => Check { namespace, ..check("", "serviceaccounts", name) },
             None => check("", "users", &self.username),
@@ -85,7 +91,11 @@ impl Wanted {
             checks.push(check(AUTHENTICATION, "uids", &self.uid));
         }
         for (key, values) in &self.extra {
-            checks.extend(values.iter().map(|value| Check { subresource: key, ..check(AUTHENTICATION, "userextras", value) }));
+            checks.extend(
+                values
+                    .iter()
+                    .map(|value| Check { subresource: key, ..check(AUTHENTICATION, "userextras", value) }),
+            );
         }
         checks
     }
@@ -94,8 +104,10 @@ impl Wanted {
     fn modes(&self, requestor: &UserInfo) -> Vec<&'static str> {
         let bare = self.groups.is_empty() && self.uid.is_empty() && self.extra.is_empty();
         if let Some(node) = self.username.strip_prefix(NODE_USER_PREFIX) {
-            let own = requestor.extra.get(EXTRA_NODE_NAME).is_some_and(|names| names.iter().any(|n| n == node));
-            let modes: &[&'static str] = if own { &["associated-node", "arbitrary-node"] } else { &["arbitrary-node"] };
+            let own =
+                requestor.extra.get(EXTRA_NODE_NAME).is_some_and(|names| names.iter().any(|n| n == node));
+            let modes: &[&'static str] =
+                if own { &["associated-node", "arbitrary-node"] } else { &["arbitrary-node"] };
             return if bare { modes.to_vec() } else { Vec::new() };
         }
         if service_account_of(&self.username).is_some() {
@@ -134,7 +146,9 @@ pub async fn impersonate(
     authorizer: &dyn Authorizer,
 ) -> Result<Option<UserInfo>, Status> {
     let Some(wanted) = wanted(headers)? else { return Ok(None) };
-    let Err(refusal) = legacy(&wanted, request, authorizer).await else { return Ok(Some(wanted.into_user())) };
+    let Err(refusal) = legacy(&wanted, request, authorizer).await else {
+        return Ok(Some(wanted.into_user()));
+    };
     let mut first = None;
     for mode in wanted.modes(request.user) {
         match constrained(mode, &wanted, request, authorizer).await {
@@ -145,7 +159,12 @@ pub async fn impersonate(
     Err(first.unwrap_or(refusal))
 }
 
-fn attributes<'a>(request: &Attributes<'a>, verb: &'a str, group: &'a str, check: &Check<'a>) -> Attributes<'a> {
+fn attributes<'a>(
+    request: &Attributes<'a>,
+    verb: &'a str,
+    group: &'a str,
+    check: &Check<'a>,
+) -> Attributes<'a> {
     Attributes {
         user: request.user,
         verb,
@@ -161,7 +180,11 @@ fn attributes<'a>(request: &Attributes<'a>, verb: &'a str, group: &'a str, check
     }
 }
 
-async fn legacy(wanted: &Wanted, request: &Attributes<'_>, authorizer: &dyn Authorizer) -> Result<(), Status> {
+async fn legacy(
+    wanted: &Wanted,
+    request: &Attributes<'_>,
+    authorizer: &dyn Authorizer,
+) -> Result<(), Status> {
     for check in wanted.checks() {
         allowed(authorizer, &attributes(request, "impersonate", check.legacy_group, &check)).await?;
     }
@@ -200,7 +223,10 @@ mod tests {
     #[async_trait]
     impl Authorizer for Fixed {
         async fn authorize(&self, a: &Attributes<'_>) -> Authorization {
-            let line = format!("{} {}/{}/{} {}/{}", a.verb, a.api_group, a.resource, a.subresource, a.namespace, a.name);
+            let line = format!(
+                "{} {}/{}/{} {}/{}",
+                a.verb, a.api_group, a.resource, a.subresource, a.namespace, a.name
+            );
             let allowed = self.0.contains(&line.as_str());
             Authorization::new(if allowed { Decision::Allow } else { Decision::NoOpinion }, "")
         }
@@ -214,7 +240,10 @@ mod tests {
         headers
     }
 
-    async fn ask(rights: &'static [&'static str], pairs: &[(&'static str, &str)]) -> Result<Option<UserInfo>, Status> {
+    async fn ask(
+        rights: &'static [&'static str],
+        pairs: &[(&'static str, &str)],
+    ) -> Result<Option<UserInfo>, Status> {
         let user = UserInfo::new("me", Vec::<String>::new());
         let request = Attributes {
             user: &user,
@@ -266,14 +295,19 @@ mod tests {
         .expect("allowed")
         .expect("user");
         assert_eq!((all.uid.as_str(), &all.extra["scopes.io/a"]), ("7", &vec!["view".to_owned()]));
-        let anonymous = ask(&["impersonate /users/ /system:anonymous"], &[("impersonate-user", "system:anonymous")]).await;
+        let anonymous =
+            ask(&["impersonate /users/ /system:anonymous"], &[("impersonate-user", "system:anonymous")])
+                .await;
         assert_eq!(anonymous, Ok(Some(UserInfo::anonymous())));
     }
 
     #[tokio::test]
     async fn constrained_impersonation_needs_both_rights() {
         let pairs = [("impersonate-user", "bob")];
-        let both = &["impersonate-on:user-info:list /pods/ ns/", "impersonate:user-info authentication.k8s.io/users/ /bob"];
+        let both = &[
+            "impersonate-on:user-info:list /pods/ ns/",
+            "impersonate:user-info authentication.k8s.io/users/ /bob",
+        ];
         assert!(ask(both, &pairs).await.is_ok());
         let text = "pods is forbidden: User \"me\" cannot impersonate-on:user-info:list resource \"pods\" in API group \"\" \
                     in the namespace \"ns\"";
@@ -284,7 +318,10 @@ mod tests {
             "users.authentication.k8s.io \"bob\" is forbidden: User \"me\" cannot impersonate:user-info resource \"users\" \
              in API group \"authentication.k8s.io\" at the cluster scope"
         );
-        let node = &["impersonate-on:arbitrary-node:list /pods/ ns/", "impersonate:arbitrary-node authentication.k8s.io/nodes/ /n"];
+        let node = &[
+            "impersonate-on:arbitrary-node:list /pods/ ns/",
+            "impersonate:arbitrary-node authentication.k8s.io/nodes/ /n",
+        ];
         assert!(ask(node, &[("impersonate-user", "system:node:n")]).await.is_ok());
         let grouped = [("impersonate-user", "system:node:n"), ("impersonate-group", "system:masters")];
         assert_eq!(ask(node, &grouped).await.expect_err("refused").code, 403);
@@ -292,6 +329,9 @@ mod tests {
 
     #[tokio::test]
     async fn details_without_a_user_are_an_error() {
-        assert_eq!(ask(&[], &[("impersonate-group", "system:masters")]).await.expect_err("refused").code, 500);
+        assert_eq!(
+            ask(&[], &[("impersonate-group", "system:masters")]).await.expect_err("refused").code,
+            500
+        );
     }
 }

@@ -86,7 +86,8 @@ mod tests {
             ("Bearer ", None),
             ("abc", None),
         ] {
-            let headers = http::HeaderMap::from_iter([(http::header::AUTHORIZATION, value.parse().expect("header"))]);
+            let headers =
+                http::HeaderMap::from_iter([(http::header::AUTHORIZATION, value.parse().expect("header"))]);
             assert_eq!(bearer_token(&headers), token, "{value:?}");
         }
         assert_eq!(bearer_token(&http::HeaderMap::new()), None);

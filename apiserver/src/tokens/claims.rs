@@ -101,7 +101,10 @@ fn go_list(values: &[String]) -> String {
 impl Claims {
     /// The account's user name.
     pub fn username(&self) -> String {
-        format!("{SERVICE_ACCOUNT_PREFIX}{}:{}", self.kubernetes.namespace, self.kubernetes.serviceaccount.name)
+        format!(
+            "{SERVICE_ACCOUNT_PREFIX}{}:{}",
+            self.kubernetes.namespace, self.kubernetes.serviceaccount.name
+        )
     }
 
     /// Checks times, audience and subject. Answers the audiences that both sides have.
@@ -205,7 +208,10 @@ mod tests {
         let user = claims().user();
         assert_eq!(user.username, "system:serviceaccount:ns:sa");
         assert_eq!(user.uid, "sa-uid");
-        assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:ns", "system:authenticated"]);
+        assert_eq!(
+            user.groups,
+            ["system:serviceaccounts", "system:serviceaccounts:ns", "system:authenticated"]
+        );
         assert_eq!(user.extra[EXTRA_POD_NAME], ["pod"]);
         assert_eq!(user.extra[EXTRA_NODE_UID], ["node-uid"]);
         assert_eq!(user.extra[EXTRA_CREDENTIAL], ["JTI=id"]);

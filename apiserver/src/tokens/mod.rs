@@ -79,7 +79,13 @@ impl ServiceAccountTokens {
     ) -> Result<Self, jws::JwsError> {
         let issuer = issuer.into();
         let audiences = if audiences.is_empty() { vec![issuer.clone()] } else { audiences };
-        Ok(Self { key: SigningKey::from_pem(key_pem)?, issuer, audiences, reader, verified: Mutex::default() })
+        Ok(Self {
+            key: SigningKey::from_pem(key_pem)?,
+            issuer,
+            audiences,
+            reader,
+            verified: Mutex::default(),
+        })
     }
 
     /// The API server's own audiences.
@@ -125,7 +131,8 @@ impl ServiceAccountTokens {
     async fn check_bound(&self, claims: &Claims, now: i64) -> Result<(), TokenError> {
         let bound = &claims.kubernetes;
         let namespace = bound.namespace.as_str();
-        self.check_reference("serviceaccounts", "service account", namespace, &bound.serviceaccount, now).await?;
+        self.check_reference("serviceaccounts", "service account", namespace, &bound.serviceaccount, now)
+            .await?;
         if let Some(secret) = &bound.secret {
             self.check_reference("secrets", "secret", namespace, secret, now).await?;
         }
@@ -166,7 +173,13 @@ impl ServiceAccountTokens {
         Ok(())
     }
 
-    async fn get(&self, resource: &str, namespace: &str, name: &str, fresh: bool) -> Result<Option<Value>, TokenError> {
+    async fn get(
+        &self,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        fresh: bool,
+    ) -> Result<Option<Value>, TokenError> {
         let found = self.reader.get(&GroupResource::new("", resource), namespace, name, fresh).await;
         let found = found.map_err(|error| TokenError::Lookup(error.to_string()))?;
         found.map(|o| o.decode()).transpose().map_err(|error| TokenError::Lookup(error.to_string()))

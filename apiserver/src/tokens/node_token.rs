@@ -40,7 +40,8 @@ impl BootstrapToken {
     /// A random token.
     pub fn generate() -> Self {
         let mut random = rand::rng();
-        let mut word = |len| (0..len).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect();
+        let mut word =
+            |len| (0..len).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect();
         Self { id: word(ID_LEN), secret: word(SECRET_LEN) }
     }
 
@@ -48,7 +49,8 @@ impl BootstrapToken {
     pub fn parse(text: &str) -> Option<Self> {
         let (id, secret) = text.split_once('.')?;
         let fits = |word: &str, len| word.len() == len && word.bytes().all(|b| ALPHABET.contains(&b));
-        (fits(id, ID_LEN) && fits(secret, SECRET_LEN)).then(|| Self { id: id.to_owned(), secret: secret.to_owned() })
+        (fits(id, ID_LEN) && fits(secret, SECRET_LEN))
+            .then(|| Self { id: id.to_owned(), secret: secret.to_owned() })
     }
 
     /// The bearer token: `id.secret`.
@@ -101,8 +103,10 @@ impl std::str::FromStr for NodeToken {
     type Err = NotAJoinToken;
 
     fn from_str(text: &str) -> Result<Self, NotAJoinToken> {
-        let (digest, token) = text.trim().strip_prefix(PREFIX).and_then(|t| t.split_once("::")).ok_or(NotAJoinToken)?;
-        let hex = digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let (digest, token) =
+            text.trim().strip_prefix(PREFIX).and_then(|t| t.split_once("::")).ok_or(NotAJoinToken)?;
+        let hex =
+            digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         let token = BootstrapToken::parse(token).filter(|_| hex).ok_or(NotAJoinToken)?;
         Ok(Self { ca_digest: digest.to_owned(), token })
     }

@@ -127,7 +127,9 @@ impl VirtualResource for TokenRequests {
         let mut object = request.object;
         let spec: Spec = serde_json::from_value(object.get("spec").cloned().unwrap_or_default())
             .map_err(|error| Status::bad_request(error.to_string()))?;
-        for (given, url, what) in [(object.name(), name, "name"), (object.namespace(), namespace, "namespace")] {
+        for (given, url, what) in
+            [(object.name(), name, "name"), (object.namespace(), namespace, "namespace")]
+        {
             if !given.is_empty() && given != url {
                 let text = match what {
                     "name" => format!("the name of the object ({given}) does not match the name on the URL ({url})"),
@@ -150,7 +152,8 @@ impl VirtualResource for TokenRequests {
         if let Some(to) = &spec.bound_object_ref {
             self.bind(&mut bound, &account, to).await?;
         }
-        let audiences = spec.audiences.filter(|a| !a.is_empty()).unwrap_or_else(|| self.tokens.audiences.clone());
+        let audiences =
+            spec.audiences.filter(|a| !a.is_empty()).unwrap_or_else(|| self.tokens.audiences.clone());
         let now = Timestamp::now().as_second();
         let projected =
             seconds == PROJECTED_SECONDS && bound.pod.is_some() && audiences == self.tokens.audiences;
