@@ -127,6 +127,9 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     /// URL path.
     pub path: &'a str,
+    /// The query's `fieldSelector` as sent; empty without one and for other verbs than list, watch and
+    /// deletecollection.
+    pub field_selector: &'a str,
 }
 
 /// What one authorizer says.

@@ -5,9 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod authn;
+pub mod authz;
 pub mod body;
 pub mod cache;
 pub mod encode;
+pub mod encryption;
 pub mod kinds;
 pub mod negotiate;
+pub mod pki;
 pub mod request_info;
+pub mod tokens;
