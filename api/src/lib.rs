@@ -15,5 +15,6 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod strategy;
+pub mod table;
 pub mod text;
 pub mod time;
