@@ -4,6 +4,7 @@
 //! Nothing here reads a clock, draws randomness or does input or output; such values are arguments.
 #![forbid(unsafe_code)]
 
+pub mod convert;
 pub mod decode;
 pub mod defaults;
 pub mod kinds;
@@ -15,5 +16,6 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod strategy;
+pub mod table;
 pub mod text;
 pub mod time;
