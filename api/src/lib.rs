@@ -19,3 +19,4 @@ pub mod strategy;
 pub mod table;
 pub mod text;
 pub mod time;
+pub mod validation;
