@@ -6,9 +6,11 @@
 //!
 //! | engine | for |
 //! |---|---|
+//! | [`embedded`] | one machine: a directory, a checksummed log and a redb table |
 //! | [`memory`] | tests and throw-away clusters: nothing survives the process |
 #![forbid(unsafe_code)]
 
+pub mod embedded;
 pub mod memory;
 
 mod hub;
