@@ -10,6 +10,9 @@
 //! | [`memory`] | tests and throw-away clusters: nothing survives the process |
 #![forbid(unsafe_code)]
 
+pub mod bench;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod embedded;
 pub mod memory;
 
