@@ -177,7 +177,7 @@ pub async fn limits(fixture: &mut dyn Fixture) {
     }
     assert_eq!(store.current_revision().await.unwrap(), FIRST_REVISION);
 
-    let large = Bytes::from((0..1 << 20).map(|n| (n * 31 >> 3) as u8).collect::<Vec<_>>());
+    let large = Bytes::from((0..1 << 20).map(|n| ((n * 31) >> 3) as u8).collect::<Vec<_>>());
     let values = [
         ("empty", Bytes::new()),
         ("bytes", Bytes::from((0..=255).collect::<Vec<u8>>())),
