@@ -1,2 +1,14 @@
-//! Placeholder.
+//! The pure core of Hawser's API: the kinds table, the object model, selectors, patches, schema,
+//! defaulting, validation and printer columns.
+//!
+//! Nothing here reads a clock, draws randomness or does input or output; such values are arguments.
 #![forbid(unsafe_code)]
+
+pub mod kinds;
+pub mod names;
+pub mod object;
+pub mod quantity;
+pub mod selector;
+pub mod status;
+pub mod text;
+pub mod time;
