@@ -140,6 +140,7 @@ pub struct Sandbox {
     run: PathBuf,
     binary: PathBuf,
     network: Network,
+    server_flags: Vec<String>,
 }
 
 impl Sandbox {
@@ -153,7 +154,14 @@ impl Sandbox {
             network: Network::new(run.join("netns")),
             run,
             binary: binary.to_path_buf(),
+            server_flags: Vec::new(),
         }
+    }
+
+    /// Gives further flags to `hawser server`.
+    pub fn with_server_flags(mut self, flags: &[&str]) -> Self {
+        self.server_flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
     }
 
     /// The administrator's kubeconfig, for use on this machine.
@@ -290,13 +298,14 @@ impl Sandbox {
             return Ok(());
         }
         let listener = self.listen(state)?;
-        let argv = [
+        let mut argv = vec![
             self.binary.display().to_string(),
             "server".to_owned(),
             format!("--data-dir={}", self.directory.join(SERVER_HOST).display()),
             format!("--bind={SERVER_ADDRESS}:{API_PORT}"),
             format!("--advertise-address={SERVER_ADDRESS}"),
         ];
+        argv.extend(self.server_flags.iter().cloned());
         self.spawn(state, SERVER_HOST, Some(listener), &argv, built)
     }
 
