@@ -87,20 +87,6 @@ impl Quantity {
         self.nanos % 1_000_000 == 0
     }
 
-    /// The sum. A zero takes the other's format.
-    #[must_use]
-    pub fn add(self, other: Quantity) -> Quantity {
-        let format = if self.is_zero() { other.format } else { self.format };
-        Quantity { nanos: (self.nanos + other.nanos).clamp(-MAX, MAX), format }
-    }
-
-    /// The difference.
-    #[must_use]
-    pub fn sub(self, other: Quantity) -> Quantity {
-        let format = if self.is_zero() { other.format } else { self.format };
-        Quantity { nanos: (self.nanos - other.nanos).clamp(-MAX, MAX), format }
-    }
-
     /// Parses a text.
     ///
     /// # Errors
@@ -121,6 +107,24 @@ impl Quantity {
         let nanos = scaled(int, frac, scale);
         let nanos = nanos.min(MAX);
         Ok(Quantity { nanos: if negative { -nanos } else { nanos }, format })
+    }
+}
+
+/// The sum. A zero takes the other's format.
+impl std::ops::Add for Quantity {
+    type Output = Quantity;
+    fn add(self, other: Quantity) -> Quantity {
+        let format = if self.is_zero() { other.format } else { self.format };
+        Quantity { nanos: (self.nanos + other.nanos).clamp(-MAX, MAX), format }
+    }
+}
+
+/// The difference. A zero takes the other's format.
+impl std::ops::Sub for Quantity {
+    type Output = Quantity;
+    fn sub(self, other: Quantity) -> Quantity {
+        let format = if self.is_zero() { other.format } else { self.format };
+        Quantity { nanos: (self.nanos - other.nanos).clamp(-MAX, MAX), format }
     }
 }
 
@@ -333,9 +337,9 @@ mod tests {
     #[test]
     fn arithmetic() {
         let q = |s| Quantity::parse(s).expect("quantity");
-        assert_eq!(q("1Gi").add(q("512Mi")).to_string(), "1536Mi");
-        assert_eq!(q("0").add(q("1Gi")).to_string(), "1Gi");
-        assert_eq!(q("1").sub(q("1500m")).to_string(), "-500m");
+        assert_eq!((q("1Gi") + q("512Mi")).to_string(), "1536Mi");
+        assert_eq!((q("0") + q("1Gi")).to_string(), "1Gi");
+        assert_eq!((q("1") - q("1500m")).to_string(), "-500m");
         assert_eq!((q("1500m").value(), q("1500m").milli_value(), q("-1500m").value()), (2, 1500, -1));
         assert!(q("1Ki") > q("1k") && q("1.5") == q("1500m") && !q("1500m").is_integer());
     }
