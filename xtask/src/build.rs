@@ -35,3 +35,8 @@ pub fn hawser(profile: Profile) -> Result<PathBuf> {
 pub fn demo_images_dir() -> PathBuf {
     target_dir().join("images")
 }
+
+/// Where `build-ebpf` leaves the programs.
+pub fn ebpf_object() -> PathBuf {
+    target_dir().join("ebpf/hawser.bpf.o")
+}

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
+pub mod build_ebpf;
 pub mod deps;
 pub mod images;
 pub mod sandbox;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{build, deps, images, sandbox, setup, test};
+use xtask::{build, build_ebpf, deps, images, sandbox, setup, test};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs and tests Hawser")]
@@ -19,6 +19,8 @@ struct Cli {
 enum Task {
     /// Installs what the build and the tests need: Debian packages and bpf-linker
     Setup,
+    /// Builds the eBPF programs with the first of the two toolchains that is there
+    BuildEbpf,
     /// Starts a whole cluster in network namespaces of this machine, with a demo
     Up {
         /// Number of nodes
@@ -56,6 +58,14 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     match task {
         Task::Setup => setup::run(),
+        Task::BuildEbpf => {
+            setup::run()?;
+            let output = build::ebpf_object();
+            let toolchain = build_ebpf::build(&xtask::root(), &xtask::target_dir().join("ebpf"), &output)
+                .map_err(anyhow::Error::msg)?;
+            println!("{} ({toolchain:?})", output.display());
+            Ok(())
+        }
         Task::Up { nodes, no_demo, images } => {
             sandbox::up(&sandbox::Options { nodes, demo: !no_demo, images })
         }
