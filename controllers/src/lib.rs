@@ -1,2 +1,20 @@
-//! Placeholder.
+//! Hawser's controllers: each a pure `reconcile(&View, now) -> Plan`, all run by one generic runner.
+//!
+//! - [`plan`]: what a reconciler returns.
+//! - [`cache`]: one shared, indexed store per kind.
+//! - [`runner`]: work queue, execution of plans, events, leader election.
+//! - One module per controller.
 #![forbid(unsafe_code)]
+
+pub mod cache;
+pub mod claim;
+pub mod deployment;
+pub mod hash;
+pub mod object;
+pub mod plan;
+pub mod pods;
+pub mod replicaset;
+pub mod runner;
+
+#[cfg(test)]
+mod testing;
