@@ -18,8 +18,13 @@ pub enum Profile {
 
 /// Builds `hawser` with the eBPF programs in it and answers its path.
 pub fn hawser(profile: Profile) -> Result<PathBuf> {
+    package("hawser", "hawser", profile)
+}
+
+/// Builds a program of a package and answers its path.
+pub fn package(package: &str, program: &str, profile: Profile) -> Result<PathBuf> {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).args(["build", "--package", "hawser"]);
+    cargo.current_dir(root()).args(["build", "--package", package, "--bin", program]);
     let folder = match profile {
         Profile::Dev => "debug",
         Profile::Release => {
@@ -28,7 +33,7 @@ pub fn hawser(profile: Profile) -> Result<PathBuf> {
         }
     };
     run(&mut cargo)?;
-    Ok(target_dir().join(folder).join("hawser"))
+    Ok(target_dir().join(folder).join(program))
 }
 
 /// Where the demo's images are kept.

@@ -56,6 +56,19 @@ pub fn build_demo(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(archives)
 }
 
+/// Makes an image that runs one program of this machine, with the libraries that it links.
+pub fn build_program(reference: &str, program: &Path, archive: &Path) -> Result<()> {
+    let mut layer = Layer::base()?;
+    layer.copy(program, "bin/program")?;
+    layer.copy_libraries(program)?;
+    Image {
+        reference: reference.to_owned(),
+        layer: layer.finish()?,
+        config: json!({"Entrypoint": ["/bin/program"], "Env": ["PATH=/bin"]}),
+    }
+    .write(archive)
+}
+
 fn busybox() -> Result<Image> {
     let mut layer = Layer::base()?;
     layer.copy(Path::new(BUSYBOX_PATH), "bin/busybox")?;
@@ -63,7 +76,7 @@ fn busybox() -> Result<Image> {
         layer.symlink(&format!("bin/{applet}"), "/bin/busybox")?;
     }
     Ok(Image {
-        reference: BUSYBOX,
+        reference: BUSYBOX.to_owned(),
         layer: layer.finish()?,
         config: json!({"Cmd": ["sh"], "Env": ["PATH=/bin"], "WorkingDir": "/"}),
     })
@@ -72,9 +85,7 @@ fn busybox() -> Result<Image> {
 fn nginx() -> Result<Image> {
     let mut layer = Layer::base()?;
     layer.copy(Path::new(NGINX_PATH), "usr/sbin/nginx")?;
-    for library in libraries(Path::new(NGINX_PATH))? {
-        layer.copy(&library, library.strip_prefix("/").unwrap_or(&library).to_string_lossy().as_ref())?;
-    }
+    layer.copy_libraries(Path::new(NGINX_PATH))?;
     for directory in ["var/log/nginx", "var/lib/nginx", "usr/share/nginx/html", "etc/nginx"] {
         layer.directory(directory)?;
     }
@@ -85,7 +96,7 @@ fn nginx() -> Result<Image> {
         layer.symlink(&format!("bin/{applet}"), "/bin/busybox")?;
     }
     Ok(Image {
-        reference: NGINX,
+        reference: NGINX.to_owned(),
         layer: layer.finish()?,
         config: json!({
             "Entrypoint": ["/usr/sbin/nginx", "-g", "daemon off;"],
@@ -164,6 +175,15 @@ impl Layer {
         self.file(to, &content, mode)
     }
 
+    /// The libraries that a program links, at their places.
+    fn copy_libraries(&mut self, program: &Path) -> Result<()> {
+        for library in libraries(program)? {
+            let to = library.strip_prefix("/").unwrap_or(&library).to_string_lossy().into_owned();
+            self.copy(&library, &to)?;
+        }
+        Ok(())
+    }
+
     fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -180,7 +200,7 @@ impl Layer {
 
 /// An image of one layer.
 struct Image {
-    reference: &'static str,
+    reference: String,
     layer: Vec<u8>,
     config: Value,
 }

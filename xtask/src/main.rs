@@ -41,6 +41,11 @@ enum Task {
     Deps,
     /// Formatting, lints, arrows, and all tests
     Test,
+    /// Measures what Hawser promises in figures, and prints a table
+    Bench {
+        /// Only these parts: api, nodes
+        parts: Vec<String>,
+    },
     /// What continuous integration runs: setup, then test
     Ci,
 }
@@ -61,8 +66,9 @@ fn perform(task: Task) -> Result<()> {
         Task::BuildEbpf => {
             setup::run()?;
             let output = build::ebpf_object();
-            let toolchain = build_ebpf::build(&xtask::root(), &xtask::target_dir().join("ebpf"), &output)
-                .map_err(anyhow::Error::msg)?;
+            let toolchain =
+                build_ebpf::build(&xtask::root(), &xtask::target_dir().join("ebpf/build"), &output)
+                    .map_err(anyhow::Error::msg)?;
             println!("{} ({toolchain:?})", output.display());
             Ok(())
         }
@@ -79,9 +85,18 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Deps => deps::check(),
         Task::Test => test::run(),
+        Task::Bench { parts } => bench(&parts),
         Task::Ci => {
             setup::run()?;
             test::run()
         }
     }
+}
+
+fn bench(parts: &[String]) -> Result<()> {
+    setup::run()?;
+    let binary = build::hawser(build::Profile::Release)?;
+    images::build_demo(&build::demo_images_dir())?;
+    let bench = build::package("hawser-tests", "hawser-bench", build::Profile::Release)?;
+    xtask::run(std::process::Command::new(bench).arg("run").arg("--binary").arg(binary).args(parts))
 }
