@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod etcd;
 pub mod pods;
 pub mod server;
 pub mod wire;
