@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, TableDefinition};
+use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTableMetadata, TableDefinition};
 
 use super::{
     frame::{Record, decode_row, encode_row},
@@ -30,6 +30,8 @@ pub(crate) struct Meta {
     /// All revisions up to this one are in the table.
     pub applied: Revision,
     pub compacted: Revision,
+    /// How many rows there are.
+    pub rows: u64,
 }
 
 /// The table. Cloning shares it.
@@ -88,6 +90,7 @@ impl Rows {
                 ("segment_bytes", segment_bytes),
                 ("applied", FIRST_REVISION),
                 ("compacted", 0),
+                ("rows", 0),
             ];
             for (name, value) in values {
                 meta.insert(name, value).map_err(failed)?;
@@ -119,6 +122,7 @@ impl Rows {
             segment_bytes: value("segment_bytes")?,
             applied: value("applied")?,
             compacted: value("compacted")?,
+            rows: value("rows")?,
         })
     }
 
@@ -164,6 +168,8 @@ impl Rows {
             let mut rows = txn.open_table(ROWS).map_err(failed)?;
             let mut meta = txn.open_table(META).map_err(failed)?;
             edit(&mut rows, &mut meta).map_err(failed)?;
+            let count = rows.len().map_err(failed)?;
+            meta.insert("rows", count).map_err(failed)?;
         }
         txn.commit().map_err(failed)
     }

@@ -68,7 +68,9 @@ pub(crate) fn load_index(rows: &Rows) -> Result<Index, Error> {
     let meta = rows.meta()?;
     let mut index = Index::new();
     let mut next = None;
+    let mut count = 0;
     rows.reader()?.scan(0..=Revision::MAX, |record| {
+        count += 1;
         // Above the compacted revision every revision has its row.
         let expected = next.unwrap_or(meta.compacted.max(crate::FIRST_REVISION) + 1);
         if record.revision > expected {
@@ -79,6 +81,9 @@ pub(crate) fn load_index(rows: &Rows) -> Result<Index, Error> {
         index.apply(key, Version { create: record.create, revision: record.revision });
         Ok(true)
     })?;
+    if count != meta.rows {
+        return Err(Error::Corrupt { what: format!("the table has {count} rows instead of {}", meta.rows) });
+    }
     if index.current() > meta.applied {
         return Err(Error::Corrupt { what: "the table is ahead of its own revision".to_owned() });
     }
