@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod decode;
+pub mod defaults;
 pub mod kinds;
 pub mod names;
 pub mod object;
@@ -13,5 +14,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod strategy;
+pub mod table;
 pub mod text;
 pub mod time;

@@ -143,7 +143,7 @@ impl LabelSelector {
         let mut requirements = Vec::new();
         for (key, value) in Labels::new(selector.get("matchLabels").and_then(Value::as_object)).iter() {
             let values = vec![value.to_owned()];
-            requirements.push(Requirement { key: key.to_owned(), operator: Operator::In, values });
+            requirements.push(Requirement { key: key.to_owned(), operator: Operator::Equals, values });
         }
         for e in selector.items_at("matchExpressions") {
             let operator = match e.str_at("operator") {
@@ -161,6 +161,7 @@ impl LabelSelector {
             let values = e.items_at("values").iter().filter_map(Value::as_str).map(str::to_owned).collect();
             requirements.push(Requirement::checked(e.str_at("key").to_owned(), operator, values)?);
         }
+        requirements.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(LabelSelector { requirements, nothing: false })
     }
 

@@ -1,5 +1,6 @@
 //! JSON patch (RFC 6902), with the liberties that kube-apiserver's library takes: negative list indices count
-//! from the end, the first character of a pointer is not looked at, a test of a missing value for null passes.
+//! from the end, what precedes a pointer's first slash is dropped, a test of a missing value for null passes,
+//! replacing a missing field adds it.
 
 use super::PatchError;
 use crate::text::json_type;
@@ -164,7 +165,14 @@ fn remove(document: &mut Value, path: &[String]) -> Option<Value> {
     }
 }
 
+/// Replaces a value. A field that is missing is added; a list item has to be there.
 fn replace(document: &mut Value, path: &[String], value: Value) -> Option<()> {
+    if let Some((last, parents)) = path.split_last()
+        && let Value::Object(map) = get_mut(document, parents)?
+    {
+        map.insert(last.clone(), value);
+        return Some(());
+    }
     *get_mut(document, path)? = value;
     Some(())
 }
@@ -215,7 +223,7 @@ mod tests {
             (json!([{"op": "replace", "path": "", "value": {}}]), Some(json!({}))),
             (json!([{"op": "test", "path": "/l/x", "value": "2"}]), None),
             (json!([{"op": "remove", "path": "/l/never"}]), None),
-            (json!([{"op": "replace", "path": "/l/never", "value": 1}]), None),
+            (json!([{"op": "replace", "path": "/a/b/7", "value": 1}]), None),
             (json!([{"op": "add", "path": "/no/where", "value": 1}]), None),
             (json!([{"op": "add", "path": "/a/b/9", "value": 1}]), None),
             (json!([{"op": "add", "value": 1}]), None),
