@@ -9,12 +9,15 @@
 pub mod cache;
 pub mod claim;
 pub mod deployment;
+pub mod endpoints;
+pub mod endpointslice;
 pub mod hash;
 pub mod object;
 pub mod plan;
 pub mod pods;
 pub mod replicaset;
 pub mod runner;
+pub mod services;
 
 #[cfg(test)]
 mod testing;
