@@ -8,13 +8,24 @@
 
 pub mod cache;
 pub mod claim;
+pub mod config;
 pub mod deployment;
+pub mod discovery;
+pub mod endpoints;
+pub mod endpointslice;
 pub mod hash;
+pub mod manager;
+pub mod namespace;
+pub mod nsdefaults;
 pub mod object;
 pub mod plan;
 pub mod pods;
 pub mod replicaset;
 pub mod runner;
+pub mod services;
+
+pub use config::{ClientFor, Config, SigningCa};
+pub use manager::{ControllerManager, Error};
 
 #[cfg(test)]
 mod testing;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
@@ -196,9 +197,10 @@ fn make_new_set(plan: &mut Plan, view: &View, sets: &Sets, now: Timestamp) {
     let name = new_set_name(deployment);
     let mut status_of = deployment.clone();
     let status = status_of.status.get_or_insert_default();
-    if view.homonym.as_ref().is_some_and(|h| !object::is_controlled_by(&h.metadata, deployment))
-        || view.homonym.as_ref().is_some_and(|h| !same_template(h, deployment))
-    {
+    let taken = |set: &Arc<ReplicaSet>| {
+        !object::is_controlled_by(&set.metadata, deployment) || !same_template(set, deployment)
+    };
+    if view.homonym.as_ref().is_some_and(taken) {
         // Another template has the same hash: the next look hashes with a higher count.
         status.collision_count = Some(status.collision_count.unwrap_or(0).saturating_add(1));
         plan.update_status(deployment, &status_of);
@@ -235,7 +237,10 @@ fn make_new_set(plan: &mut Plan, view: &View, sets: &Sets, now: Timestamp) {
     annotations::set_counts(&mut set, deployment);
 
     let failed = format!("Failed to create new replica set \"{name}\": {{error}}");
-    let mut act = Act::create(&set).err(Note::warning(about(), "ReplicaSetCreateError", failed.clone()));
+    // A set of this name that the caches do not show yet is judged once they do.
+    let mut act =
+        Act::create(&set).may_exist().err(Note::warning(about(), "ReplicaSetCreateError", failed.clone()));
+    plan.requeue(Duration::from_secs(1));
     if size > 0 {
         let message = format!("Scaled up replica set {name} from 0 to {size}");
         act = act.ok(Note::normal(about(), "ScalingReplicaSet", message));

@@ -163,6 +163,13 @@ pub fn of_rollout(
     if !has_deadline {
         remove(&mut status, PROGRESSING);
     }
+    if has_deadline
+        && current.is_none()
+        && let Some(new) = new
+    {
+        let message = format!("Found new replica set \"{}\"", object::name(new.as_ref()));
+        set(&mut status, condition(PROGRESSING, "True", "FoundNewReplicaSet", message, now));
+    }
     let settled = status.replicas.unwrap_or(0) == status.updated_replicas.unwrap_or(0)
         && current.as_ref().is_some_and(|c| c.reason.as_deref() == Some(NEW_SET_AVAILABLE));
     if has_deadline && !settled {
