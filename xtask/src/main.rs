@@ -28,11 +28,13 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn build_ebpf() -> anyhow::Result<()> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), std::path::PathBuf::from);
+    let root =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), std::path::PathBuf::from);
     let output = target.join("ebpf/hawser.bpf.o");
-    let toolchain =
-        build_ebpf::build(root, &target.join("ebpf/build"), &output).map_err(|error| anyhow::anyhow!(error))?;
+    let toolchain = build_ebpf::build(root, &target.join("ebpf/build"), &output)
+        .map_err(|error| anyhow::anyhow!(error))?;
     println!("{} ({toolchain:?} toolchain)", output.display());
     Ok(())
 }
