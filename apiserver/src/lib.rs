@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod admission;
 pub mod authn;
 pub mod authz;
 pub mod body;
+pub mod bootstrap;
 pub mod cache;
 pub mod encode;
 pub mod encryption;
@@ -15,4 +17,5 @@ pub mod kinds;
 pub mod negotiate;
 pub mod pki;
 pub mod request_info;
+pub mod streaming;
 pub mod tokens;

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::node_csr::{CLIENT_SIGNER, subject};
 use super::{forbidden, is};
-use crate::access::{Admission, AdmissionRequest, Attributes, Authorizer, Decision, GROUP_MASTERS, Operation};
+use crate::access::{
+    Admission, AdmissionRequest, Attributes, Authorizer, Decision, GROUP_MASTERS, Operation,
+};
 use crate::authz::Authorizers;
 use crate::request_info::RequestInfo;
 
@@ -52,7 +54,12 @@ impl Admission for CertificateRequester {
 }
 
 /// Whether a user has a verb on a signer, by its name or by `domain/*`.
-async fn may_use_signer(authorizers: &Authorizers, request: &AdmissionRequest<'_>, verb: &str, signer: &str) -> bool {
+async fn may_use_signer(
+    authorizers: &Authorizers,
+    request: &AdmissionRequest<'_>,
+    verb: &str,
+    signer: &str,
+) -> bool {
     let domain = signer.split_once('/').map(|(domain, _)| format!("{domain}/*"));
     for name in std::iter::once(signer).chain(domain.as_deref()) {
         let attributes = Attributes {
@@ -91,7 +98,10 @@ impl Admission for CertificateApproval {
     }
 
     fn handles(&self, operation: Operation, info: &RequestInfo) -> bool {
-        operation == Operation::Update && info.group == GROUP && info.resource == RESOURCE && info.subresource == "approval"
+        operation == Operation::Update
+            && info.group == GROUP
+            && info.resource == RESOURCE
+            && info.subresource == "approval"
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>) -> Result<(), Status> {
@@ -99,7 +109,10 @@ impl Admission for CertificateApproval {
         if may_use_signer(&self.authorizers, request, "approve", signer).await {
             return Ok(());
         }
-        Err(forbidden(request, format!("user not permitted to approve requests with signerName {}", quote(signer))))
+        Err(forbidden(
+            request,
+            format!("user not permitted to approve requests with signerName {}", quote(signer)),
+        ))
     }
 }
 
@@ -114,11 +127,16 @@ impl Admission for CertificateSigning {
     }
 
     fn handles(&self, operation: Operation, info: &RequestInfo) -> bool {
-        operation == Operation::Update && info.group == GROUP && info.resource == RESOURCE && info.subresource == "status"
+        operation == Operation::Update
+            && info.group == GROUP
+            && info.resource == RESOURCE
+            && info.subresource == "status"
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>) -> Result<(), Status> {
-        let part = |object: Option<&Value>, field: &str| object.and_then(|o| o.at(field)).cloned().unwrap_or_default();
+        let part = |object: Option<&Value>, field: &str| {
+            object.and_then(|o| o.at(field)).cloned().unwrap_or_default()
+        };
         let object = request.object.as_deref();
         let same = |field| part(object, field) == part(request.old_object, field);
         if same("status.certificate") && same("status.conditions") {
@@ -128,7 +146,10 @@ impl Admission for CertificateSigning {
         if may_use_signer(&self.authorizers, request, "sign", signer).await {
             return Ok(());
         }
-        Err(forbidden(request, format!("user not permitted to sign requests with signerName {}", quote(signer))))
+        Err(forbidden(
+            request,
+            format!("user not permitted to sign requests with signerName {}", quote(signer)),
+        ))
     }
 }
 
@@ -195,10 +216,18 @@ mod tests {
         let user = || UserInfo::new("signer", Vec::<String>::new());
         let approval = CertificateApproval { authorizers: authorizers() };
         let signing = CertificateSigning { authorizers: authorizers() };
-        for (signer, approves, signs) in [("example.com/one", true, true), ("example.com/two", true, false), ("other.com/one", false, false)] {
-            let request = |sub: &str, new: Value| world.put_request(&format!("{path}/{sub}"), new, object(signer)).by(user());
+        for (signer, approves, signs) in [
+            ("example.com/one", true, true),
+            ("example.com/two", true, false),
+            ("other.com/one", false, false),
+        ] {
+            let request = |sub: &str, new: Value| {
+                world.put_request(&format!("{path}/{sub}"), new, object(signer)).by(user())
+            };
             let refused = |verb: &str| {
-                format!("certificatesigningrequests.certificates.k8s.io \"c\" is forbidden: user not permitted to {verb} requests with signerName \"{signer}\"")
+                format!(
+                    "certificatesigningrequests.certificates.k8s.io \"c\" is forbidden: user not permitted to {verb} requests with signerName \"{signer}\""
+                )
             };
             let expected = if approves { "ok".to_owned() } else { refused("approve") };
             assert_eq!(request("approval", object("example.com/one")).answer(&approval).await, expected);
@@ -217,10 +246,16 @@ mod tests {
         forged["spec"]["uid"] = json!("7");
         let user = UserInfo::new("alice", ["g"]);
         let made = world.post(path, forged).by(user).admit(&CertificateRequester).await.expect("admitted");
-        assert_eq!((&made["spec"]["username"], &made["spec"]["groups"]), (&json!("alice"), &json!(["g", "system:authenticated"])));
+        assert_eq!(
+            (&made["spec"]["username"], &made["spec"]["groups"]),
+            (&json!("alice"), &json!(["g", "system:authenticated"]))
+        );
         assert!(made["spec"].get("uid").is_none());
-        let answer = |org| world.post(path, csr(CLIENT_SIGNER, "a", org)).answer(&CertificateSubjectRestriction);
+        let answer =
+            |org| world.post(path, csr(CLIENT_SIGNER, "a", org)).answer(&CertificateSubjectRestriction);
         assert_eq!(answer("staff").await, "ok");
-        assert!(answer(GROUP_MASTERS).await.ends_with("use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"));
+        assert!(answer(GROUP_MASTERS).await.ends_with(
+            "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"
+        ));
     }
 }

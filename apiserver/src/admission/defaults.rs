@@ -27,7 +27,8 @@ impl Admission for TaintNodesByCondition {
     }
 
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
-        let Some(taints) = request.object.as_deref_mut().and_then(|o| array_mut(o, &["spec", "taints"])) else {
+        let Some(taints) = request.object.as_deref_mut().and_then(|o| array_mut(o, &["spec", "taints"]))
+        else {
             return Ok(());
         };
         if !taints.iter().any(|t| t.str_at("key") == NOT_READY && t.str_at("effect") == "NoSchedule") {
@@ -42,7 +43,8 @@ pub(super) struct DefaultTolerationSeconds;
 
 /// Whether a toleration covers the NoExecute taint `key` (with any value or with none).
 fn tolerates(toleration: &Value, key: &str) -> bool {
-    matches!(toleration.str_at("effect"), "NoExecute" | "") && matches!(toleration.str_at("key"), k if k == key || k.is_empty())
+    matches!(toleration.str_at("effect"), "NoExecute" | "")
+        && matches!(toleration.str_at("key"), k if k == key || k.is_empty())
 }
 
 #[async_trait]
@@ -65,15 +67,20 @@ impl Admission for DefaultTolerationSeconds {
             return Ok(());
         }
         let Some(tolerations) = array_mut(object, &["spec", "tolerations"]) else { return Ok(()) };
-        tolerations.extend(missing.into_iter().map(|key| {
-            json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300})
-        }));
+        tolerations.extend(missing.into_iter().map(
+            |key| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}),
+        ));
         Ok(())
     }
 }
 
 /// The class that carries a default annotation; of several the newest, then the first by name.
-async fn default_class(reader: &Lookup, group: &str, resource: &str, annotations: &[&str]) -> Result<Option<String>, Status> {
+async fn default_class(
+    reader: &Lookup,
+    group: &str,
+    resource: &str,
+    annotations: &[&str],
+) -> Result<Option<String>, Status> {
     let classes = reader.list(group, resource).await?;
     let is_default = |class: &&Value| annotations.iter().any(|a| class.annotation(a) == Some("true"));
     let newest = classes.iter().filter(is_default).max_by(|a, b| {
@@ -104,9 +111,13 @@ impl Admission for DefaultStorageClass {
         if named || object.annotation("volume.beta.kubernetes.io/storage-class").is_some() {
             return Ok(());
         }
-        let annotations =
-            ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
-        if let Some(name) = default_class(&self.reader, "storage.k8s.io", "storageclasses", &annotations).await? {
+        let annotations = [
+            "storageclass.kubernetes.io/is-default-class",
+            "storageclass.beta.kubernetes.io/is-default-class",
+        ];
+        if let Some(name) =
+            default_class(&self.reader, "storage.k8s.io", "storageclasses", &annotations).await?
+        {
             object.set_path(&["spec", "storageClassName"], json!(name));
         }
         Ok(())
@@ -135,7 +146,8 @@ impl Admission for StorageObjectInUseProtection {
             "persistentvolumes" => "kubernetes.io/pv-protection",
             _ => "kubernetes.io/vac-protection",
         };
-        let Some(finalizers) = request.object.as_deref_mut().and_then(|o| array_mut(o, &["metadata", "finalizers"]))
+        let Some(finalizers) =
+            request.object.as_deref_mut().and_then(|o| array_mut(o, &["metadata", "finalizers"]))
         else {
             return Ok(());
         };
@@ -168,7 +180,9 @@ impl Admission for DefaultIngressClass {
             return Ok(());
         }
         let annotations = ["ingressclass.kubernetes.io/is-default-class"];
-        if let Some(name) = default_class(&self.reader, "networking.k8s.io", "ingressclasses", &annotations).await? {
+        if let Some(name) =
+            default_class(&self.reader, "networking.k8s.io", "ingressclasses", &annotations).await?
+        {
             object.set_path(&["spec", "ingressClassName"], json!(name));
         }
         Ok(())
@@ -184,7 +198,8 @@ mod tests {
     async fn tolerations_are_added_once() {
         let world = World::new();
         let seconds = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
-        let own = json!({"key": NOT_READY, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5});
+        let own =
+            json!({"key": NOT_READY, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5});
         let everything = json!({"operator": "Exists"});
         for (given, expected) in [
             (json!({}), json!([seconds(NOT_READY), seconds(UNREACHABLE)])),
@@ -204,21 +219,30 @@ mod tests {
             json!({"metadata": {"name": name, "creationTimestamp": at, "annotations": {
                 "storageclass.kubernetes.io/is-default-class": "true", "ingressclass.kubernetes.io/is-default-class": "true"}}})
         };
-        let claim = |spec: Value| world.post("/api/v1/namespaces/a/persistentvolumeclaims", json!({"spec": spec}));
+        let claim =
+            |spec: Value| world.post("/api/v1/namespaces/a/persistentvolumeclaims", json!({"spec": spec}));
         let storage = DefaultStorageClass { reader: world.lookup() };
         assert_eq!(claim(json!({})).admit(&storage).await.expect("admitted")["spec"], json!({}));
         world.put("storage.k8s.io", "storageclasses", class("old", "2020-01-01T00:00:00Z"));
         world.put("storage.k8s.io", "storageclasses", class("new", "2021-01-01T00:00:00Z"));
         world.put("networking.k8s.io", "ingressclasses", class("i", "2021-01-01T00:00:00Z"));
-        for (given, expected) in [(json!({}), "new"), (json!({"storageClassName": ""}), ""), (json!({"storageClassName": "x"}), "x")] {
-            assert_eq!(claim(given).admit(&storage).await.expect("admitted")["spec"]["storageClassName"], expected);
+        for (given, expected) in [
+            (json!({}), "new"),
+            (json!({"storageClassName": ""}), ""),
+            (json!({"storageClassName": "x"}), "x"),
+        ] {
+            assert_eq!(
+                claim(given).admit(&storage).await.expect("admitted")["spec"]["storageClassName"],
+                expected
+            );
         }
         let protected = claim(json!({})).admit(&StorageObjectInUseProtection).await.expect("admitted");
         assert_eq!(protected["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
         let ingress = world.post("/apis/networking.k8s.io/v1/namespaces/a/ingresses", json!({"spec": {}}));
         let ingress = ingress.admit(&DefaultIngressClass { reader: world.lookup() }).await.expect("admitted");
         assert_eq!(ingress["spec"]["ingressClassName"], "i");
-        let node = world.post("/api/v1/nodes", json!({})).admit(&TaintNodesByCondition).await.expect("admitted");
+        let node =
+            world.post("/api/v1/nodes", json!({})).admit(&TaintNodesByCondition).await.expect("admitted");
         assert_eq!(node["spec"]["taints"], json!([{"key": NOT_READY, "effect": "NoSchedule"}]));
     }
 }

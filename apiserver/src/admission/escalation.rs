@@ -33,7 +33,10 @@ impl Admission for RbacEscalation {
         matches!(operation, Operation::Create | Operation::Update)
             && info.group == GROUP
             && info.subresource.is_empty()
-            && matches!(info.resource.as_str(), "roles" | "clusterroles" | "rolebindings" | "clusterrolebindings")
+            && matches!(
+                info.resource.as_str(),
+                "roles" | "clusterroles" | "rolebindings" | "clusterrolebindings"
+            )
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>) -> Result<(), Status> {
@@ -50,7 +53,10 @@ impl Admission for RbacEscalation {
 
 fn decode<T: DeserializeOwned + Default>(value: Option<&Value>) -> Result<T, Status> {
     let value = value.filter(|v| !v.is_null()).cloned();
-    value.map_or_else(|| Ok(T::default()), |v| serde_json::from_value(v).map_err(|e| Status::bad_request(e.to_string())))
+    value.map_or_else(
+        || Ok(T::default()),
+        |v| serde_json::from_value(v).map_err(|e| Status::bad_request(e.to_string())),
+    )
 }
 
 /// Whether a field is as it was (a missing one equals null and empty).
@@ -97,7 +103,8 @@ impl RbacEscalation {
         let namespace = &request.info.namespace;
         confirm_held(&index, request.user, namespace, &rules).map_err(|why| forbidden(request, why))?;
         // The rules of an aggregate are whatever others label later.
-        if aggregation && !same_aggregation && confirm_held(&index, request.user, "", &everything()).is_err() {
+        if aggregation && !same_aggregation && confirm_held(&index, request.user, "", &everything()).is_err()
+        {
             let why = "must have cluster-admin privileges to use the aggregationRule";
             return Err(forbidden(request, why));
         }
@@ -137,9 +144,7 @@ mod tests {
 
     fn plugin() -> RbacEscalation {
         let mut index = RbacIndex::default();
-        let rule = |group: &str, resource: &str, names: &[&str], verbs: &[&str]| {
-            json!({"apiGroups": [group], "resources": [resource], "resourceNames": names, "verbs": verbs})
-        };
+        let rule = |group: &str, resource: &str, names: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "resourceNames": names, "verbs": verbs});
         let roles = [
             ("mallory", json!([rule("", "pods", &[], &["get"])])),
             ("binder", json!([rule(GROUP, "clusterroles", &["secrets"], &["bind"])])),
@@ -184,9 +189,15 @@ mod tests {
         let mallory = || UserInfo::new("mallory", Vec::<String>::new());
         let (old, mut new) = (role("secrets", &["get"]), role("secrets", &["get"]));
         new["metadata"]["labels"] = json!({"a": "b"});
-        assert_eq!(world.put_request(&format!("{path}/r"), new, old.clone()).by(mallory()).answer(&plugin).await, "ok");
+        assert_eq!(
+            world.put_request(&format!("{path}/r"), new, old.clone()).by(mallory()).answer(&plugin).await,
+            "ok"
+        );
         let wider = role("secrets", &["get", "list"]);
-        assert_ne!(world.put_request(&format!("{path}/r"), wider, old).by(mallory()).answer(&plugin).await, "ok");
+        assert_ne!(
+            world.put_request(&format!("{path}/r"), wider, old).by(mallory()).answer(&plugin).await,
+            "ok"
+        );
         assert_eq!(world.post(path, role("secrets", &["*"])).answer(&plugin).await, "ok", "system:masters");
     }
 
@@ -213,7 +224,12 @@ mod tests {
         };
         assert_eq!(bind("mallory", "mallory").answer(&plugin).await, "ok");
         assert_eq!(bind("binder", "secrets").answer(&plugin).await, "ok");
-        assert!(bind("binder", "root").answer(&plugin).await.contains("is attempting to grant RBAC permissions not currently held"));
+        assert!(
+            bind("binder", "root")
+                .answer(&plugin)
+                .await
+                .contains("is attempting to grant RBAC permissions not currently held")
+        );
         assert!(bind("mallory", "root").answer(&plugin).await.ends_with(
             "{APIGroups:[\"*\"], Resources:[\"*\"], Verbs:[\"*\"]}\n{NonResourceURLs:[\"*\"], Verbs:[\"*\"]}"
         ));

@@ -51,7 +51,13 @@ struct Lookup(Arc<dyn ObjectReader>);
 
 impl Lookup {
     /// One object: from the cache, or when it is not there (yet) from as far as the store has come.
-    async fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, Status> {
+    async fn get(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, Status> {
         let key = GroupResource::new(group, resource);
         for fresh in [false, true] {
             let found = self.0.get(&key, namespace, name, fresh).await.map_err(Status::internal)?;
@@ -63,14 +69,21 @@ impl Lookup {
     }
 
     /// One object as the store has it.
-    async fn get_fresh(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, Status> {
+    async fn get_fresh(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, Status> {
         let found = self.0.get(&GroupResource::new(group, resource), namespace, name, true).await;
         found.map_err(Status::internal)?.map(|o| o.decode()).transpose().map_err(Status::internal)
     }
 
     /// All objects of a cluster-scoped resource, of which there are few (classes).
     async fn list(&self, group: &str, resource: &str) -> Result<Vec<Value>, Status> {
-        let found = self.0.list(&GroupResource::new(group, resource), None, false).await.map_err(Status::internal)?;
+        let found =
+            self.0.list(&GroupResource::new(group, resource), None, false).await.map_err(Status::internal)?;
         found.iter().map(|o| o.decode().map_err(Status::internal)).collect()
     }
 }

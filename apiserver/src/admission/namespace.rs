@@ -66,7 +66,11 @@ mod tests {
     async fn missing_and_ending_namespaces() {
         let world = World::new();
         world.put("", "namespaces", json!({"metadata": {"name": "live"}, "status": {"phase": "Active"}}));
-        world.put("", "namespaces", json!({"metadata": {"name": "ending"}, "status": {"phase": "Terminating"}}));
+        world.put(
+            "",
+            "namespaces",
+            json!({"metadata": {"name": "ending"}, "status": {"phase": "Terminating"}}),
+        );
         let plugin = NamespaceLifecycle { reader: world.lookup() };
         let configmap = json!({"metadata": {"name": "a"}});
         let create = |ns: &str| world.post(&format!("/api/v1/namespaces/{ns}/configmaps"), configmap.clone());
@@ -80,10 +84,18 @@ mod tests {
             "configmaps \"a\" is forbidden: unable to create new content in namespace ending because it is being terminated"
         );
         assert_eq!(ending.details.expect("details").causes[0].reason, "NamespaceTerminating");
-        let update = world.put_request("/api/v1/namespaces/ending/configmaps/a", configmap.clone(), configmap.clone());
+        let update =
+            world.put_request("/api/v1/namespaces/ending/configmaps/a", configmap.clone(), configmap.clone());
         assert!(update.admit(&plugin).await.is_ok());
-        let delete = world.delete("/api/v1/namespaces/kube-system", json!({})).admit(&plugin).await.expect_err("refused");
-        assert_eq!(delete.message, "namespaces \"kube-system\" is forbidden: this namespace may not be deleted");
+        let delete = world
+            .delete("/api/v1/namespaces/kube-system", json!({}))
+            .admit(&plugin)
+            .await
+            .expect_err("refused");
+        assert_eq!(
+            delete.message,
+            "namespaces \"kube-system\" is forbidden: this namespace may not be deleted"
+        );
         assert!(world.delete("/api/v1/namespaces/live", json!({})).admit(&plugin).await.is_ok());
     }
 }

@@ -54,7 +54,10 @@ pub(super) mod tests {
     #[test]
     fn subjects_are_read() {
         let read = subject(&csr(NODE_CLIENT_SIGNER, "system:node:a", "system:nodes")).expect("subject");
-        assert_eq!((read.common_name.as_str(), read.organizations.as_slice()), ("system:node:a", &["system:nodes".to_owned()][..]));
+        assert_eq!(
+            (read.common_name.as_str(), read.organizations.as_slice()),
+            ("system:node:a", &["system:nodes".to_owned()][..])
+        );
         for request in ["", "YWJj", "!"] {
             assert_eq!(subject(&json!({"spec": {"request": request}})), None);
         }

@@ -51,14 +51,17 @@ impl Admission for NodeRestriction {
             ("pods", "eviction") => self.eviction(request, node).await,
             ("pods", other) => {
                 let other = quote(other);
-                Err(format!("unexpected pod subresource {other}, only 'status' and 'eviction' are allowed").into())
+                Err(format!("unexpected pod subresource {other}, only 'status' and 'eviction' are allowed")
+                    .into())
             }
             ("nodes", _) => node_object(request, node),
             ("persistentvolumeclaims", "status") => Ok(()),
             ("persistentvolumeclaims", _) => Err("may only update PVC status".to_owned().into()),
             ("serviceaccounts", "token") => self.token(request, node).await,
             ("leases", _) => lease(request, node),
-            ("csinodes", _) => own_name(request, node, "can only access CSINode with the same name as the requesting node"),
+            ("csinodes", _) => {
+                own_name(request, node, "can only access CSINode with the same name as the requesting node")
+            }
             ("resourceslices", _) => resource_slice(request, node),
             ("certificatesigningrequests", "") => certificate_request(request),
             _ => Ok(()),
@@ -107,7 +110,9 @@ impl NodeRestriction {
             }
             (operation, _) => {
                 let operation = format!("{operation:?}").to_uppercase();
-                refuse(format!("unexpected operation {operation:?}, node {quoted} can only create and delete mirror pods"))
+                refuse(format!(
+                    "unexpected operation {operation:?}, node {quoted} can only create and delete mirror pods"
+                ))
             }
         }
     }
@@ -116,18 +121,23 @@ impl NodeRestriction {
         let quoted = quote(node);
         if pod.annotation(MIRROR_ANNOTATION).is_none() {
             let annotation = quote(MIRROR_ANNOTATION);
-            return refuse(format!("pod does not have {annotation} annotation, node {quoted} can only create mirror pods"));
+            return refuse(format!(
+                "pod does not have {annotation} annotation, node {quoted} can only create mirror pods"
+            ));
         }
         if pod.str_at("spec.nodeName") != node {
             return refuse(format!("node {quoted} can only create pods with spec.nodeName set to itself"));
         }
         let owners = pod.owner_references();
-        let itself = || refuse(format!("node {quoted} can only create pods with an owner reference set to itself"));
+        let itself =
+            || refuse(format!("node {quoted} can only create pods with an owner reference set to itself"));
         let [owner] = owners.as_slice() else {
             if owners.is_empty() {
                 return itself();
             }
-            return refuse(format!("node {quoted} can only create pods with a single owner reference set to itself"));
+            return refuse(format!(
+                "node {quoted} can only create pods with a single owner reference set to itself"
+            ));
         };
         if owner.api_version != "v1" || owner.kind != "Node" || owner.name != node {
             return itself();
@@ -196,7 +206,9 @@ impl NodeRestriction {
     }
 
     async fn token(&self, request: &AdmissionRequest<'_>, node: &str) -> Answer {
-        let (Operation::Create, Some(object)) = (request.operation, request.object.as_deref()) else { return Ok(()) };
+        let (Operation::Create, Some(object)) = (request.operation, request.object.as_deref()) else {
+            return Ok(());
+        };
         let info = request.info;
         let Some(bound) = object.at("spec.boundObjectRef").filter(|b| b.is_object()) else {
             return refuse("node requested token not bound to a pod");
@@ -219,7 +231,9 @@ impl NodeRestriction {
         };
         if pod.uid() != uid {
             let found = pod.uid();
-            let why = format!("the UID in the bound object reference ({uid}) does not match the UID in record ({found}). The object might have been deleted and then recreated");
+            let why = format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record ({found}). The object might have been deleted and then recreated"
+            );
             return Err(Status::conflict("", "pods", name, why).into());
         }
         if pod.str_at("spec.nodeName") != node {
@@ -288,12 +302,15 @@ const OWN_LABELS: [&str; 11] = [
 
 fn may_set(label: &str) -> bool {
     let Some((domain, _)) = label.split_once('/') else { return true };
-    let within = |parent: &str| domain == parent || domain.strip_suffix(parent).is_some_and(|d| d.ends_with('.'));
+    let within =
+        |parent: &str| domain == parent || domain.strip_suffix(parent).is_some_and(|d| d.ends_with('.'));
     if within("node-restriction.kubernetes.io") {
         return false;
     }
     if within("kubernetes.io") || within("k8s.io") {
-        return OWN_LABELS.contains(&label) || within("kubelet.kubernetes.io") || within("node.kubernetes.io");
+        return OWN_LABELS.contains(&label)
+            || within("kubelet.kubernetes.io")
+            || within("node.kubernetes.io");
     }
     true
 }
@@ -304,7 +321,10 @@ fn own_name(request: &AdmissionRequest<'_>, node: &str, why: &str) -> Answer {
 
 fn lease(request: &AdmissionRequest<'_>, node: &str) -> Answer {
     if request.info.namespace != NODE_LEASE_NAMESPACE {
-        return refuse(format!("can only access leases in the {} system namespace", quote(NODE_LEASE_NAMESPACE)));
+        return refuse(format!(
+            "can only access leases in the {} system namespace",
+            quote(NODE_LEASE_NAMESPACE)
+        ));
     }
     own_name(request, node, "can only access node lease with the same name as the requesting node")
 }
@@ -316,7 +336,9 @@ fn resource_slice(request: &AdmissionRequest<'_>, node: &str) -> Answer {
 }
 
 fn certificate_request(request: &AdmissionRequest<'_>) -> Answer {
-    let (Operation::Create, Some(object)) = (request.operation, request.object.as_deref()) else { return Ok(()) };
+    let (Operation::Create, Some(object)) = (request.operation, request.object.as_deref()) else {
+        return Ok(());
+    };
     if !matches!(object.str_at("spec.signerName"), NODE_CLIENT_SIGNER | NODE_SERVING_SIGNER) {
         return Ok(());
     }

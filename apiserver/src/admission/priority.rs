@@ -32,7 +32,9 @@ impl Admission for Priority {
         }
         if request.operation == Operation::Update {
             // Old clients send the pod without what was computed: it stays.
-            let Some((object, old)) = request.object.as_deref_mut().zip(request.old_object) else { return Ok(()) };
+            let Some((object, old)) = request.object.as_deref_mut().zip(request.old_object) else {
+                return Ok(());
+            };
             for field in ["priority", "preemptionPolicy"] {
                 let (path, dotted) = (["spec", field], format!("spec.{field}"));
                 if object.at(&dotted).is_none_or(Value::is_null)
@@ -74,12 +76,15 @@ impl Priority {
 
     async fn create_pod(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
         let name = request.object.as_deref().map_or("", |o| o.str_at("spec.priorityClassName")).to_owned();
-        let class = if name.is_empty() {
-            self.default_class().await?
-        } else {
-            let class = self.reader.get(GROUP, "priorityclasses", "", &name).await?;
-            Some(class.ok_or_else(|| forbidden(request, format!("no PriorityClass with name {name} was found")))?)
-        };
+        let class =
+            if name.is_empty() {
+                self.default_class().await?
+            } else {
+                let class = self.reader.get(GROUP, "priorityclasses", "", &name).await?;
+                Some(class.ok_or_else(|| {
+                    forbidden(request, format!("no PriorityClass with name {name} was found"))
+                })?)
+            };
         let value = class.as_ref().and_then(|c| c.int_at("value")).unwrap_or(0);
         let policy = class.as_ref().map(|c| c.str_at("preemptionPolicy")).filter(|p| !p.is_empty());
         let policy = policy.unwrap_or("PreemptLowerPriority").to_owned();
@@ -120,27 +125,53 @@ mod tests {
         let class = json!({"metadata": {"name": "high"}, "value": 1000, "preemptionPolicy": "Never"});
         world.put(GROUP, "priorityclasses", class);
         let plugin = Priority { reader: world.lookup() };
-        let pod = |spec: Value| world.post("/api/v1/namespaces/a/pods", json!({"metadata": {"name": "p"}, "spec": spec}));
+        let pod = |spec: Value| {
+            world.post("/api/v1/namespaces/a/pods", json!({"metadata": {"name": "p"}, "spec": spec}))
+        };
         let plain = pod(json!({})).admit(&plugin).await.expect("admitted");
         assert_eq!(plain["spec"], json!({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}));
         let high = pod(json!({"priorityClassName": "high"})).admit(&plugin).await.expect("admitted");
-        assert_eq!(high["spec"], json!({"priorityClassName": "high", "priority": 1000, "preemptionPolicy": "Never"}));
+        assert_eq!(
+            high["spec"],
+            json!({"priorityClassName": "high", "priority": 1000, "preemptionPolicy": "Never"})
+        );
         for (spec, text) in [
-            (json!({"priorityClassName": "nope"}), "pods \"p\" is forbidden: no PriorityClass with name nope was found"),
-            (json!({"priority": 5}), "pods \"p\" is forbidden: the integer value of priority (5) must not be provided in pod spec; priority admission controller computed 0 from the given PriorityClass name"),
+            (
+                json!({"priorityClassName": "nope"}),
+                "pods \"p\" is forbidden: no PriorityClass with name nope was found",
+            ),
+            (
+                json!({"priority": 5}),
+                "pods \"p\" is forbidden: the integer value of priority (5) must not be provided in pod spec; priority admission controller computed 0 from the given PriorityClass name",
+            ),
         ] {
             assert_eq!(pod(spec).answer(&plugin).await, text);
         }
         let default = json!({"metadata": {"name": "mid"}, "value": 5, "globalDefault": true});
         world.put(GROUP, "priorityclasses", default.clone());
         let defaulted = pod(json!({})).admit(&plugin).await.expect("admitted");
-        assert_eq!((&defaulted["spec"]["priority"], &defaulted["spec"]["priorityClassName"]), (&json!(5), &json!("mid")));
+        assert_eq!(
+            (&defaulted["spec"]["priority"], &defaulted["spec"]["priorityClassName"]),
+            (&json!(5), &json!("mid"))
+        );
         let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
         let second = world.post(classes, json!({"metadata": {"name": "other"}, "globalDefault": true}));
-        assert!(second.answer(&plugin).await.ends_with("PriorityClass mid is already marked as default. Only one default can exist"));
-        assert_eq!(world.put_request(&format!("{classes}/mid"), default.clone(), default).answer(&plugin).await, "ok");
+        assert!(
+            second
+                .answer(&plugin)
+                .await
+                .ends_with("PriorityClass mid is already marked as default. Only one default can exist")
+        );
+        assert_eq!(
+            world.put_request(&format!("{classes}/mid"), default.clone(), default).answer(&plugin).await,
+            "ok"
+        );
         let (new, old) = (json!({"spec": {}}), json!({"spec": {"priority": 7}}));
-        let updated = world.put_request("/api/v1/namespaces/a/pods/p", new, old).admit(&plugin).await.expect("admitted");
+        let updated = world
+            .put_request("/api/v1/namespaces/a/pods/p", new, old)
+            .admit(&plugin)
+            .await
+            .expect("admitted");
         assert_eq!(updated["spec"]["priority"], 7);
     }
 }

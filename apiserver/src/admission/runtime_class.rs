@@ -29,7 +29,9 @@ impl Admission for RuntimeClass {
             None
         } else {
             let class = self.reader.get("node.k8s.io", "runtimeclasses", "", &name).await?;
-            Some(class.ok_or_else(|| forbidden(request, format!("pod rejected: RuntimeClass {name:?} not found")))?)
+            Some(class.ok_or_else(|| {
+                forbidden(request, format!("pod rejected: RuntimeClass {name:?} not found"))
+            })?)
         };
         let Some(object) = request.object.as_deref_mut() else { return Ok(()) };
         match apply(object, class.as_ref()) {
@@ -43,7 +45,9 @@ fn apply(pod: &mut Value, class: Option<&Value>) -> Result<(), String> {
     let given = pod.at("spec.overhead").filter(|o| o.as_object().is_some_and(|o| !o.is_empty())).cloned();
     let fixed = class.and_then(|c| c.at("overhead.podFixed")).cloned();
     match (given, fixed) {
-        (Some(_), None) => return Err("Pod Overhead set without corresponding RuntimeClass defined Overhead".to_owned()),
+        (Some(_), None) => {
+            return Err("Pod Overhead set without corresponding RuntimeClass defined Overhead".to_owned());
+        }
         (Some(given), Some(fixed)) if given != fixed => {
             return Err("Pod's Overhead doesn't match RuntimeClass's defined Overhead".to_owned());
         }
@@ -85,10 +89,16 @@ mod tests {
     async fn classes_shape_pods() {
         let world = World::new();
         let toleration = json!({"key": "rt", "operator": "Exists"});
-        world.put("node.k8s.io", "runtimeclasses", json!({"metadata": {"name": "rc"}, "overhead": {"podFixed": {"cpu": "10m"}},
-            "scheduling": {"nodeSelector": {"rt": "yes"}, "tolerations": [toleration]}}));
+        world.put(
+            "node.k8s.io",
+            "runtimeclasses",
+            json!({"metadata": {"name": "rc"}, "overhead": {"podFixed": {"cpu": "10m"}},
+            "scheduling": {"nodeSelector": {"rt": "yes"}, "tolerations": [toleration]}}),
+        );
         let plugin = RuntimeClass { reader: world.lookup() };
-        let pod = |spec: Value| world.post("/api/v1/namespaces/a/pods", json!({"metadata": {"name": "p"}, "spec": spec}));
+        let pod = |spec: Value| {
+            world.post("/api/v1/namespaces/a/pods", json!({"metadata": {"name": "p"}, "spec": spec}))
+        };
         let shaped = pod(json!({"runtimeClassName": "rc"})).admit(&plugin).await.expect("admitted");
         assert_eq!(
             shaped["spec"],
@@ -96,10 +106,22 @@ mod tests {
         );
         for (spec, text) in [
             (json!({}), "ok"),
-            (json!({"runtimeClassName": "no"}), "pods \"p\" is forbidden: pod rejected: RuntimeClass \"no\" not found"),
-            (json!({"overhead": {"cpu": "1"}}), "pods \"p\" is forbidden: pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"),
-            (json!({"runtimeClassName": "rc", "overhead": {"cpu": "1"}}), "pods \"p\" is forbidden: pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead"),
-            (json!({"runtimeClassName": "rc", "nodeSelector": {"rt": "no"}}), "pods \"p\" is forbidden: pod rejected: conflict: runtimeClass.scheduling.nodeSelector[rt] = yes; pod.spec.nodeSelector[rt] = no"),
+            (
+                json!({"runtimeClassName": "no"}),
+                "pods \"p\" is forbidden: pod rejected: RuntimeClass \"no\" not found",
+            ),
+            (
+                json!({"overhead": {"cpu": "1"}}),
+                "pods \"p\" is forbidden: pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
+            ),
+            (
+                json!({"runtimeClassName": "rc", "overhead": {"cpu": "1"}}),
+                "pods \"p\" is forbidden: pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
+            ),
+            (
+                json!({"runtimeClassName": "rc", "nodeSelector": {"rt": "no"}}),
+                "pods \"p\" is forbidden: pod rejected: conflict: runtimeClass.scheduling.nodeSelector[rt] = yes; pod.spec.nodeSelector[rt] = no",
+            ),
         ] {
             assert_eq!(pod(spec).answer(&plugin).await, text);
         }

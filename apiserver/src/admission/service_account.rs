@@ -97,7 +97,10 @@ impl Admission for ServiceAccount {
         pod.set_path(&["spec", "serviceAccount"], json!(name));
         let namespace = &request.info.namespace;
         let Some(account) = self.find(namespace, &name).await? else {
-            let why = format!("error looking up service account {namespace}/{name}: serviceaccount {} not found", quote(&name));
+            let why = format!(
+                "error looking up service account {namespace}/{name}: serviceaccount {} not found",
+                quote(&name)
+            );
             return Err(forbidden(request, why));
         };
         let Some(pod) = request.object.as_deref_mut() else { return Ok(()) };
@@ -136,9 +139,15 @@ fn mirror(pod: &Value) -> Result<(), String> {
         return Err(format!("a mirror pod may not reference {word}"));
     }
     let projected = pod.items_at("spec.volumes").iter().any(|v| {
-        v.items_at("projected.sources").iter().any(|s| s.get("serviceAccountToken").is_some_and(Value::is_object))
+        v.items_at("projected.sources")
+            .iter()
+            .any(|s| s.get("serviceAccountToken").is_some_and(Value::is_object))
     });
-    if projected { Err("a mirror pod may not use ServiceAccountToken volume projections".to_owned()) } else { Ok(()) }
+    if projected {
+        Err("a mirror pod may not use ServiceAccountToken volume projections".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 /// `kubernetes.io/enforce-mountable-secrets`: the pod may name only the secrets that its account lists.
@@ -179,14 +188,17 @@ fn limit_secrets(pod: &Value, account: &Value) -> Result<(), String> {
 
 /// Mounts the token into every container that has nothing else there, by a volume made when one needs it.
 fn mount_token(pod: &mut Value) {
-    let existing = pod.items_at("spec.volumes").iter().map(|v| v.str_at("name")).find(|n| n.starts_with(VOLUME_PREFIX));
+    let existing =
+        pod.items_at("spec.volumes").iter().map(|v| v.str_at("name")).find(|n| n.starts_with(VOLUME_PREFIX));
     let (name, is_new) = match existing {
         Some(name) => (name.to_owned(), false),
         None => (new_volume_name(pod), true),
     };
     let mut needed = false;
     for list in ["initContainers", "containers"] {
-        let Some(containers) = hawser_api::object::get_path_mut(pod, &["spec", list]).and_then(Value::as_array_mut) else {
+        let Some(containers) =
+            hawser_api::object::get_path_mut(pod, &["spec", list]).and_then(Value::as_array_mut)
+        else {
             continue;
         };
         for container in containers {
@@ -222,7 +234,8 @@ fn mount_token(pod: &mut Value) {
 fn new_volume_name(pod: &Value) -> String {
     let mut random = rand::rng();
     loop {
-        let suffix: String = (0..5).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect();
+        let suffix: String =
+            (0..5).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect();
         let name = format!("{VOLUME_PREFIX}{suffix}");
         if !pod.items_at("spec.volumes").iter().any(|v| v.str_at("name") == name) {
             return name;
@@ -238,7 +251,8 @@ mod tests {
     fn world(account: Value) -> (World, ServiceAccount) {
         let world = World::new();
         let mut account = account;
-        account["metadata"] = json!({"name": "default", "namespace": "ns", "annotations": account["annotations"]});
+        account["metadata"] =
+            json!({"name": "default", "namespace": "ns", "annotations": account["annotations"]});
         world.put("", "serviceaccounts", account);
         let plugin = ServiceAccount::new(world.lookup(), &CancellationToken::new());
         (world, plugin)
@@ -252,14 +266,21 @@ mod tests {
     async fn the_token_volume_has_kubernetes_shape() {
         let (world, plugin) = world(json!({"imagePullSecrets": [{"name": "pull"}]}));
         let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "c"}, {"name": "own", "volumeMounts": [{"name": "x", "mountPath": MOUNT_PATH}]}]});
-        let made = world.post("/api/v1/namespaces/ns/pods", pod(spec)).admit(&plugin).await.expect("admitted");
+        let made =
+            world.post("/api/v1/namespaces/ns/pods", pod(spec)).admit(&plugin).await.expect("admitted");
         let spec = &made["spec"];
-        assert_eq!((&spec["serviceAccountName"], &spec["serviceAccount"]), (&json!("default"), &json!("default")));
+        assert_eq!(
+            (&spec["serviceAccountName"], &spec["serviceAccount"]),
+            (&json!("default"), &json!("default"))
+        );
         assert_eq!(spec["imagePullSecrets"], json!([{"name": "pull"}]));
         let name = spec["volumes"][0]["name"].as_str().expect("name");
         assert!(name.starts_with("kube-api-access-") && name.len() == "kube-api-access-".len() + 5, "{name}");
         let mount = json!([{"name": name, "readOnly": true, "mountPath": MOUNT_PATH}]);
-        assert_eq!((&spec["containers"][0]["volumeMounts"], &spec["initContainers"][0]["volumeMounts"]), (&mount, &mount));
+        assert_eq!(
+            (&spec["containers"][0]["volumeMounts"], &spec["initContainers"][0]["volumeMounts"]),
+            (&mount, &mount)
+        );
         assert_eq!(spec["containers"][1]["volumeMounts"].as_array().map(Vec::len), Some(1));
         assert_eq!(
             spec["volumes"][0]["projected"],
@@ -270,7 +291,10 @@ mod tests {
             ]})
         );
         // Sent again, nothing is added.
-        assert_eq!(world.post("/api/v1/namespaces/ns/pods", made.clone()).admit(&plugin).await.expect("admitted"), made);
+        assert_eq!(
+            world.post("/api/v1/namespaces/ns/pods", made.clone()).admit(&plugin).await.expect("admitted"),
+            made
+        );
     }
 
     #[tokio::test]
@@ -280,22 +304,35 @@ mod tests {
             (json!({}), json!({"containers": [{}], "automountServiceAccountToken": false})),
         ] {
             let (world, plugin) = world(account);
-            let made = world.post("/api/v1/namespaces/ns/pods", pod(spec)).admit(&plugin).await.expect("admitted");
+            let made =
+                world.post("/api/v1/namespaces/ns/pods", pod(spec)).admit(&plugin).await.expect("admitted");
             assert!(made["spec"].get("volumes").is_none(), "{made}");
         }
     }
 
     #[tokio::test]
     async fn refusals() {
-        let (world, plugin) = world(json!({"annotations": {"kubernetes.io/enforce-mountable-secrets": "true"}, "secrets": [{"name": "ok"}]}));
-        let with_secret = |name: &str| pod(json!({"volumes": [{"name": "v", "secret": {"secretName": name}}]}));
+        let (world, plugin) = world(
+            json!({"annotations": {"kubernetes.io/enforce-mountable-secrets": "true"}, "secrets": [{"name": "ok"}]}),
+        );
+        let with_secret =
+            |name: &str| pod(json!({"volumes": [{"name": "v", "secret": {"secretName": name}}]}));
         let mirror = |spec: Value| json!({"metadata": {"name": "p", "annotations": {MIRROR_ANNOTATION: "x"}}, "spec": spec});
         for (object, expected) in [
-            (pod(json!({"serviceAccountName": "nope"})), "pods \"p\" is forbidden: error looking up service account ns/nope: serviceaccount \"nope\" not found"),
+            (
+                pod(json!({"serviceAccountName": "nope"})),
+                "pods \"p\" is forbidden: error looking up service account ns/nope: serviceaccount \"nope\" not found",
+            ),
             (with_secret("ok"), "ok"),
-            (with_secret("other"), "pods \"p\" is forbidden: secret \"other\" is not allowed because service account default does not reference that secret"),
+            (
+                with_secret("other"),
+                "pods \"p\" is forbidden: secret \"other\" is not allowed because service account default does not reference that secret",
+            ),
             (mirror(json!({})), "ok"),
-            (mirror(json!({"serviceAccountName": "x"})), "pods \"p\" is forbidden: a mirror pod may not reference service accounts"),
+            (
+                mirror(json!({"serviceAccountName": "x"})),
+                "pods \"p\" is forbidden: a mirror pod may not reference service accounts",
+            ),
         ] {
             assert_eq!(world.post("/api/v1/namespaces/ns/pods", object).answer(&plugin).await, expected);
         }

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::Lookup;
 use crate::access::{
-    Admission, AdmissionRequest, Change, GroupResource, ObjectReader, ObjectRef, Operation, ReadError, UserInfo,
+    Admission, AdmissionRequest, Change, GroupResource, ObjectReader, ObjectRef, Operation, ReadError,
+    UserInfo,
 };
 use crate::request_info::RequestInfo;
 
@@ -31,7 +32,13 @@ fn reference(object: &Value) -> ObjectRef {
 
 #[async_trait::async_trait]
 impl ObjectReader for Objects {
-    async fn get(&self, r: &GroupResource, ns: &str, name: &str, _: bool) -> Result<Option<ObjectRef>, ReadError> {
+    async fn get(
+        &self,
+        r: &GroupResource,
+        ns: &str,
+        name: &str,
+        _: bool,
+    ) -> Result<Option<ObjectRef>, ReadError> {
         Ok(self.0.lock().get(&(r.clone(), ns.to_owned(), name.to_owned())).map(reference))
     }
 
@@ -66,7 +73,8 @@ impl World {
     }
 
     pub(super) fn put(&self, group: &str, resource: &str, object: Value) {
-        let key = (GroupResource::new(group, resource), object.namespace().to_owned(), object.name().to_owned());
+        let key =
+            (GroupResource::new(group, resource), object.namespace().to_owned(), object.name().to_owned());
         self.objects.0.lock().insert(key, object);
     }
 

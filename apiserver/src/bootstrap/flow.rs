@@ -41,7 +41,14 @@ const SCHEMAS: [Schema; 11] = [
     ),
     ("system-node-high", 400, "node-high", "ByUser", NodeObjects, &["group:system:nodes"]),
     ("system-nodes", 500, "system", "ByUser", Everything, &["group:system:nodes"]),
-    ("kube-controller-manager", 800, "workload-high", "ByNamespace", Everything, &["user:system:kube-controller-manager"]),
+    (
+        "kube-controller-manager",
+        800,
+        "workload-high",
+        "ByNamespace",
+        Everything,
+        &["user:system:kube-controller-manager"],
+    ),
     ("kube-scheduler", 800, "workload-high", "ByNamespace", Everything, &["user:system:kube-scheduler"]),
     ("kube-system-service-accounts", 900, "workload-high", "ByNamespace", Everything, &["sa:kube-system/*"]),
     ("service-accounts", 9000, "workload-low", "ByUser", Everything, &["group:system:serviceaccounts"]),
@@ -61,7 +68,9 @@ fn object(kind: &str, name: &str, spec: Value) -> Value {
 fn level((name, shares, lendable, queues, hand): (&str, u32, u32, u32, u32)) -> Value {
     let response = match queues {
         0 => json!({"type": "Reject"}),
-        _ => json!({"type": "Queue", "queuing": {"queues": queues, "handSize": hand, "queueLengthLimit": 50}}),
+        _ => {
+            json!({"type": "Queue", "queuing": {"queues": queues, "handSize": hand, "queueLengthLimit": 50}})
+        }
     };
     let limited =
         json!({"nominalConcurrencyShares": shares, "lendablePercent": lendable, "limitResponse": response});
@@ -70,7 +79,8 @@ fn level((name, shares, lendable, queues, hand): (&str, u32, u32, u32, u32)) -> 
 
 fn rule(covers: Covers) -> Value {
     let resources = |group: &str, resources: &[&str], verbs: &[&str], cluster: bool| {
-        let mut rule = json!({"apiGroups": [group], "namespaces": ["*"], "resources": resources, "verbs": verbs});
+        let mut rule =
+            json!({"apiGroups": [group], "namespaces": ["*"], "resources": resources, "verbs": verbs});
         if cluster {
             rule["clusterScope"] = json!(true);
         }
@@ -136,7 +146,9 @@ mod tests {
         assert_eq!(objects.len(), 8 + 11);
         for schema in objects.iter().filter(|o| o["kind"] == "FlowSchema") {
             let level = &schema["spec"]["priorityLevelConfiguration"]["name"];
-            let found = objects.iter().any(|o| o["kind"] == "PriorityLevelConfiguration" && o["metadata"]["name"] == *level);
+            let found = objects
+                .iter()
+                .any(|o| o["kind"] == "PriorityLevelConfiguration" && o["metadata"]["name"] == *level);
             assert!(found, "{schema}");
         }
     }

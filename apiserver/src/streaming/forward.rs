@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hawser_api::status::Status;
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING,
+    UPGRADE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -24,8 +27,16 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const BUFFER: usize = 32 * 1024;
 
 /// Headers that concern one connection only (RFC 9110 section 7.6.1).
-const HOP_BY_HOP: [&str; 8] =
-    ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"];
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// Where a request goes.
 #[derive(Debug, Clone)]
@@ -40,7 +51,11 @@ pub(super) struct Target {
 
 impl Target {
     fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -101,7 +116,8 @@ fn outgoing(request: Request<Body>, target: &Target, upgrade: bool) -> Result<Re
         parts.headers.remove(CONTENT_LENGTH);
         strip_credential_protocols(&mut parts.headers);
     }
-    let host = HeaderValue::from_str(&target.authority()).map_err(|e| Status::internal(format!("backend address: {e}")))?;
+    let host = HeaderValue::from_str(&target.authority())
+        .map_err(|e| Status::internal(format!("backend address: {e}")))?;
     parts.headers.insert(HOST, host);
     parts.uri = target.path.parse().map_err(|e| Status::bad_request(format!("invalid path: {e}")))?;
     parts.version = http::Version::HTTP_11;
@@ -146,7 +162,11 @@ fn strip_credential_protocols(headers: &mut HeaderMap) {
 
 async fn send(request: Request<Body>, target: &Target) -> Result<Response<Incoming>, Status> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Status::failure(500, "InternalError", format!("error dialing backend: {what} {}: {error}", target.authority()))
+        Status::failure(
+            500,
+            "InternalError",
+            format!("error dialing backend: {what} {}: {error}", target.authority()),
+        )
     };
     let dial = TcpStream::connect((target.host.as_str(), target.port));
     let stream = tokio::time::timeout(DIAL_TIMEOUT, dial)
@@ -192,18 +212,30 @@ mod tests {
             .header("X-Drop", "1")
             .header("Upgrade", "websocket")
             .header("Sec-WebSocket-Key", "k")
-            .header("Sec-WebSocket-Protocol", "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.c2VjcmV0")
+            .header(
+                "Sec-WebSocket-Protocol",
+                "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.c2VjcmV0",
+            )
             .body(Body::Empty)
             .expect("request");
         assert!(is_upgrade(request.headers()));
-        let target = Target { host: "::1".to_owned(), port: 10250, tls: None, path: "/exec/a/p/c?command=x".to_owned() };
+        let target = Target {
+            host: "::1".to_owned(),
+            port: 10250,
+            tls: None,
+            path: "/exec/a/p/c?command=x".to_owned(),
+        };
         let sent = outgoing(request, &target, true).expect("request");
         let headers = sent.headers();
         for gone in ["authorization", "cookie", "impersonate-user", "x-drop"] {
             assert!(!headers.contains_key(gone), "{gone}");
         }
         assert_eq!(headers["sec-websocket-protocol"], "v5.channel.k8s.io");
-        assert_eq!((&headers["upgrade"], &headers["connection"]), (&"websocket".parse().expect("value"), &"Upgrade".parse().expect("value")));
-        assert_eq!((headers["host"].to_str(), sent.uri().to_string()), (Ok("[::1]:10250"), "/exec/a/p/c?command=x".to_owned()));
+        assert_eq!(
+            (&headers["upgrade"], &headers["connection"]),
+            (&"websocket".parse().expect("value"), &"Upgrade".parse().expect("value"))
+        );
+        assert_eq!(headers["host"], "[::1]:10250");
+        assert_eq!(sent.uri().to_string(), "/exec/a/p/c?command=x");
     }
 }

@@ -39,7 +39,12 @@ impl PodStreams {
         Ok(Some(Target { host, port, tls: Some(Arc::clone(&self.shared.kubelet_tls)), path }))
     }
 
-    async fn log(&self, info: &RequestInfo, pod: &Value, request: Request<Body>) -> Result<Response<Body>, Status> {
+    async fn log(
+        &self,
+        info: &RequestInfo,
+        pod: &Value,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Status> {
         let query = options::log_query(info)?;
         let container = location::container(pod, info.param("container").unwrap_or(""))?;
         let (namespace, name) = (encode(&info.namespace), encode(&info.name));
@@ -65,7 +70,12 @@ impl PodStreams {
         Ok(response)
     }
 
-    async fn stream(&self, info: &RequestInfo, pod: &Value, request: Request<Body>) -> Result<Response<Body>, Status> {
+    async fn stream(
+        &self,
+        info: &RequestInfo,
+        pod: &Value,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Status> {
         let (namespace, name) = (encode(&info.namespace), encode(&info.name));
         let path = if info.subresource == "portforward" {
             format!("/portForward/{namespace}/{name}?{}", options::port_query(info)?)
@@ -122,7 +132,9 @@ async fn kubelet_error(response: Response<Body>) -> Status {
 #[async_trait]
 impl Connector for PodStreams {
     fn handles(&self, group: &str, resource: &str, subresource: &str) -> bool {
-        group.is_empty() && resource == "pods" && matches!(subresource, "log" | "exec" | "attach" | "portforward")
+        group.is_empty()
+            && resource == "pods"
+            && matches!(subresource, "log" | "exec" | "attach" | "portforward")
     }
 
     async fn connect(

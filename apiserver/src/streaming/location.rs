@@ -18,7 +18,11 @@ const ADDRESS_TYPES: [&str; 5] = ["InternalIP", "Hostname", "InternalDNS", "Exte
 pub(super) fn kubelet_address(node: &Value) -> Result<(String, u16), Status> {
     let addresses = node.items_at("status.addresses");
     let found = ADDRESS_TYPES.iter().find_map(|wanted| {
-        addresses.iter().find(|a| a.str_at("type") == *wanted).map(|a| a.str_at("address")).filter(|a| !a.is_empty())
+        addresses
+            .iter()
+            .find(|a| a.str_at("type") == *wanted)
+            .map(|a| a.str_at("address"))
+            .filter(|a| !a.is_empty())
     });
     let Some(host) = found else {
         let why = format!("no preferred addresses found; known addresses: [] of node {}", node.name());
@@ -55,7 +59,8 @@ pub(super) fn container(pod: &Value, asked: &str) -> Result<String, Status> {
         [] => Err(Status::bad_request(format!("a container name must be specified for pod {name}"))),
         several => {
             let several = several.join(" ");
-            let mut text = format!("a container name must be specified for pod {name}, choose one of: [{several}]");
+            let mut text =
+                format!("a container name must be specified for pod {name}, choose one of: [{several}]");
             if !init.is_empty() {
                 text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
             }
@@ -130,7 +135,10 @@ mod tests {
         assert_eq!(text(&pod(&["a"], &["i"]), "i"), "i");
         assert_eq!(text(&pod(&["a"], &[]), "x"), "container x is not valid for pod p");
         assert_eq!(text(&pod(&[], &[]), ""), "a container name must be specified for pod p");
-        assert_eq!(text(&pod(&["a", "b"], &[]), ""), "a container name must be specified for pod p, choose one of: [a b]");
+        assert_eq!(
+            text(&pod(&["a", "b"], &[]), ""),
+            "a container name must be specified for pod p, choose one of: [a b]"
+        );
         assert_eq!(
             text(&pod(&["a", "b"], &["i"]), ""),
             "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
@@ -147,7 +155,14 @@ mod tests {
         for bad in ["", "ftp:web:1", "a:b:c:d", ":80"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
-        for (address, allowed) in [("10.0.0.1", true), ("127.0.0.1", false), ("169.254.169.254", false), ("::1", false), ("fe80::1", false), ("0.0.0.0", false)] {
+        for (address, allowed) in [
+            ("10.0.0.1", true),
+            ("127.0.0.1", false),
+            ("169.254.169.254", false),
+            ("::1", false),
+            ("fe80::1", false),
+            ("0.0.0.0", false),
+        ] {
             assert_eq!(is_proxyable(address.parse().expect("address")), allowed, "{address}");
         }
     }

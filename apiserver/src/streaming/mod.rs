@@ -21,8 +21,13 @@ use crate::pki::{Pki, PkiError, kubelet_client_config};
 ///
 /// # Errors
 /// When the key material makes no TLS configuration.
-pub fn connectors(host: &Host, authorizers: &Arc<Authorizers>, pki: &Pki) -> Result<Vec<Arc<dyn Connector>>, PkiError> {
-    let shared = Shared { reader: Arc::clone(&host.reader), kubelet_tls: Arc::new(kubelet_client_config(pki)?) };
+pub fn connectors(
+    host: &Host,
+    authorizers: &Arc<Authorizers>,
+    pki: &Pki,
+) -> Result<Vec<Arc<dyn Connector>>, PkiError> {
+    let shared =
+        Shared { reader: Arc::clone(&host.reader), kubelet_tls: Arc::new(kubelet_client_config(pki)?) };
     Ok(vec![
         Arc::new(kubelet::PodStreams { shared: shared.clone(), authorizers: Arc::clone(authorizers) }),
         Arc::new(proxy::HttpProxy { shared }),
@@ -38,7 +43,13 @@ struct Shared {
 
 impl Shared {
     /// One core object; `fresh` asks the store.
-    async fn read(&self, resource: &str, namespace: &str, name: &str, fresh: bool) -> Result<Option<Value>, Status> {
+    async fn read(
+        &self,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        fresh: bool,
+    ) -> Result<Option<Value>, Status> {
         let found = self.reader.get(&GroupResource::new("", resource), namespace, name, fresh).await;
         found.map_err(Status::internal)?.map(|o| o.decode()).transpose().map_err(Status::internal)
     }

@@ -35,14 +35,18 @@ pub(super) fn log_query(info: &RequestInfo) -> Result<String, Status> {
     number("limitBytes", 1, "must be greater than 0")?;
     number("sinceSeconds", 1, "must be greater than 0")?;
     if info.param("sinceSeconds").is_some() && info.param("sinceTime").is_some() {
-        errors.push(FieldError::forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+        errors
+            .push(FieldError::forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
     }
     if let Some(stream) = info.param("stream") {
         let known = ["All", "Stdout", "Stderr"];
         if !known.contains(&stream) {
             errors.push(FieldError::not_supported("stream", stream, &known));
         } else if stream != "All" && info.param("tailLines").is_some() {
-            errors.push(FieldError::forbidden("", "`tailLines` and specific `stream` are mutually exclusive for now"));
+            errors.push(FieldError::forbidden(
+                "",
+                "`tailLines` and specific `stream` are mutually exclusive for now",
+            ));
         }
     }
     if !errors.is_empty() {
@@ -61,7 +65,12 @@ pub(super) fn log_query(info: &RequestInfo) -> Result<String, Status> {
 pub(super) fn stream_query(info: &RequestInfo) -> String {
     let mut query = Serializer::new(String::new());
     // The kinds' defaults: output and errors are wanted unless said otherwise.
-    let streams = [("stdin", "input", false), ("stdout", "output", true), ("stderr", "error", true), ("tty", "tty", false)];
+    let streams = [
+        ("stdin", "input", false),
+        ("stdout", "output", true),
+        ("stderr", "error", true),
+        ("tty", "tty", false),
+    ];
     let tty = flag(info, "tty", false);
     for (theirs, kubelets, default) in streams {
         // A terminal has one output.
@@ -110,13 +119,22 @@ mod tests {
     fn log_parameters() {
         let query = |q: &str| log_query(&info("log", q)).map_err(|status| (status.code, status.message));
         assert_eq!(query("follow=true&container=c&tailLines=10"), Ok("follow=true&tailLines=10".to_owned()));
-        assert_eq!(query("sinceTime=2026-01-01T00%3A00%3A00Z"), Ok("sinceTime=2026-01-01T00%3A00%3A00Z".to_owned()));
+        assert_eq!(
+            query("sinceTime=2026-01-01T00%3A00%3A00Z"),
+            Ok("sinceTime=2026-01-01T00%3A00%3A00Z".to_owned())
+        );
         assert_eq!(query("tailLines=x").expect_err("refused").0, 400);
         assert_eq!(
             query("tailLines=-1"),
             Err((422, "PodLogOptions \"p\" is invalid: tailLines: Invalid value: -1: must be greater than or equal to 0".to_owned()))
         );
-        for bad in ["limitBytes=0", "sinceSeconds=0", "sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z", "stream=x", "stream=Stdout&tailLines=1"] {
+        for bad in [
+            "limitBytes=0",
+            "sinceSeconds=0",
+            "sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z",
+            "stream=x",
+            "stream=Stdout&tailLines=1",
+        ] {
             assert_eq!(query(bad).expect_err("refused").0, 422, "{bad}");
         }
     }
@@ -124,14 +142,21 @@ mod tests {
     #[test]
     fn streams_are_said_in_the_kubelets_words() {
         for (sub, query, expected) in [
-            ("exec", "command=ls&command=-l+a&stdout=true&stderr=true", "output=1&error=1&command=ls&command=-l+a"),
+            (
+                "exec",
+                "command=ls&command=-l+a&stdout=true&stderr=true",
+                "output=1&error=1&command=ls&command=-l+a",
+            ),
             ("exec", "command=sh&stdin=true&tty=true", "input=1&output=1&tty=1&command=sh"),
             ("exec", "command=ls&stdout=false", "error=1&command=ls"),
             ("attach", "stdin=1&command=no", "input=1&output=1&error=1"),
         ] {
             assert_eq!(stream_query(&info(sub, query)), expected, "{query}");
         }
-        assert_eq!(port_query(&info("portforward", "ports=80,81&ports=82")), Ok("port=80&port=81&port=82".to_owned()));
+        assert_eq!(
+            port_query(&info("portforward", "ports=80,81&ports=82")),
+            Ok("port=80&port=81&port=82".to_owned())
+        );
         assert_eq!(port_query(&info("portforward", "")), Ok(String::new()));
         assert_eq!(port_query(&info("portforward", "ports=70000")).expect_err("refused").code, 400);
     }

@@ -44,7 +44,9 @@ fn allowed_address(address: &str) -> Result<(), Status> {
 fn no_tls(name: &ProxyName<'_>) -> Result<(), Status> {
     // Nothing vouches for such a certificate, and an unverified one is no security.
     if name.scheme == "https" {
-        return Err(Status::bad_request("https backends of pods and services cannot be verified; use http or port-forward"));
+        return Err(Status::bad_request(
+            "https backends of pods and services cannot be verified; use http or port-forward",
+        ));
     }
     Ok(())
 }
@@ -71,7 +73,8 @@ impl HttpProxy {
 
     async fn pod(&self, namespace: &str, name: &ProxyName<'_>, path: String) -> Result<Target, Status> {
         no_tls(name)?;
-        let pod = self.shared.find("pods", namespace, name.name, |p| !p.str_at("status.podIP").is_empty()).await?;
+        let pod =
+            self.shared.find("pods", namespace, name.name, |p| !p.str_at("status.podIP").is_empty()).await?;
         let address = pod.str_at("status.podIP");
         if address.is_empty() {
             return Err(Status::bad_request("pod IP is not available yet"));
@@ -83,7 +86,9 @@ impl HttpProxy {
             "" => Some(ports().next().and_then(number).unwrap_or(80)),
             text => port_number(text).or_else(|| ports().find(|p| p.str_at("name") == text).and_then(number)),
         };
-        let port = port.ok_or_else(|| Status::bad_request(format!("no port {} in pod {}", quote(name.port), name.name)))?;
+        let port = port.ok_or_else(|| {
+            Status::bad_request(format!("no port {} in pod {}", quote(name.port), name.name))
+        })?;
         Ok(Target { host: address.to_owned(), port, tls: None, path })
     }
 
@@ -91,7 +96,9 @@ impl HttpProxy {
         no_tls(name)?;
         let service = self.shared.find("services", namespace, name.name, |_| true).await?;
         let ports = service.items_at("spec.ports");
-        let wanted = |p: &&Value| p.str_at("name") == name.port || p.int_at("port").is_some_and(|n| n.to_string() == name.port);
+        let wanted = |p: &&Value| {
+            p.str_at("name") == name.port || p.int_at("port").is_some_and(|n| n.to_string() == name.port)
+        };
         let port = match name.port {
             "" if ports.len() == 1 => ports.first(),
             "" => ports.iter().find(|p| p.str_at("name").is_empty()),
@@ -102,14 +109,21 @@ impl HttpProxy {
             Status::service_unavailable(why)
         };
         let Some(port) = port else {
-            return Err(Status::service_unavailable(format!("no service port {} found for service {}", quote(name.port), quote(name.name))));
+            return Err(Status::service_unavailable(format!(
+                "no service port {} found for service {}",
+                quote(name.port),
+                quote(name.name)
+            )));
         };
-        let endpoints = self.shared.read("endpoints", namespace, name.name, false).await?.ok_or_else(unavailable)?;
+        let endpoints =
+            self.shared.read("endpoints", namespace, name.name, false).await?.ok_or_else(unavailable)?;
         let port_name = port.str_at("name");
         let backends = endpoints.items_at("subsets").iter().flat_map(|subset| {
             let target = subset.items_at("ports").iter().find(|p| p.str_at("name") == port_name);
             let number = target.and_then(|p| p.int_at("port")).and_then(|p| u16::try_from(p).ok());
-            number.into_iter().flat_map(|n| subset.items_at("addresses").iter().map(move |a| (a.str_at("ip").to_owned(), n)))
+            number.into_iter().flat_map(|n| {
+                subset.items_at("addresses").iter().map(move |a| (a.str_at("ip").to_owned(), n))
+            })
         });
         let (host, port) = backends.choose(&mut rand::rng()).ok_or_else(unavailable)?;
         allowed_address(&host)?;
@@ -123,15 +137,24 @@ impl Connector for HttpProxy {
         group.is_empty() && subresource == "proxy" && matches!(resource, "nodes" | "pods" | "services")
     }
 
-    async fn connect(&self, _: &UserInfo, info: &RequestInfo, request: Request<Body>) -> Result<Response<Body>, Status> {
+    async fn connect(
+        &self,
+        _: &UserInfo,
+        info: &RequestInfo,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Status> {
         let rest = rest(request.uri()).ok_or_else(Status::unknown_resource)?;
-        if rest.is_empty() && matches!(*request.method(), Method::GET | Method::HEAD) && !is_upgrade(request.headers()) {
+        if rest.is_empty()
+            && matches!(*request.method(), Method::GET | Method::HEAD)
+            && !is_upgrade(request.headers())
+        {
             return Ok(redirect_to_slash(request.uri()));
         }
         let query = request.uri().query().map(|q| format!("?{q}")).unwrap_or_default();
         let path = format!("/{}{query}", rest.trim_start_matches('/'));
-        let name = ProxyName::parse(&info.name)
-            .ok_or_else(|| Status::bad_request(format!("invalid {} request {}", info.resource, quote(&info.name))))?;
+        let name = ProxyName::parse(&info.name).ok_or_else(|| {
+            Status::bad_request(format!("invalid {} request {}", info.resource, quote(&info.name)))
+        })?;
         let target = match info.resource.as_str() {
             "nodes" => self.node(&name, path).await?,
             "pods" => self.pod(&info.namespace, &name, path).await?,
