@@ -10,12 +10,15 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use hawser_storage::{
     Error, ListOptions, Precondition, Storage,
     embedded::{Embedded, Options},
 };
 use tempfile::TempDir;
 
+/// Damaged copies that are looked at at the same time.
+const AT_ONCE: usize = 8;
 const WRITES: usize = 12;
 /// Writes that are in the table before the others go to the log.
 const IN_TABLE: usize = 5;
@@ -130,7 +133,7 @@ async fn a_cut_file_is_reported() {
     let image = image().await;
     let (log, used) = log(image.path());
     let name = log.strip_prefix(image.path()).unwrap().to_owned();
-    for length in (0..=used).rev().step_by(3) {
+    for length in (0..=used).rev().step_by(11) {
         let opened = open_damaged(image.path(), |dir| {
             fs::OpenOptions::new().write(true).open(dir.join(&name)).unwrap().set_len(length as u64).unwrap();
         });
@@ -143,19 +146,25 @@ async fn a_torn_tail_is_cut_off_at_every_byte() {
     let image = image().await;
     let (log, used) = log(image.path());
     let name = log.strip_prefix(image.path()).unwrap().to_owned();
-    let mut seen = Vec::new();
     // About the last two frames byte by byte, what is before in steps.
     let offsets = (0..used).filter(|offset| used - offset < 200 || offset % 16 == 0);
-    for offset in offsets {
-        let opened = open_damaged(image.path(), |dir| {
-            let path = dir.join(&name);
-            let mut bytes = fs::read(&path).unwrap();
-            bytes[offset..].fill(0);
-            fs::write(&path, bytes).unwrap();
-        });
-        match opened.await {
+    let opened = offsets.map(|offset| {
+        open_damaged(image.path(), {
+            let name = name.clone();
+            move |dir| {
+                let path = dir.join(&name);
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[offset..].fill(0);
+                fs::write(&path, bytes).unwrap();
+            }
+        })
+    });
+    let mut opened = stream::iter(opened).buffered(AT_ONCE);
+    let mut seen = Vec::new();
+    while let Some(opened) = opened.next().await {
+        match opened {
             Opened::After(count) => seen.push(count),
-            Opened::Corrupt => panic!("a tail torn at {offset} was taken for damage"),
+            Opened::Corrupt => panic!("a torn tail was taken for damage, after {seen:?}"),
         }
     }
     assert!(seen.is_sorted(), "the later the tear, the more is there");
@@ -168,16 +177,22 @@ async fn a_flipped_bit_in_the_log_is_cut_off_at_the_end_and_reported_before() {
     let image = image().await;
     let (log, used) = log(image.path());
     let name = log.strip_prefix(image.path()).unwrap().to_owned();
-    let (mut cut, mut corrupt) = (0, 0);
     let offsets = (0..used).filter(|offset| used - offset < 200 || offset % 16 == 0);
-    for offset in offsets {
-        let opened = open_damaged(image.path(), |dir| {
-            let path = dir.join(&name);
-            let mut bytes = fs::read(&path).unwrap();
-            bytes[offset] ^= 1 << (offset % 8);
-            fs::write(&path, bytes).unwrap();
-        });
-        match opened.await {
+    let opened = offsets.map(|offset| {
+        open_damaged(image.path(), {
+            let name = name.clone();
+            move |dir| {
+                let path = dir.join(&name);
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[offset] ^= 1 << (offset % 8);
+                fs::write(&path, bytes).unwrap();
+            }
+        })
+    });
+    let mut opened = stream::iter(opened).buffered(AT_ONCE);
+    let (mut cut, mut corrupt) = (0, 0);
+    while let Some(opened) = opened.next().await {
+        match opened {
             // Between frames there may be a few bytes that mean nothing.
             Opened::After(WRITES) => {}
             Opened::After(count) => {

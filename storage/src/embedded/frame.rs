@@ -18,7 +18,8 @@ use bytes::Bytes;
 
 use crate::{Error, Event, EventKind, KeyValue, Revision};
 
-const MAGIC: u32 = 0x3153_5748; // "HWS1"
+/// "HWS1".
+pub(crate) const MAGIC: u32 = 0x3153_5748;
 const HEADER: usize = 24;
 /// Frames begin at multiples of this many bytes.
 pub(crate) const ALIGN: usize = 8;

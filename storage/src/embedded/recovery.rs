@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 
 use super::{
-    frame::{ALIGN, Frame, Place, Record, decode_frame},
+    frame::{ALIGN, Frame, MAGIC, Place, Record, decode_frame},
     segment,
 };
 use crate::{Error, Revision};
@@ -72,10 +72,25 @@ pub(crate) fn replay(images: &[Image], salt: u64, applied: Revision) -> Result<V
 
 /// The first whole frame at or after byte `from`.
 fn next_frame(image: &Image, from: usize, salt: u64) -> Option<(usize, Frame<'_>)> {
-    (from..image.bytes.len()).step_by(ALIGN).find_map(|offset| {
-        let place = Place { salt, segment: image.id, offset: offset as u64 };
-        decode_frame(&image.bytes[offset..], place).map(|frame| (offset, frame))
-    })
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let magic = MAGIC.to_le_bytes();
+    let mut rest = image.bytes.get(from..)?;
+    while rest.len() >= ALIGN {
+        // Most of a segment is zeros, where no frame begins.
+        if rest.starts_with(&ZEROS) {
+            rest = &rest[ZEROS.len()..];
+            continue;
+        }
+        if rest.starts_with(&magic) {
+            let offset = image.bytes.len() - rest.len();
+            let place = Place { salt, segment: image.id, offset: offset as u64 };
+            if let Some(frame) = decode_frame(rest, place) {
+                return Some((offset, frame));
+            }
+        }
+        rest = &rest[ALIGN..];
+    }
+    None
 }
 
 #[cfg(test)]
