@@ -189,9 +189,10 @@ mod tests {
     use super::*;
     use crate::access::UserInfo;
     use crate::authz::RbacAuthorizer;
-    use crate::authz::follow::Ready;
+    use crate::authz::follow::{FollowedGraph, Ready};
     use crate::authz::index::RbacIndex;
     use crate::authz::node::NodeAuthorizer;
+    use crate::authz::node::graph::NodeGraph;
 
     fn authorizers() -> Arc<Authorizers> {
         let mut index = RbacIndex::default();
@@ -203,7 +204,8 @@ mod tests {
         index.set_cluster_role("r", Some(from_value(rules).expect("role")));
         index.set_cluster_binding("b", Some(from_value(binding).expect("binding")));
         let rbac = RbacAuthorizer { index: Arc::new(index.into()), ready: Ready::now() };
-        let node = NodeAuthorizer { graph: Arc::default(), ready: Ready::now(), rules: Arc::from([]) };
+        let node =
+            NodeAuthorizer { followed: FollowedGraph::fixed(NodeGraph::default()), rules: Arc::from([]) };
         Arc::new(Authorizers { node, rbac })
     }
 

@@ -64,10 +64,10 @@ impl AccessBuilder for AccessConfig {
         );
         let tokens = Arc::new(tokens.map_err(|e| format!("service account key: {e}"))?);
         let (index, rbac_ready) = follow_rbac(&*reader, &host.stop).map_err(|e| text(&e))?;
-        let (graph, node_ready) = follow_nodes(&*reader, &host.stop).map_err(|e| text(&e))?;
+        let followed = follow_nodes(&*reader, &host.stop).map_err(|e| text(&e))?;
         let rules = policy::node_rules().map_err(|e| text(&e))?.into();
         let authorizers = Arc::new(Authorizers {
-            node: NodeAuthorizer { graph, ready: node_ready, rules },
+            node: NodeAuthorizer { followed, rules },
             rbac: RbacAuthorizer { index, ready: rbac_ready },
         });
         let bearer = Arc::new(Bearer::new(Arc::clone(&tokens), Arc::clone(&reader)));

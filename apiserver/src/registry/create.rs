@@ -139,10 +139,17 @@ impl Registry {
     pub(crate) async fn create_virtual(
         &self,
         call: &Call<'_>,
-        object: Value,
+        mut object: Value,
         dry_run: bool,
     ) -> Result<Answer, Status> {
         let info = call.info;
+        if self.admission_wanted(call, Operation::Create) {
+            // NodeRestriction judges the tokens that nodes ask for.
+            let (kind, options) = (object.kind().to_owned(), Value::Null);
+            self.admit(call, Operation::Create, &kind, Some(&mut object), None, dry_run, &options).await?;
+            self.validate_admission(call, Operation::Create, &kind, Some(&mut object), None, dry_run, &options)
+                .await?;
+        }
         for virtual_resource in &self.access.virtuals {
             if virtual_resource.handles(&info.group, &info.resource, &info.subresource) {
                 let request = VirtualRequest { user: call.user, info, object, dry_run };

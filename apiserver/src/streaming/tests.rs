@@ -18,8 +18,9 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::access::{Change, ObjectRef, ReadError, UserInfo};
 use crate::authz::RbacAuthorizer;
-use crate::authz::follow::Ready;
+use crate::authz::follow::{FollowedGraph, Ready};
 use crate::authz::node::NodeAuthorizer;
+use crate::authz::node::graph::NodeGraph;
 use crate::body::Body;
 use crate::pki::{PkiConfig, server_config};
 use crate::request_info::RequestInfo;
@@ -128,7 +129,7 @@ async fn world(trusted: bool) -> World {
         (("pods", "local"), json!({"metadata": {"name": "local"}, "status": {"podIP": "127.0.0.1"}})),
     ]));
     let rbac = RbacAuthorizer { index: Arc::default(), ready: Ready::now() };
-    let node = NodeAuthorizer { graph: Arc::default(), ready: Ready::now(), rules: Arc::from([]) };
+    let node = NodeAuthorizer { followed: FollowedGraph::fixed(NodeGraph::default()), rules: Arc::from([]) };
     let shared = Shared {
         reader: Arc::new(objects),
         kubelet_tls: Arc::new(kubelet_client_config(&own).expect("tls")),
