@@ -82,7 +82,7 @@ impl Metrics {
     /// The text exposition format.
     pub fn render(&self, table: &Table) -> String {
         let mut out = String::new();
-        let mut help = |out: &mut String, name: &str, kind: &str, text: &str| {
+        let help = |out: &mut String, name: &str, kind: &str, text: &str| {
             let _ = writeln!(out, "# HELP {name} {text}\n# TYPE {name} {kind}");
         };
         help(&mut out, "apiserver_request_total", "counter", "Requests by verb, resource and code.");

@@ -173,7 +173,8 @@ impl Pipeline {
     ) -> Result<Response<Body>, Status> {
         let table = self.registry.kinds.snapshot();
         if !info.is_resource {
-            return Ok(self.document(&table, &request, info).await);
+            let (parts, _) = request.into_parts();
+            return Ok(self.document(&table, &parts, info).await);
         }
         let Some(row) = table.find(&info.group, &info.version, &info.resource).cloned() else {
             if table.has_version(&info.group, &info.version) {
@@ -310,17 +311,17 @@ impl Pipeline {
     async fn document(
         &self,
         table: &Arc<Table>,
-        request: &Request<Body>,
+        request: &http::request::Parts,
         info: &RequestInfo,
     ) -> Response<Body> {
-        if request.uri().path().contains("//") {
+        if request.uri.path().contains("//") {
             return respond::text(404, "404 page not found\n");
         }
         let storage = self.registry.feed.storage();
         if let Some(response) = self.health.answer(info, &**storage).await {
             return response;
         }
-        let (path, method, headers) = (info.path.as_str(), request.method(), request.headers());
+        let (path, method, headers) = (info.path.as_str(), &request.method, &request.headers);
         let discovered = self.discovery.answer(table, path, headers, method, &self.address);
         if let Some(response) = discovered {
             return response;

@@ -200,7 +200,7 @@ impl Allocators {
         let mut work = Work {
             allocators: self,
             held,
-            allocation: Allocation { pools: Some(self.pools.clone()), ..Allocation::default() },
+            allocation: Allocation { pools: Some(self.pools.clone()), taken: Vec::new(), freed: Vec::new() },
             errors: Vec::new(),
         };
         if service.str_at("spec.type") != "ExternalName" {

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -85,6 +85,7 @@ pub struct Feed {
     kinds: Arc<KindsRegistry>,
     seal: Option<Arc<dyn Seal>>,
     seen: AtomicU64,
+    stopped: AtomicBool,
     seen_tx: watch::Sender<u64>,
     progress: Mutex<Option<ProgressHandle>>,
     /// Writes on their way, by the address of their bytes: an engine that hands the same buffer back in its event
@@ -128,6 +129,7 @@ impl Feed {
             kinds,
             seal,
             seen: AtomicU64::new(revision),
+            stopped: AtomicBool::new(false),
             seen_tx: watch::Sender::new(revision),
             progress: Mutex::default(),
             prepared: Mutex::default(),
@@ -150,7 +152,18 @@ impl Feed {
             () = stop.cancelled() => {}
             () = self.follow() => {}
         }
-        let _ = self.storage.close().await;
+        self.end_watches();
+    }
+
+    /// Ends every watch; nothing follows the caches any longer.
+    pub fn end_watches(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.kinds.load().caches().iter().for_each(|c| c.wake());
+    }
+
+    /// Whether nothing will come any more: watches end.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     async fn follow(&self) {

@@ -134,8 +134,10 @@ fn property(field: &Field, prefix: &str) -> Value {
             out["x-kubernetes-list-map-keys"] = json!(keys);
         }
     }
-    if !field.patch.is_empty() {
-        out["x-kubernetes-patch-strategy"] = json!(field.patch);
+    let strategies: Vec<&str> =
+        ["merge", "retainKeys", "replace"].into_iter().filter(|s| field.has_patch_strategy(s)).collect();
+    if !strategies.is_empty() {
+        out["x-kubernetes-patch-strategy"] = json!(strategies.join(","));
     }
     if !field.merge_key.is_empty() {
         out["x-kubernetes-patch-merge-key"] = json!(field.merge_key);

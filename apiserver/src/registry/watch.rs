@@ -126,7 +126,7 @@ impl Watch {
                 self.done = true;
                 return Some(self.renderer.error(&status));
             }
-            if self.done {
+            if self.done || self.feed.is_stopped() {
                 return None;
             }
             if !self.initial.is_empty() {
@@ -143,6 +143,9 @@ impl Watch {
             let mut changed = std::pin::pin!(ring.changed.notified());
             // Listening begins before looking, so that nothing falls between.
             changed.as_mut().enable();
+            if self.feed.is_stopped() {
+                return None;
+            }
             let seen = self.feed.seen();
             let mut events = Vec::new();
             if let Err(lagged) = self.ring.read(self.cursor, BATCH, &mut events) {
