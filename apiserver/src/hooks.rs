@@ -1,11 +1,11 @@
 //! What differs between kinds, asked of the api crate in one place; and the clock.
 
+use hawser_api::defaults as api_defaults;
 use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
 use hawser_api::status::Status;
 use hawser_api::strategy::{self, CreateContext, DefaultPropagation};
 use hawser_api::time::rfc3339;
-use hawser_api::defaults as api_defaults;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
@@ -50,7 +50,11 @@ pub fn strategy(kind: &Kind) -> Strategy {
                     | "resourcequotas"
             ) | (
                 "storage.k8s.io",
-                "storageclasses" | "volumeattachments" | "csinodes" | "csidrivers" | "volumeattributesclasses"
+                "storageclasses"
+                    | "volumeattachments"
+                    | "csinodes"
+                    | "csidrivers"
+                    | "volumeattributesclasses"
             )
         ),
     }
@@ -84,7 +88,8 @@ pub fn shift(time: &str, seconds: i64) -> String {
 pub fn pod_grace(pod: &Value, wanted: Option<i64>) -> i64 {
     let own = pod.int_at("spec.terminationGracePeriodSeconds").unwrap_or(30);
     let grace = wanted.unwrap_or(own);
-    if pod.str_at("spec.nodeName").is_empty() || matches!(pod.str_at("status.phase"), "Failed" | "Succeeded") {
+    if pod.str_at("spec.nodeName").is_empty() || matches!(pod.str_at("status.phase"), "Failed" | "Succeeded")
+    {
         return 0;
     }
     // A negative period means the shortest one.

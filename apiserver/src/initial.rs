@@ -279,13 +279,15 @@ mod tests {
     fn roles_get_back_what_they_lost() {
         let rule = |verb: &str| json!({"apiGroups": [""], "resources": ["pods"], "verbs": [verb]});
         let wanted = json!({"kind": "ClusterRole", "metadata": {"labels": {"a": "b"}}, "rules": [rule("get"), rule("list")]});
-        let held = json!({"kind": "ClusterRole", "metadata": {"name": "r"}, "rules": [rule("get"), rule("watch")]});
+        let held =
+            json!({"kind": "ClusterRole", "metadata": {"name": "r"}, "rules": [rule("get"), rule("watch")]});
         let fixed = with_rbac(&held, &wanted).expect("rules");
         assert_eq!(fixed.items_at("rules").len(), 3);
         assert_eq!(fixed.label("a"), Some("b"));
         assert_eq!(with_rbac(&fixed, &wanted).expect("rules"), fixed);
         let binding = json!({"roleRef": {"name": "r"}, "subjects": [{"kind": "User", "name": "a"}]});
-        let held = json!({"roleRef": {"name": "r"}, "subjects": [{"kind": "User", "name": "b", "apiGroup": "x"}]});
+        let held =
+            json!({"roleRef": {"name": "r"}, "subjects": [{"kind": "User", "name": "b", "apiGroup": "x"}]});
         assert_eq!(with_rbac(&held, &binding).expect("subjects").items_at("subjects").len(), 2);
     }
 }

@@ -50,7 +50,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::{AccessBuilder, GroupResource, Host, UserInfo};
 use crate::alloc::Allocators;
-use crate::cache::feed::{Feed, Seal};
+use crate::cache::feed::Feed;
+use crate::encryption::Transformer;
 use crate::in_process::{InProcessService, Local};
 use crate::kinds::KindsRegistry;
 use crate::pipeline::Pipeline;
@@ -68,7 +69,7 @@ pub struct Config {
     /// Access control.
     pub access: Arc<dyn AccessBuilder>,
     /// Encryption at rest.
-    pub seal: Option<Arc<dyn Seal>>,
+    pub seal: Option<Arc<dyn Transformer>>,
     /// Addresses of Services.
     pub service_cidr: Ipv4Net,
     /// Where the `kubernetes` Service leads to.

@@ -119,7 +119,12 @@ impl Metrics {
         help(&mut out, "apiserver_longrunning_requests", "gauge", "Watches that are open.");
         let watches = self.watches.load(Ordering::Relaxed);
         let _ = writeln!(out, "apiserver_longrunning_requests{{verb=\"WATCH\"}} {watches}");
-        help(&mut out, "apiserver_storage_objects", "gauge", "Objects held, of resources that were asked for.");
+        help(
+            &mut out,
+            "apiserver_storage_objects",
+            "gauge",
+            "Objects held, of resources that were asked for.",
+        );
         for cache in table.caches().iter().filter(|c| c.is_live()) {
             let (objects, _) = cache.size();
             let _ = writeln!(

@@ -10,7 +10,7 @@ use http::{Method, Request, Response};
 use http_body_util::StreamBody;
 use parking_lot::Mutex;
 
-use crate::access::{Attributes, Authorizer, AuthnError, Decision, GROUP_AUTHENTICATED, UserInfo};
+use crate::access::{Attributes, AuthnError, Authorizer, Decision, GROUP_AUTHENTICATED, UserInfo};
 use crate::authn::impersonation;
 use crate::body::Body;
 use crate::discovery::{self, Discovery};
@@ -253,7 +253,8 @@ impl Pipeline {
         };
         // Only lists and watches cross namespaces.
         let crosses = call.row.kind.namespaced && info.namespace.is_empty();
-        if !fits || !call.row.kind.has_verb(info.verb) || (crosses && !matches!(info.verb, "list" | "watch")) {
+        if !fits || !call.row.kind.has_verb(info.verb) || (crosses && !matches!(info.verb, "list" | "watch"))
+        {
             return Err(Status::method_not_allowed());
         }
         match info.verb {
@@ -298,10 +299,9 @@ impl Pipeline {
                 });
                 let mut response =
                     respond::bytes_answer(200, Body::new(StreamBody::new(stream)), content_type);
-                response.headers_mut().insert(
-                    http::header::CACHE_CONTROL,
-                    HeaderValue::from_static("no-cache, private"),
-                );
+                response
+                    .headers_mut()
+                    .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
                 response
             }
         })

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::body::Body;
 use crate::cache::entry::Entry;
 use crate::cache::ring::{Event, EventType};
-use crate::convert::{self, Conversion};
+use crate::convert;
 use crate::kinds::Row;
 use crate::negotiate::{Accepted, Encoding, Transform};
 use crate::registry::list::Page;
@@ -51,7 +51,7 @@ impl Renderer {
 
     /// Whether stored bytes can be sent as they are, the head excepted.
     fn direct(&self) -> bool {
-        convert::of(&self.row) == Conversion::Head
+        convert::only_head(&self.row)
     }
 
     /// A stored object in the row's version.
@@ -340,7 +340,8 @@ pub fn gzip(response: &mut Response<Body>, accept_encoding: Option<&str>) {
     if size < GZIP_FROM {
         return;
     }
-    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(size / 4), flate2::Compression::new(1));
+    let mut encoder =
+        flate2::write::GzEncoder::new(Vec::with_capacity(size / 4), flate2::Compression::new(1));
     let written = match std::mem::take(response.body_mut()) {
         Body::Full(b) => encoder.write_all(&b),
         Body::Chunks(c) => c.iter().try_for_each(|b| encoder.write_all(b)),

@@ -35,7 +35,8 @@ pub fn listen(addresses: &[SocketAddr], inherited: bool) -> Result<Vec<TcpListen
             let passed = fds.take_tcp_listener(n).map_err(|e| format!("passed socket {n}: {e}"))?;
             if let Some(listener) = passed {
                 listener.set_nonblocking(true).map_err(|e| format!("passed socket {n}: {e}"))?;
-                listeners.push(TcpListener::from_std(listener).map_err(|e| format!("passed socket {n}: {e}"))?);
+                listeners
+                    .push(TcpListener::from_std(listener).map_err(|e| format!("passed socket {n}: {e}"))?);
             }
         }
     }
@@ -71,7 +72,12 @@ pub async fn serve(
                 };
                 match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(connection(stream, acceptor.clone(), pipeline.clone(), stop.clone()));
+                        connections.spawn(connection(
+                            stream,
+                            acceptor.clone(),
+                            pipeline.clone(),
+                            stop.clone(),
+                        ));
                     }
                     Err(e) => {
                         // Out of file descriptors, mostly: waiting lets connections end.

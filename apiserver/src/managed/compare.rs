@@ -197,10 +197,13 @@ mod tests {
         let new = json!({"spec": {"selector": {"matchLabels": {"a": "c"}}, "template": {"spec": {"containers": [
             {"name": "c", "image": "1", "resources": {}}, {"name": "a", "image": "2", "resources": {}}]}}}});
         let got = compare(deployment(), &old, &new);
-        let containers = |inner: Value| json!({"f:spec": {"f:template": {"f:spec": {"f:containers": inner}}}});
+        let containers =
+            |inner: Value| json!({"f:spec": {"f:template": {"f:spec": {"f:containers": inner}}}});
         assert_eq!(
             got.added.to_value(),
-            containers(json!({"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:image": {}, "f:resources": {}}}))
+            containers(
+                json!({"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:image": {}, "f:resources": {}}})
+            )
         );
         assert_eq!(
             got.removed.to_value(),

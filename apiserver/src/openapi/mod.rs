@@ -74,7 +74,8 @@ impl OpenApi {
             types.add_kind(&row.kind);
         }
         let definitions = types.finish("#/definitions/");
-        let document = json!({"swagger": "2.0", "info": info_object(), "paths": all, "definitions": definitions});
+        let document =
+            json!({"swagger": "2.0", "info": info_object(), "paths": all, "definitions": definitions});
         respond::value(200, &document, Encoding::Json)
     }
 }

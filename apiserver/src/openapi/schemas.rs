@@ -70,8 +70,11 @@ impl Collector {
         }
         let list_meta = out.contains_key(LIST_META);
         for (list, item, gvk) in self.lists {
-            let metadata =
-                if list_meta { json!({"$ref": format!("{prefix}{LIST_META}")}) } else { json!({"type": "object"}) };
+            let metadata = if list_meta {
+                json!({"$ref": format!("{prefix}{LIST_META}")})
+            } else {
+                json!({"type": "object"})
+            };
             out.insert(
                 list,
                 json!({"type": "object", "required": ["items"], "x-kubernetes-group-version-kind": [gvk],

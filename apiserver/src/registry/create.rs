@@ -63,8 +63,16 @@ impl Registry {
         };
         managed::update(ty, &managed::nothing(ty), &mut object, &writer);
         let option_value = options.to_value("CreateOptions");
-        self.admit(call, Operation::Create, &kind.kind, Some(&mut object), None, options.dry_run, &option_value)
-            .await?;
+        self.admit(
+            call,
+            Operation::Create,
+            &kind.kind,
+            Some(&mut object),
+            None,
+            options.dry_run,
+            &option_value,
+        )
+        .await?;
         self.insert(call, object, options, &option_value).await
     }
 

@@ -93,9 +93,13 @@ impl Registry {
         call.report(&dropped, options.field_validation)?;
         let ty = schema::of(&kind);
         let strategy = hooks::strategy(call.row.stored_kind());
-        let manner = Manner { subresource, options_kind: "PatchOptions", unconditional: true, trusted: false };
+        let manner =
+            Manner { subresource, options_kind: "PatchOptions", unconditional: true, trusted: false };
         let api_version = kind.api_version();
-        if strategy.create_on_update && subresource.is_empty() && matches!(patch, Patch::Merge(_) | Patch::Strategic(_)) {
+        if strategy.create_on_update
+            && subresource.is_empty()
+            && matches!(patch, Patch::Merge(_) | Patch::Strategic(_))
+        {
             // Patches never create; only server-side apply does.
             self.current(call, &call.info.name).await?;
         }

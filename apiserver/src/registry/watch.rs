@@ -90,8 +90,7 @@ impl Registry {
         };
         let failure = (cursor < ring.floor()).then(|| Status::too_old(cursor, ring.floor()));
         let now = Instant::now();
-        let timeout =
-            options.timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()));
+        let timeout = options.timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()));
         let deadline = now + timeout;
         let mut watch = Watch {
             feed: self.feed.clone(),
@@ -116,7 +115,10 @@ impl Registry {
 impl Watch {
     /// The events as chunks of newline-separated JSON.
     pub fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
-        futures::stream::unfold(self, |mut watch| async move { watch.next().await.map(|frame| (frame, watch)) })
+        futures::stream::unfold(
+            self,
+            |mut watch| async move { watch.next().await.map(|frame| (frame, watch)) },
+        )
     }
 
     /// The next chunk; None at the end.
@@ -179,7 +181,8 @@ impl Watch {
     }
 
     fn schedule_bookmark(&mut self, now: Instant) {
-        let last = self.deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|t| *t > now).unwrap_or(self.deadline);
+        let last =
+            self.deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|t| *t > now).unwrap_or(self.deadline);
         self.next_bookmark = (now + BOOKMARK_EVERY).min(last);
     }
 
