@@ -21,7 +21,9 @@ fn run() -> Result<(), String> {
     let manifest = env("CARGO_MANIFEST_DIR")?;
     let out = env("OUT_DIR")?;
     let root = manifest.parent().ok_or("the crate does not lie in the workspace")?;
-    for path in ["ebpf/common/src", "ebpf/programs/src", "ebpf/programs/Cargo.toml", "ebpf/programs/Cargo.lock"] {
+    for path in
+        ["ebpf/common/src", "ebpf/programs/src", "ebpf/programs/Cargo.toml", "ebpf/programs/Cargo.lock"]
+    {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
     println!("cargo::rerun-if-changed={}", root.join("xtask/src/build_ebpf.rs").display());

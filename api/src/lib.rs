@@ -4,6 +4,7 @@
 //! Nothing here reads a clock, draws randomness or does input or output; such values are arguments.
 #![forbid(unsafe_code)]
 
+pub mod convert;
 pub mod decode;
 pub mod defaults;
 pub mod kinds;

@@ -107,13 +107,13 @@ pub trait Transformer: Send + Sync {
     ///
     /// # Errors
     /// When encryption fails.
-    fn to_storage(&self, context: &[u8], value: &[u8]) -> Result<Bytes, EncryptionError>;
+    fn encrypt(&self, context: &[u8], value: &[u8]) -> Result<Bytes, EncryptionError>;
 
     /// Value as stored → value as the API server holds it. Cheap for values that were not encrypted.
     ///
     /// # Errors
     /// When the value is corrupt, moved, or its key is missing. Never an empty value.
-    fn from_storage(&self, context: &[u8], value: Bytes) -> Result<Bytes, EncryptionError>;
+    fn decrypt(&self, context: &[u8], value: Bytes) -> Result<Bytes, EncryptionError>;
 }
 
 /// [`Transformer`] with envelope encryption. See the module's text.
@@ -215,14 +215,14 @@ fn open(key: &LessSafeKey, context: &[u8], sealed: &[u8]) -> Result<Bytes, Encry
 }
 
 impl Transformer for Envelope {
-    fn to_storage(&self, context: &[u8], value: &[u8]) -> Result<Bytes, EncryptionError> {
+    fn encrypt(&self, context: &[u8], value: &[u8]) -> Result<Bytes, EncryptionError> {
         let mut out = Vec::with_capacity(self.header.len() + NONCE_LEN + value.len() + TAG_LEN);
         out.extend_from_slice(&self.header);
         seal(&self.data_key, &self.random, context, value, &mut out)?;
         Ok(out.into())
     }
 
-    fn from_storage(&self, context: &[u8], value: Bytes) -> Result<Bytes, EncryptionError> {
+    fn decrypt(&self, context: &[u8], value: Bytes) -> Result<Bytes, EncryptionError> {
         if let Some(body) = value.strip_prefix(self.header.as_slice()) {
             return open(&self.data_key, context, body);
         }
@@ -244,18 +244,17 @@ mod tests {
     #[test]
     fn values_survive_a_new_process_and_a_key_rotation() {
         let old = KeyRing::generate().expect("ring");
-        let stored =
-            Envelope::new(&old).expect("envelope").to_storage(b"/secrets/a", b"value").expect("seal");
+        let stored = Envelope::new(&old).expect("envelope").encrypt(b"/secrets/a", b"value").expect("seal");
         assert!(!stored.windows(5).any(|w| w == b"value"));
         let again = Envelope::new(&old).expect("envelope");
-        assert_eq!(again.from_storage(b"/secrets/a", stored.clone()).expect("open"), "value");
+        assert_eq!(again.decrypt(b"/secrets/a", stored.clone()).expect("open"), "value");
         let new = KeyRing::generate().expect("ring").to_text().replace("key1", "key2");
         let both = KeyRing::parse(&format!("{new}\n{}", old.to_text())).expect("parse");
         let both = Envelope::new(&both).expect("envelope");
-        assert_eq!(both.from_storage(b"/secrets/a", stored.clone()).expect("open"), "value");
+        assert_eq!(both.decrypt(b"/secrets/a", stored.clone()).expect("open"), "value");
         let only_new = Envelope::new(&KeyRing::parse(&new).expect("parse")).expect("envelope");
         assert_eq!(
-            only_new.from_storage(b"/secrets/a", stored),
+            only_new.decrypt(b"/secrets/a", stored),
             Err(EncryptionError::UnknownKey("key1".to_owned()))
         );
     }
@@ -263,14 +262,14 @@ mod tests {
     #[test]
     fn a_value_moved_to_another_key_does_not_open() {
         let envelope = Envelope::new(&KeyRing::generate().expect("ring")).expect("envelope");
-        let stored = envelope.to_storage(b"/secrets/a", b"value").expect("seal");
-        assert_eq!(envelope.from_storage(b"/secrets/b", stored), Err(EncryptionError::Corrupt));
+        let stored = envelope.encrypt(b"/secrets/a", b"value").expect("seal");
+        assert_eq!(envelope.decrypt(b"/secrets/b", stored), Err(EncryptionError::Corrupt));
     }
 
     #[test]
     fn plain_values_pass_and_key_files_are_checked() {
         let envelope = Envelope::new(&KeyRing::generate().expect("ring")).expect("envelope");
-        assert_eq!(envelope.from_storage(b"k", Bytes::from_static(b"{}")).expect("plain"), "{}");
+        assert_eq!(envelope.decrypt(b"k", Bytes::from_static(b"{}")).expect("plain"), "{}");
         for (text, line) in [("", 0), ("a", 1), ("# c\na:zz", 2), ("a:AAAA", 1)] {
             assert_eq!(KeyRing::parse(text).err(), Some(EncryptionError::KeyFile { line }), "{text:?}");
         }
@@ -282,13 +281,13 @@ mod tests {
             value in proptest::collection::vec(any::<u8>(), 0..200), at in any::<proptest::sample::Index>(), flip in 1u8..
         ) {
             let envelope = Envelope::new(&KeyRing::generate().expect("ring")).expect("envelope");
-            let stored = envelope.to_storage(b"k", &value).expect("seal");
-            prop_assert_eq!(envelope.from_storage(b"k", stored.clone()).expect("open"), value.clone());
+            let stored = envelope.encrypt(b"k", &value).expect("seal");
+            prop_assert_eq!(envelope.decrypt(b"k", stored.clone()).expect("open"), value.clone());
             let mut changed = stored.to_vec();
             let at = at.index(changed.len());
             changed[at] ^= flip;
             // A changed prefix makes it a plain value, which is then not the secret either.
-            prop_assert_ne!(envelope.from_storage(b"k", changed.into()).ok(), Some(Bytes::from(value)));
+            prop_assert_ne!(envelope.decrypt(b"k", changed.into()).ok(), Some(Bytes::from(value)));
         }
     }
 }

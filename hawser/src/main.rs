@@ -4,7 +4,9 @@
 mod agent;
 mod clients;
 mod components;
+mod encryption;
 mod flags;
+mod pod_network;
 mod server;
 mod signals;
 

@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, SelectAll};
 use futures::StreamExt;
+use futures::stream::{BoxStream, SelectAll};
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, LAYOUT, NodeConfig};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
@@ -124,7 +124,8 @@ impl Agent {
         let mut maps = KernelMaps::open(&pins.maps())?;
         let (cidr, cidr_receiver) = watch::channel(None);
 
-        let mut local = Local { node_name: config.node_name.clone(), link: None, service_cidr: config.service_cidr };
+        let mut local =
+            Local { node_name: config.node_name.clone(), link: None, service_cidr: config.service_cidr };
         let mut network = None;
         if config.pod_network {
             let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
@@ -152,7 +153,8 @@ impl Agent {
             let state_dir = config.run_dir.join("podnet");
             let pods = KernelMaps::open(&pins.maps())?;
             let started =
-                PodNet::start(node, state_dir, netlink.clone(), programs.clone(), pods, cidr_receiver).await?;
+                PodNet::start(node, state_dir, netlink.clone(), programs.clone(), pods, cidr_receiver)
+                    .await?;
             podnet = Some(Arc::new(started));
             routes = Some(Routes::new(netlink, uplink.index));
         }
@@ -187,13 +189,15 @@ impl Agent {
     /// # Errors
     /// The inspection service failed; faults of the API, the maps and the routes are retried.
     pub async fn run(self, token: CancellationToken) -> Result<(), Error> {
-        let Self { client, settings, dataplane, routes, podnet, cidr, synced, listener, _programs, _lock } = self;
+        let Self { client, settings, dataplane, routes, podnet, cidr, synced, listener, _programs, _lock } =
+            self;
         let maps = Pins::new(settings.pins()).maps();
         let stop = token.child_token();
         let _stop_all = stop.clone().drop_guard();
         let service = InspectService::new(maps.clone(), podnet).serve(listener, stop.clone());
         let node_name = settings.config.node_name.clone();
-        let engine = Engine { dataplane, routes, cidr, synced, node_name, known: Default::default(), retry: None };
+        let engine =
+            Engine { dataplane, routes, cidr, synced, node_name, known: Default::default(), retry: None };
         let sweep = sweep_ct(maps, stop.clone());
         tokio::select! {
             result = service => result?,
@@ -224,7 +228,13 @@ async fn find_uplink(netlink: &Netlink, config: &Config) -> Result<Uplink, Error
             (link, subnet)
         }
     };
-    Ok(Uplink { index: link.index, name: link.name, mac: link.mac.unwrap_or_default(), mtu: link.mtu, subnet })
+    Ok(Uplink {
+        index: link.index,
+        name: link.name,
+        mac: link.mac.unwrap_or_default(),
+        mtu: link.mtu,
+        subnet,
+    })
 }
 
 /// Objects by kind.
@@ -269,30 +279,31 @@ impl Engine {
 
     async fn on_input(&mut self, input: Input) {
         let was_synced = self.known_all();
-        let touched = match input {
-            Input::Failed(kind, error) => {
-                tracing::warn!(kind, %error, "watch failed; it starts again");
-                return;
-            }
-            Input::Service(event) => {
-                let desired = self.dataplane.desired();
-                let changes = self.known.services.on_event(event);
-                merge(changes.into_iter().map(|(name, object)| {
-                    desired.set_service(&name, object.as_ref().and_then(convert::service))
-                }))
-            }
-            Input::Slice(event) => {
-                let desired = self.dataplane.desired();
-                let changes = self.known.slices.on_event(event);
-                merge(changes.into_iter().map(|(name, object)| {
-                    desired.set_slice(&name, object.as_ref().and_then(convert::slice))
-                }))
-            }
-            Input::Node(event) => {
-                let changes = self.known.nodes.on_event(event);
-                merge(changes.into_iter().map(|(name, object)| self.on_node(&name, object.as_ref())))
-            }
-        };
+        let touched =
+            match input {
+                Input::Failed(kind, error) => {
+                    tracing::warn!(kind, %error, "watch failed; it starts again");
+                    return;
+                }
+                Input::Service(event) => {
+                    let desired = self.dataplane.desired();
+                    let changes = self.known.services.on_event(event);
+                    merge(changes.into_iter().map(|(name, object)| {
+                        desired.set_service(&name, object.as_ref().and_then(convert::service))
+                    }))
+                }
+                Input::Slice(event) => {
+                    let desired = self.dataplane.desired();
+                    let changes = self.known.slices.on_event(event);
+                    merge(changes.into_iter().map(|(name, object)| {
+                        desired.set_slice(&name, object.as_ref().and_then(convert::slice))
+                    }))
+                }
+                Input::Node(event) => {
+                    let changes = self.known.nodes.on_event(event);
+                    merge(changes.into_iter().map(|(name, object)| self.on_node(&name, object.as_ref())))
+                }
+            };
         if !self.known_all() {
             return;
         }
@@ -305,7 +316,8 @@ impl Engine {
             self.retry_soon();
         }
         let desired = self.dataplane.desired();
-        let prefixes: Vec<_> = touched.prefixes.iter().map(|prefix| (*prefix, desired.prefix(prefix).copied())).collect();
+        let prefixes: Vec<_> =
+            touched.prefixes.iter().map(|prefix| (*prefix, desired.prefix(prefix).copied())).collect();
         if let Some(routes) = &mut self.routes
             && !prefixes.is_empty()
             && let Err(error) = routes.apply(&prefixes).await
@@ -351,7 +363,8 @@ impl Engine {
             tracing::warn!(%error, "comparing the maps; trying again");
             whole = false;
         }
-        let prefixes: Vec<_> = self.dataplane.desired().prefixes().map(|(prefix, entry)| (*prefix, *entry)).collect();
+        let prefixes: Vec<_> =
+            self.dataplane.desired().prefixes().map(|(prefix, entry)| (*prefix, *entry)).collect();
         if let Some(routes) = &mut self.routes
             && !routes.in_sync()
             && let Err(error) = routes.reconcile(&prefixes).await

@@ -77,8 +77,12 @@ impl<M: Maps> Dataplane<M> {
         self.prefixes = snapshot.prefixes.iter().copied().collect();
         self.run(&stale)?;
         let frontends: Vec<L4Addr> = self.desired.frontends().map(|(frontend, _)| *frontend).collect();
-        let gone: Vec<L4Addr> =
-            self.table.frontends().filter(|frontend| self.desired.frontend(frontend).is_none()).copied().collect();
+        let gone: Vec<L4Addr> = self
+            .table
+            .frontends()
+            .filter(|frontend| self.desired.frontend(frontend).is_none())
+            .copied()
+            .collect();
         let prefixes = self.desired.prefixes().map(|(prefix, _)| *prefix);
         let prefixes = prefixes.chain(self.prefixes.keys().copied()).collect();
         self.apply_touched(&Touched { frontends: [frontends, gone].concat(), prefixes })?;

@@ -251,7 +251,8 @@ impl Desired {
             false => IpcacheEntry4 { node_ip_be: address_be(*address), identity, flags },
         };
         let identity = if local { IDENTITY_HOST } else { IDENTITY_REMOTE_NODE };
-        let addresses = node.addresses.iter().map(|address| (Ipv4Net::from(*address), entry(identity, address)));
+        let addresses =
+            node.addresses.iter().map(|address| (Ipv4Net::from(*address), entry(identity, address)));
         let pods = node.pod_cidrs.iter().map(|cidr| (cidr.trunc(), entry(IDENTITY_PODS, primary)));
         addresses.chain(pods).collect()
     }

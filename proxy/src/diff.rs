@@ -81,7 +81,11 @@ impl Table {
             let found = slots.remove(&key).unwrap_or_default();
             let Some(frontend) = frontend_address(&key) else {
                 ops.push(Op::DeleteService { key });
-                ops.extend(found.iter().map(|(generation, slot, _)| Op::DeleteService { key: key.slot(*generation, *slot) }));
+                ops.extend(
+                    found
+                        .iter()
+                        .map(|(generation, slot, _)| Op::DeleteService { key: key.slot(*generation, *slot) }),
+                );
                 continue;
             };
             let rev_nat = rev_nats.remove(&master.rev_nat_id);
@@ -93,7 +97,11 @@ impl Table {
             table.frontends.insert(frontend, installed);
         }
         for (key, found) in slots {
-            ops.extend(found.iter().map(|(generation, slot, _)| Op::DeleteService { key: key.slot(*generation, *slot) }));
+            ops.extend(
+                found
+                    .iter()
+                    .map(|(generation, slot, _)| Op::DeleteService { key: key.slot(*generation, *slot) }),
+            );
         }
         ops.extend(rev_nats.into_keys().map(|id| Op::DeleteReverseNat { id }));
         (table, ops)
@@ -134,7 +142,9 @@ impl Table {
         let stray = found.iter().filter(|(generation, slot, _)| {
             *generation != master.generation || usize::from(*slot) > installed.slots.len()
         });
-        ops.extend(stray.map(|(generation, slot, _)| Op::DeleteService { key: key.slot(*generation, *slot) }));
+        ops.extend(
+            stray.map(|(generation, slot, _)| Op::DeleteService { key: key.slot(*generation, *slot) }),
+        );
         installed
     }
 
@@ -155,8 +165,12 @@ impl Table {
 
     /// Removes backends that no slot names: after a full reconcile, those of an earlier life.
     pub fn sweep(&mut self) -> Vec<Op> {
-        let unused: Vec<L4Addr> =
-            self.backends.iter().filter(|(_, backend)| backend.references == 0).map(|(address, _)| *address).collect();
+        let unused: Vec<L4Addr> = self
+            .backends
+            .iter()
+            .filter(|(_, backend)| backend.references == 0)
+            .map(|(address, _)| *address)
+            .collect();
         let mut ops = std::mem::take(&mut self.stale);
         for address in unused {
             self.forget_backend(&address, &mut ops);
@@ -197,11 +211,13 @@ impl Table {
         let old_slots = installed.slots.clone();
         let held: HashSet<u32> = old_slots.iter().copied().collect();
         let added: Vec<u32> = wanted.iter().copied().filter(|id| !held.contains(id)).collect();
-        let gone: Vec<usize> = (0..old_slots.len()).filter(|index| !wanted.contains(&old_slots[*index])).collect();
+        let gone: Vec<usize> =
+            (0..old_slots.len()).filter(|index| !wanted.contains(&old_slots[*index])).collect();
         let mut after = Vec::new();
         // After a crash halfway through a removal, a backend can hold two slots.
         let twice = old_slots.len() + added.len() != wanted.len() + gone.len();
-        let rewrite = installed.broken.is_some() || twice || needs_generation(wanted.len(), gone.len(), added.len());
+        let rewrite =
+            installed.broken.is_some() || twice || needs_generation(wanted.len(), gone.len(), added.len());
 
         if rewrite {
             delete_slots(&key, &installed, &mut after);
@@ -353,7 +369,11 @@ fn put_slot(key: &ServiceKey4, installed: &Installed, index: usize, backend_id: 
 fn delete_slots(key: &ServiceKey4, installed: &Installed, ops: &mut Vec<Op>) {
     match &installed.broken {
         Some(found) => {
-            ops.extend(found.iter().map(|(generation, slot)| Op::DeleteService { key: key.slot(*generation, *slot) }));
+            ops.extend(
+                found
+                    .iter()
+                    .map(|(generation, slot)| Op::DeleteService { key: key.slot(*generation, *slot) }),
+            );
         }
         None => ops.extend(
             (0..installed.slots.len())

@@ -68,7 +68,11 @@ impl InspectService {
     ///
     /// # Errors
     /// The listener failed.
-    pub async fn serve(self, listener: UnixListener, token: CancellationToken) -> Result<(), tonic::transport::Error> {
+    pub async fn serve(
+        self,
+        listener: UnixListener,
+        token: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
         tonic::transport::Server::builder()
             .add_service(InspectServer::new(self))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), token.cancelled_owned())
@@ -81,7 +85,8 @@ impl InspectService {
         read: impl FnOnce(&KernelMaps) -> Result<T, MapError> + Send + 'static,
     ) -> Result<T, Status> {
         let dir = self.maps.clone();
-        let result = tokio::task::spawn_blocking(move || KernelMaps::open(&dir).and_then(|maps| read(&maps))).await;
+        let result =
+            tokio::task::spawn_blocking(move || KernelMaps::open(&dir).and_then(|maps| read(&maps))).await;
         match result {
             Ok(result) => result.map_err(|error| Status::internal(error.to_string())),
             Err(error) => Err(Status::internal(error.to_string())),
@@ -96,7 +101,8 @@ impl Inspect for InspectService {
         let backends: HashMap<u32, _> = snapshot.backends.into_iter().collect();
         let slots: HashMap<ServiceKey4, ServiceValue4> = snapshot.services.iter().copied().collect();
         let mut masters: Vec<_> = snapshot.services.into_iter().filter(|(key, _)| key.slot == 0).collect();
-        masters.sort_by_key(|(key, _)| (u32::from_be(key.address_be), u16::from_be(key.port_be), key.protocol));
+        masters
+            .sort_by_key(|(key, _)| (u32::from_be(key.address_be), u16::from_be(key.port_be), key.protocol));
         let frontends = masters.into_iter().map(|(key, master)| {
             let in_force = (1..=master.count).filter_map(|slot| {
                 let entry = slots.get(&key.slot(master.generation, slot))?;
@@ -122,7 +128,10 @@ impl Inspect for InspectService {
         Ok(Response::new(ListLbResponse { frontends: frontends.collect() }))
     }
 
-    async fn list_endpoints(&self, _: Request<ListEndpointsRequest>) -> Result<Response<ListEndpointsResponse>, Status> {
+    async fn list_endpoints(
+        &self,
+        _: Request<ListEndpointsRequest>,
+    ) -> Result<Response<ListEndpointsResponse>, Status> {
         let mut held = self.read(KernelMaps::snapshot).await?.endpoints;
         held.sort_by_key(|(address, _)| *address);
         let records = self.podnet.as_ref().map(|podnet| podnet.records()).unwrap_or_default();
@@ -142,7 +151,10 @@ impl Inspect for InspectService {
         Ok(Response::new(ListEndpointsResponse { endpoints: endpoints.collect() }))
     }
 
-    async fn list_ipcache(&self, _: Request<ListIpcacheRequest>) -> Result<Response<ListIpcacheResponse>, Status> {
+    async fn list_ipcache(
+        &self,
+        _: Request<ListIpcacheRequest>,
+    ) -> Result<Response<ListIpcacheResponse>, Status> {
         let mut held = self.read(KernelMaps::snapshot).await?.prefixes;
         held.sort_by_key(|(prefix, _)| *prefix);
         let entries = held.into_iter().map(|(prefix, entry)| IpcacheEntry {
@@ -165,12 +177,17 @@ impl Inspect for InspectService {
         let now = monotonic_ns();
         let chunks: Vec<_> = held
             .chunks(CT_CHUNK)
-            .map(|chunk| Ok(ListCtResponse { entries: chunk.iter().map(|(k, e)| ct_entry(k, e, now)).collect() }))
+            .map(|chunk| {
+                Ok(ListCtResponse { entries: chunk.iter().map(|(k, e)| ct_entry(k, e, now)).collect() })
+            })
             .collect();
         Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
     }
 
-    async fn list_metrics(&self, _: Request<ListMetricsRequest>) -> Result<Response<ListMetricsResponse>, Status> {
+    async fn list_metrics(
+        &self,
+        _: Request<ListMetricsRequest>,
+    ) -> Result<Response<ListMetricsResponse>, Status> {
         let records = self.read(KernelMaps::metrics).await?;
         let metrics = records.into_iter().map(|record| Metric {
             direction: name(&direction::NAMES, record.direction),
@@ -224,7 +241,11 @@ fn ct_entry(key: &CtKey4, entry: &CtEntry4, now_ns: u64) -> CtEntry {
         destination: Some(l4(key.daddr_be, key.dport_be, key.protocol)),
         new_source: Some(l4(entry.new_saddr_be, entry.new_sport_be, key.protocol)),
         new_destination: Some(l4(entry.new_daddr_be, entry.new_dport_be, key.protocol)),
-        flags: flags.iter().filter(|(flag, _)| entry.flags & flag != 0).map(|(_, name)| (*name).to_string()).collect(),
+        flags: flags
+            .iter()
+            .filter(|(flag, _)| entry.flags & flag != 0)
+            .map(|(_, name)| (*name).to_string())
+            .collect(),
         rev_nat_id: entry.rev_nat_id,
         backend_id: entry.backend_id,
         packets: entry.packets,

@@ -42,10 +42,18 @@ impl InstanceLock {
     pub fn take(run_dir: &Path) -> Result<Self, LockError> {
         let path = run_dir.join("proxy.lock");
         let io_error = |source| LockError::Io { path: path.display().to_string(), source };
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io_error)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error)?;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(LockError::Held(path.display().to_string())),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                return Err(LockError::Held(path.display().to_string()));
+            }
             Err((_, error)) => return Err(io_error(error.into())),
         };
         let address = SocketAddr::from_abstract_name(SOCKET).map_err(io_error)?;

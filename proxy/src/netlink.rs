@@ -96,7 +96,10 @@ impl Netlink {
     ///
     /// # Errors
     /// The namespace could not be entered, the socket not be made, or `also` failed.
-    pub async fn inside(path: &Path, also: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<Self> {
+    pub async fn inside(
+        path: &Path,
+        also: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
         let namespace = std::fs::File::open(path)?;
         let runtime = tokio::runtime::Handle::current();
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -110,7 +113,8 @@ impl Netlink {
             // The receiver waits, or its task was cancelled: then nobody needs the answer.
             let _ = sender.send(result);
         })?;
-        let (connection, handle, _) = receiver.await.map_err(|_| io::Error::other("the namespace thread died"))??;
+        let (connection, handle, _) =
+            receiver.await.map_err(|_| io::Error::other("the namespace thread died"))??;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
@@ -137,7 +141,8 @@ impl Netlink {
         let Some(message) = addresses.try_next().await.map_err(failed(what()))? else { return Ok(None) };
         let mut links = self.handle.link().get().match_index(message.header.index).execute();
         let Some(link) = links.try_next().await.map_err(failed(what()))? else { return Ok(None) };
-        let subnet = Ipv4Net::new(address, message.header.prefix_len).unwrap_or_else(|_| Ipv4Net::from(address));
+        let subnet =
+            Ipv4Net::new(address, message.header.prefix_len).unwrap_or_else(|_| Ipv4Net::from(address));
         let is_it = message.attributes.iter().any(|attribute| {
             matches!(attribute, AddressAttribute::Local(IpAddr::V4(a)) | AddressAttribute::Address(IpAddr::V4(a)) if *a == address)
         });
@@ -148,7 +153,12 @@ impl Netlink {
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn add_veth(&self, host: &VethEnd<'_>, pod: &VethEnd<'_>, namespace: BorrowedFd<'_>) -> Result<(), NetlinkError> {
+    pub async fn add_veth(
+        &self,
+        host: &VethEnd<'_>,
+        pod: &VethEnd<'_>,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<(), NetlinkError> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(pod.name)
             .address(pod.mac.to_vec())
@@ -169,7 +179,12 @@ impl Netlink {
     /// See [`NetlinkError`].
     pub async fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
         let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
-        self.handle.link().set(message).execute().await.map_err(failed(format!("bringing interface {index} up")))
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(failed(format!("bringing interface {index} up")))
     }
 
     /// Deletes an interface by name; it may be gone already.
@@ -179,7 +194,9 @@ impl Netlink {
     pub async fn delete_link(&self, name: &str) -> Result<(), NetlinkError> {
         let Some(link) = self.link(name).await? else { return Ok(()) };
         match self.handle.link().del(link.index).execute().await {
-            Err(error) if !is(&error, libc::ENODEV) => Err(failed(format!("deleting interface {name}"))(error)),
+            Err(error) if !is(&error, libc::ENODEV) => {
+                Err(failed(format!("deleting interface {name}"))(error))
+            }
             _ => Ok(()),
         }
     }
@@ -197,7 +214,12 @@ impl Netlink {
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn set_neighbour(&self, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> Result<(), NetlinkError> {
+    pub async fn set_neighbour(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        mac: [u8; 6],
+    ) -> Result<(), NetlinkError> {
         let request = self.handle.neighbours().add(index, IpAddr::V4(address)).link_layer_address(&mac);
         request.replace().execute().await.map_err(failed(format!("adding neighbour {address}")))
     }

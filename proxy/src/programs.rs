@@ -96,9 +96,16 @@ impl Pins {
         self.root.join("links")
     }
 
-    /// Pin of a link; `target` is an interface or "cgroup".
+    /// Pin of a link; `target` is an interface or "cgroup". A bpffs allows no dot in names, an interface
+    /// does (but no slash and no exclamation mark is in use): see [`Self::parse_link`].
     fn link(&self, program: &str, target: &str) -> PathBuf {
-        self.links().join(format!("{program}.{target}"))
+        self.links().join(format!("{program}:{}", target.replace('.', "!")))
+    }
+
+    /// Program and target of a link's pin.
+    fn parse_link(name: &str) -> Option<(&str, String)> {
+        let (program, target) = name.split_once(':')?;
+        Some((program, target.replace('!', ".")))
     }
 
     /// Mounts a bpffs where there is none, and makes the directories.
@@ -108,7 +115,8 @@ impl Pins {
             move |source| ProgramsError::Pin { path, source }
         };
         create_private(&self.root).map_err(pin_error(&self.root))?;
-        let kind = nix::sys::statfs::statfs(&self.root).map_err(io::Error::from).map_err(pin_error(&self.root))?;
+        let kind =
+            nix::sys::statfs::statfs(&self.root).map_err(io::Error::from).map_err(pin_error(&self.root))?;
         if kind.filesystem_type().0 as i64 != BPF_FS_MAGIC {
             nix::mount::mount(
                 Some("bpf"),
@@ -170,7 +178,9 @@ impl Programs {
             }
             let pin = pins.programs().join(name);
             remove_if_there(&pin)?;
-            program.pin(&pin).map_err(|error| ProgramsError::Pin { path: pin, source: io::Error::other(error) })?;
+            program
+                .pin(&pin)
+                .map_err(|error| ProgramsError::Pin { path: pin, source: io::Error::other(error) })?;
         }
         let mut config = KernelMaps::open(&pins.maps())?;
         let current = config.config()?;
@@ -237,10 +247,10 @@ impl Programs {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&dir).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            if let Some((program, interface)) = name.split_once('.')
+            if let Some((program, interface)) = Pins::parse_link(&name)
                 && TC_PROGRAMS.contains(&program)
             {
-                names.push(interface.to_string());
+                names.push(interface);
             }
         }
         names.sort();
@@ -310,7 +320,12 @@ impl Programs {
     }
 
     /// Before 6.6: a filter on clsact. It stays with the interface, so there is nothing to pin.
-    fn attach_netlink(&mut self, name: &str, interface: &str, hook: TcAttachType) -> Result<(), ProgramsError> {
+    fn attach_netlink(
+        &mut self,
+        name: &str,
+        interface: &str,
+        hook: TcAttachType,
+    ) -> Result<(), ProgramsError> {
         let failed = attach_error(name, interface);
         match tc::qdisc_add_clsact(interface) {
             Ok(()) | Err(tc::TcError::AlreadyAttached) => {}

@@ -55,7 +55,8 @@ impl Routes {
         self.held = self.netlink.our_routes().await?.into_iter().collect();
         let desired: HashMap<Ipv4Net, Option<Ipv4Addr>> =
             all.iter().filter_map(|(prefix, entry)| Some((*prefix, wanted(*prefix, Some(entry))?))).collect();
-        let gone: Vec<Ipv4Net> = self.held.keys().filter(|prefix| !desired.contains_key(*prefix)).copied().collect();
+        let gone: Vec<Ipv4Net> =
+            self.held.keys().filter(|prefix| !desired.contains_key(*prefix)).copied().collect();
         for prefix in gone {
             self.set(prefix, None).await?;
         }

@@ -7,7 +7,7 @@
 mod service;
 mod special;
 
-pub use special::qos_class;
+pub use special::{TEMPLATE_GENERATION, qos_class};
 
 use crate::kinds::Kind;
 use crate::names::NameRule;

@@ -8,7 +8,8 @@ use crate::time::rfc3339;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+/// The annotation that counts the changes of a DaemonSet's template.
+pub const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 /// On create, after the common steps.
 pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {

@@ -214,7 +214,15 @@ pub fn row_value(kind: &Kind, object: &Value, now: Timestamp, include: IncludeOb
     let row = row(kind, object, now);
     let carried = match include {
         IncludeObject::None => Value::Null,
-        IncludeObject::Metadata => partial_metadata(object),
+        IncludeObject::Metadata => {
+            let mut partial = partial_metadata(object);
+            // Kubernetes takes a table's metadata from its internal types, which hold this one elsewhere.
+            partial.remove_path(&["metadata", "annotations", crate::strategy::TEMPLATE_GENERATION]);
+            if partial.annotations().is_empty() {
+                partial.remove_path(&["metadata", "annotations"]);
+            }
+            partial
+        }
         IncludeObject::Object => object.clone(),
     };
     let mut out = json!({"cells": row.cells, "object": carried});

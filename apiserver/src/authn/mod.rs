@@ -4,9 +4,12 @@ pub mod bearer;
 pub mod impersonation;
 pub mod x509;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls_pki_types::CertificateDer;
 
 use crate::access::{Authenticator, AuthnError, UserInfo};
@@ -46,9 +49,13 @@ impl Authenticator for RequestAuthenticator {
         if let Some(user) = connection {
             return Ok(Some(Arc::clone(user)));
         }
-        let Some(token) = bearer_token(headers) else { return Ok(None) };
+        let Some(token) =
+            bearer_token(headers).map(Cow::Borrowed).or_else(|| protocol_token(headers).map(Cow::Owned))
+        else {
+            return Ok(None);
+        };
         let now = jiff::Timestamp::now().as_second();
-        match self.bearer.authenticate(token, self.bearer.audiences(), now).await {
+        match self.bearer.authenticate(&token, self.bearer.audiences(), now).await {
             Ok(verified) => Ok(Some(Arc::new(verified.user))),
             Err(BearerError::Lookup(why)) => Err(AuthnError::Internal(why)),
             Err(error) => Err(AuthnError::Invalid(error.to_string())),
@@ -65,6 +72,16 @@ fn bearer_token(headers: &http::HeaderMap) -> Option<&str> {
     let (scheme, token) = value.trim().split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// The token among a WebSocket's subprotocols.
+fn protocol_token(headers: &http::HeaderMap) -> Option<String> {
+    let websocket = headers.get(http::header::UPGRADE)?.to_str().ok()?.eq_ignore_ascii_case("websocket");
+    let offered =
+        headers.get_all(http::header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok());
+    let encoded = offered.flat_map(|v| v.split(',')).find_map(|p| p.trim().strip_prefix(PROTOCOL_PREFIX))?;
+    let decoded = URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok().filter(|_| websocket)?;
+    String::from_utf8(decoded).ok().filter(|token| !token.is_empty())
 }
 
 /// Whether a WebSocket subprotocol carries credentials and must not be passed on.
@@ -91,6 +108,21 @@ mod tests {
             assert_eq!(bearer_token(&headers), token, "{value:?}");
         }
         assert_eq!(bearer_token(&http::HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn websocket_protocols() {
+        let headers = |upgrade: &str, protocols: &str| {
+            http::HeaderMap::from_iter([
+                (http::header::UPGRADE, upgrade.parse().expect("header")),
+                (http::header::SEC_WEBSOCKET_PROTOCOL, protocols.parse().expect("header")),
+            ])
+        };
+        let offered = "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.c2VjcmV0";
+        assert_eq!(protocol_token(&headers("websocket", offered)).as_deref(), Some("secret"));
+        assert_eq!(protocol_token(&headers("SPDY/3.1", offered)), None);
+        assert_eq!(protocol_token(&headers("websocket", "v5.channel.k8s.io")), None);
+        assert_eq!(protocol_token(&headers("websocket", "base64url.bearer.authorization.k8s.io.!")), None);
     }
 
     #[test]

@@ -148,24 +148,46 @@ pub fn follow_rbac(
     Ok((index, ready))
 }
 
+/// A node graph with what tells of its state.
+#[derive(Debug, Clone)]
+pub struct FollowedGraph {
+    /// Who needs what.
+    pub graph: Arc<RwLock<NodeGraph>>,
+    /// Set once the graph holds what the store held at start.
+    pub ready: Ready,
+    /// Counts the changes that the graph has seen.
+    pub changes: watch::Receiver<u64>,
+}
+
+impl FollowedGraph {
+    /// A graph that nothing changes any more.
+    pub fn fixed(graph: NodeGraph) -> Self {
+        let (sender, changes) = watch::channel(0);
+        drop(sender);
+        Self { graph: Arc::new(RwLock::new(graph)), ready: Ready::now(), changes }
+    }
+}
+
 /// Starts the tasks that keep the node graph in step.
 ///
 /// # Errors
 /// When the reader knows one of the resources not.
-pub fn follow_nodes(
-    reader: &dyn ObjectReader,
-    stop: &CancellationToken,
-) -> Result<(Arc<RwLock<NodeGraph>>, Ready), ReadError> {
+pub fn follow_nodes(reader: &dyn ObjectReader, stop: &CancellationToken) -> Result<FollowedGraph, ReadError> {
     let graph = Arc::new(RwLock::new(NodeGraph::default()));
+    let (counter, seen) = watch::channel(0u64);
+    let counter = Arc::new(counter);
     let resources = [("", "pods"), ("", "persistentvolumes"), ("storage.k8s.io", "volumeattachments")];
     let (pending, ready) = Pending::new(resources.len());
     for (group, resource) in resources {
         let changes = reader.changes(&GroupResource::new(group, resource))?;
-        let graph = Arc::clone(&graph);
-        let apply = move |change| change_graph(&mut graph.write(), resource, change);
+        let (graph, counter) = (Arc::clone(&graph), Arc::clone(&counter));
+        let apply = move |change| {
+            change_graph(&mut graph.write(), resource, change);
+            counter.send_modify(|count| *count += 1);
+        };
         tokio::spawn(run(changes, Arc::clone(&pending), stop.clone(), apply));
     }
-    Ok((graph, ready))
+    Ok(FollowedGraph { graph, ready, changes: seen })
 }
 
 fn set_graph(graph: &mut NodeGraph, resource: &str, object: &ObjectRef, present: bool) {

@@ -87,21 +87,19 @@ struct Binding {
     subjects: Vec<Subject>,
 }
 
+type BindingsByKey = HashMap<String, Vec<Arc<Binding>>>;
+
 /// Bindings by subject.
 #[derive(Debug, Default)]
 struct BySubject {
-    users: HashMap<String, Vec<Arc<Binding>>>,
-    groups: HashMap<String, Vec<Arc<Binding>>>,
+    users: BindingsByKey,
+    groups: BindingsByKey,
     /// By `NAMESPACE:NAME`.
-    accounts: HashMap<String, Vec<Arc<Binding>>>,
+    accounts: BindingsByKey,
 }
 
 impl BySubject {
-    fn slot(
-        &mut self,
-        binding: &Binding,
-        subject: &Subject,
-    ) -> Option<(&mut HashMap<String, Vec<Arc<Binding>>>, String)> {
+    fn slot(&mut self, binding: &Binding, subject: &Subject) -> Option<(&mut BindingsByKey, String)> {
         match subject.kind.as_str() {
             "User" => Some((&mut self.users, subject.name.clone())),
             "Group" => Some((&mut self.groups, subject.name.clone())),

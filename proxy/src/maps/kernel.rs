@@ -3,16 +3,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::Pod;
 use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
 use hawser_ebpf_common::endpoint::{Endpoint4, IpcacheEntry4, NodeConfig};
-use hawser_ebpf_common::lb::{
-    Backend4, ReverseNat4, ReverseSk4, ServiceKey4, ServiceValue4, SocketKey4,
-};
-use hawser_ebpf_common::metrics::{MetricsValue, direction, index, reason};
+use hawser_ebpf_common::lb::{Backend4, ReverseNat4, ReverseSk4, ServiceKey4, ServiceValue4, SocketKey4};
 use hawser_ebpf_common::map_names as names;
+use hawser_ebpf_common::metrics::{MetricsValue, direction, index, reason};
 use ipnet::Ipv4Net;
 
 use super::{MapError, Maps, Op, Snapshot};
@@ -156,7 +154,8 @@ impl KernelMaps {
         let mut records = Vec::new();
         for direction in 0..direction::COUNT {
             for reason in 0..reason::COUNT {
-                let values = self.metrics.get(&index(direction, reason), 0).map_err(kernel(names::METRICS))?;
+                let values =
+                    self.metrics.get(&index(direction, reason), 0).map_err(kernel(names::METRICS))?;
                 let sum = values.iter().fold(MetricsValue::default(), |sum, value| MetricsValue {
                     packets: sum.packets + value.packets,
                     bytes: sum.bytes + value.bytes,
@@ -177,9 +176,13 @@ fn lpm_key(prefix: Ipv4Net) -> Key<u32> {
 impl Maps for KernelMaps {
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         match *op {
-            Op::PutService { key, value } => self.services.insert(key, value, 0).map_err(kernel(names::SERVICES)),
+            Op::PutService { key, value } => {
+                self.services.insert(key, value, 0).map_err(kernel(names::SERVICES))
+            }
             Op::DeleteService { key } => deleted(names::SERVICES, self.services.remove(&key)),
-            Op::PutBackend { id, value } => self.backends.insert(id, value, 0).map_err(kernel(names::BACKENDS)),
+            Op::PutBackend { id, value } => {
+                self.backends.insert(id, value, 0).map_err(kernel(names::BACKENDS))
+            }
             Op::DeleteBackend { id } => deleted(names::BACKENDS, self.backends.remove(&id)),
             Op::PutReverseNat { id, value } => {
                 self.reverse_nat.insert(id, value, 0).map_err(kernel(names::REVERSE_NAT))
@@ -192,7 +195,9 @@ impl Maps for KernelMaps {
             Op::PutEndpoint { address, value } => {
                 self.endpoints.insert(address_be(address), value, 0).map_err(kernel(names::ENDPOINTS))
             }
-            Op::DeleteEndpoint { address } => deleted(names::ENDPOINTS, self.endpoints.remove(&address_be(address))),
+            Op::DeleteEndpoint { address } => {
+                deleted(names::ENDPOINTS, self.endpoints.remove(&address_be(address)))
+            }
         }
     }
 
@@ -213,12 +218,16 @@ impl Maps for KernelMaps {
             backends: dump(names::BACKENDS, &self.backends)?,
             reverse_nat: dump(names::REVERSE_NAT, &self.reverse_nat)?,
             prefixes,
-            endpoints: endpoints.into_iter().map(|(address, value)| (address_from_be(address), value)).collect(),
+            endpoints: endpoints
+                .into_iter()
+                .map(|(address, value)| (address_from_be(address), value))
+                .collect(),
         })
     }
 
     fn forget_sockets(&mut self) -> Result<(), MapError> {
-        let live: HashSet<u32> = dump(names::REVERSE_NAT, &self.reverse_nat)?.into_iter().map(|(id, _)| id).collect();
+        let live: HashSet<u32> =
+            dump(names::REVERSE_NAT, &self.reverse_nat)?.into_iter().map(|(id, _)| id).collect();
         for (key, value) in dump(names::REVERSE_SK, &self.reverse_sk)? {
             if !live.contains(&value.rev_nat_id) {
                 deleted(names::REVERSE_SK, self.reverse_sk.remove(&key))?;

@@ -6,7 +6,7 @@ mod faulty;
 mod kernel;
 
 pub use fake::FakeMaps;
-pub use faulty::{FaultyMaps, Faults};
+pub use faulty::{Faults, FaultyMaps};
 pub use kernel::{CtRecord, KernelMaps, MetricsRecord};
 
 use std::net::Ipv4Addr;

@@ -195,9 +195,23 @@ impl PodNet {
         Ok(())
     }
 
+    /// Whether pods can get addresses: the node has its prefix.
+    ///
+    /// # Errors
+    /// `NoPodCidr` until then.
+    pub fn ready(&self) -> Result<(), PodNetError> {
+        if self.cidr.borrow().is_some() { Ok(()) } else { Err(PodNetError::NoPodCidr) }
+    }
+
     /// The addresses of a pod that was set up.
     pub fn addresses(&self, sandbox_id: &str) -> Vec<IpAddr> {
-        self.state.lock().by_sandbox.get(sandbox_id).map(|record| IpAddr::V4(record.address)).into_iter().collect()
+        self.state
+            .lock()
+            .by_sandbox
+            .get(sandbox_id)
+            .map(|record| IpAddr::V4(record.address))
+            .into_iter()
+            .collect()
     }
 
     /// All pods that have an address.
@@ -272,7 +286,8 @@ impl PodNet {
         }
         if host.is_none() {
             let namespace = std::fs::File::open(&request.netns).map_err(namespace_error)?;
-            let host_end = VethEnd { name: &record.interface, mac: host_mac(record.address), mtu: self.node.mtu };
+            let host_end =
+                VethEnd { name: &record.interface, mac: host_mac(record.address), mtu: self.node.mtu };
             let pod_end = VethEnd { name: POD_INTERFACE, mac: pod_mac(record.address), mtu: self.node.mtu };
             self.netlink.add_veth(&host_end, &pod_end, namespace.as_fd()).await?;
             host = self.netlink.link(&record.interface).await?;
@@ -298,7 +313,12 @@ impl PodNet {
         Ok(())
     }
 
-    async fn configure_pod(&self, inside: &Netlink, index: u32, address: Ipv4Addr) -> Result<(), PodNetError> {
+    async fn configure_pod(
+        &self,
+        inside: &Netlink,
+        index: u32,
+        address: Ipv4Addr,
+    ) -> Result<(), PodNetError> {
         if let Some(loopback) = inside.link("lo").await? {
             inside.set_up(loopback.index).await?;
         }
@@ -357,7 +377,9 @@ fn endpoint(address: Ipv4Addr, ifindex: u32) -> Endpoint4 {
 /// A name that no other pod's interface has: the sandbox's hash, or one close to it.
 fn free_name(sandbox_id: &str, taken: &HashMap<String, Record>) -> String {
     // FNV-1a: stable between versions, and nobody gains anything from a collision.
-    let hash = sandbox_id.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = sandbox_id
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let mut candidates = (0u32..).map(|offset| format!("{PREFIX}{:08x}", hash.wrapping_add(offset)));
     let is_free = |name: &String| !taken.values().any(|record| &record.interface == name);
     candidates.find(is_free).unwrap_or_default()

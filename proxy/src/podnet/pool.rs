@@ -51,7 +51,8 @@ impl Pool {
             Some(cursor) if cursor >= first && cursor < last => cursor + 1,
             _ => first,
         };
-        let address = (start..=last).chain(first..start).map(Ipv4Addr::from).find(|a| self.is_free(*a, now))?;
+        let address =
+            (start..=last).chain(first..start).map(Ipv4Addr::from).find(|a| self.is_free(*a, now))?;
         self.leases.insert(address, Lease::Held);
         self.cursor = Some(address);
         Some(address)
@@ -83,7 +84,8 @@ mod tests {
     fn skips_reserved_addresses_and_ends() {
         let cidr: Ipv4Net = "10.0.0.0/29".parse().expect("a prefix");
         let mut pool = Pool::default();
-        let got: Vec<_> = std::iter::from_fn(|| pool.allocate(cidr, Duration::ZERO)).map(|a| a.octets()[3]).collect();
+        let got: Vec<_> =
+            std::iter::from_fn(|| pool.allocate(cidr, Duration::ZERO)).map(|a| a.octets()[3]).collect();
         assert_eq!(got, [2, 3, 4, 5, 6]);
         pool.release(Ipv4Addr::new(10, 0, 0, 4), Duration::from_secs(100));
         assert_eq!(pool.allocate(cidr, Duration::from_secs(105)), None, "too early");

@@ -109,6 +109,9 @@ mod tests {
         assert_eq!(records, [Record { released_at: Some(7), ..record(2) }, record(3)]);
         assert!(!dir.path().join("pods/10.0.0.4.part").exists());
         std::fs::write(dir.path().join("pods/10.0.0.5.json"), b"{").expect("damage");
-        assert_eq!(Store::open(dir.path().join("pods")).err().map(|e| e.kind()), Some(io::ErrorKind::InvalidData));
+        assert_eq!(
+            Store::open(dir.path().join("pods")).err().map(|e| e.kind()),
+            Some(io::ErrorKind::InvalidData)
+        );
     }
 }

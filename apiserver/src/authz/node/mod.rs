@@ -5,12 +5,12 @@
 pub mod graph;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hawser_api::text::quote;
-use parking_lot::RwLock;
 
-use super::follow::Ready;
+use super::follow::FollowedGraph;
 use super::rule::PolicyRule;
 use crate::access::{Attributes, Authorization, Authorizer, Decision, UserInfo};
 use graph::{NodeGraph, Vertex};
@@ -22,6 +22,11 @@ pub const NODE_USER_PREFIX: &str = "system:node:";
 /// Namespace of the nodes' leases.
 pub const NODE_LEASE_NAMESPACE: &str = "kube-node-lease";
 
+/// What the refusal of an unrelated object begins with.
+const UNRELATED: &str = "no relationship found between node";
+/// How long a refusal waits for the graph to catch up with what the node has seen.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// The node that a user is: Some("") for a node without a name of its own.
 pub fn node_of(user: &UserInfo) -> Option<&str> {
     let name = user.username.strip_prefix(NODE_USER_PREFIX)?;
@@ -32,9 +37,7 @@ pub fn node_of(user: &UserInfo) -> Option<&str> {
 #[derive(Debug, Clone)]
 pub struct NodeAuthorizer {
     /// Who needs what.
-    pub graph: Arc<RwLock<NodeGraph>>,
-    /// Set once the graph holds what the store held at start.
-    pub ready: Ready,
+    pub followed: FollowedGraph,
     /// The rules of the role `system:node`, as at bootstrap.
     pub rules: Arc<[PolicyRule]>,
 }
@@ -53,8 +56,21 @@ impl Authorizer for NodeAuthorizer {
             let why = format!("unknown node for user {}", quote(&attributes.user.username));
             return Authorization::new(Decision::NoOpinion, why);
         }
-        self.ready.wait().await;
-        match self.decide(node, attributes) {
+        self.followed.ready.wait().await;
+        let mut changes = self.followed.changes.clone();
+        changes.borrow_and_update();
+        let mut answer = self.decide(node, attributes);
+        if answer.as_ref().is_err_and(|why| why.starts_with(UNRELATED)) {
+            // A node learns of its new pod by the same watch as the graph, and may be the quicker one.
+            let catch_up = async {
+                while answer.is_err() && changes.changed().await.is_ok() {
+                    answer = self.decide(node, attributes);
+                }
+            };
+            // Past the deadline the last answer stands.
+            let _ = tokio::time::timeout(PATIENCE, catch_up).await;
+        }
+        match answer {
             Ok(()) => Authorization::new(Decision::Allow, ""),
             Err(why) => Authorization::new(Decision::NoOpinion, why),
         }
@@ -130,10 +146,10 @@ impl NodeAuthorizer {
         if request.name.is_empty() {
             return refuse("No Object name found");
         }
-        if found(&self.graph.read()) {
+        if found(&self.followed.graph.read()) {
             return Ok(());
         }
-        refuse(format!("no relationship found between node '{node}' and this object"))
+        refuse(format!("{UNRELATED} '{node}' and this object"))
     }
 
     fn service_account(&self, node: &str, request: &Attributes<'_>) -> Answer {

@@ -12,8 +12,7 @@ fn pod(node: &str, spec: Value) -> Value {
 
 fn authorizer(graph: NodeGraph) -> NodeAuthorizer {
     NodeAuthorizer {
-        graph: Arc::new(RwLock::new(graph)),
-        ready: Ready::now(),
+        followed: FollowedGraph::fixed(graph),
         rules: Arc::from([
             rule("-", "services", "", "get list watch"),
             rule("certificates.k8s.io", "certificatesigningrequests", "", "create get"),
@@ -196,4 +195,24 @@ proptest! {
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_waits_a_moment_for_a_pod_that_the_node_has_seen_already() {
+    let mut late = authorizer(NodeGraph::default());
+    let (counter, changes) = tokio::sync::watch::channel(0u64);
+    late.followed.changes = changes;
+    let graph = Arc::clone(&late.followed.graph);
+    let asking = tokio::spawn(async move {
+        let user = UserInfo::new("system:node:a", [GROUP_NODES]);
+        let mut answers = Vec::new();
+        for name in ["vol", "vol", "other"] {
+            answers.push(late.authorize(&request(&user, "get", ":secrets", "ns", name)).await.decision);
+        }
+        answers
+    });
+    tokio::task::yield_now().await;
+    *graph.write() = two_nodes();
+    counter.send_modify(|count| *count += 1);
+    assert_eq!(asking.await.expect("answers"), [Decision::Allow, Decision::Allow, Decision::NoOpinion]);
 }

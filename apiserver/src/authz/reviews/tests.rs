@@ -1,8 +1,9 @@
 use http::Method;
 use serde_json::from_value;
 
-use super::super::follow::Ready;
+use super::super::follow::{FollowedGraph, Ready};
 use super::super::node::NodeAuthorizer;
+use super::super::node::graph::NodeGraph;
 use super::super::{RbacAuthorizer, index::RbacIndex};
 use super::*;
 use crate::request_info::RequestInfo;
@@ -15,7 +16,7 @@ fn reviews() -> AccessReviews {
     index.set_role("ns", "r", Some(from_value(role).expect("role")));
     index.set_binding("ns", "rb", Some(from_value(binding).expect("binding")));
     let rbac = RbacAuthorizer { index: Arc::new(index.into()), ready: Ready::now() };
-    let node = NodeAuthorizer { graph: Arc::default(), ready: Ready::now(), rules: Arc::from([]) };
+    let node = NodeAuthorizer { followed: FollowedGraph::fixed(NodeGraph::default()), rules: Arc::from([]) };
     AccessReviews { authorizers: Arc::new(Authorizers { node, rbac }) }
 }
 
