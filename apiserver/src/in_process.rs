@@ -32,6 +32,11 @@ impl InProcessService {
     pub(crate) fn new(pipeline: Arc<Pipeline>, user: UserInfo) -> Self {
         Self { pipeline, user: Arc::new(user) }
     }
+
+    /// The same router with another identity.
+    pub fn with_user(&self, user: UserInfo) -> Self {
+        Self::new(self.pipeline.clone(), user)
+    }
 }
 
 impl<B> tower::Service<Request<B>> for InProcessService

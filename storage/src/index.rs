@@ -28,7 +28,7 @@ impl Version {
 struct Versions {
     latest: Version,
     /// Older ones that are not compacted yet, oldest first.
-    older: Vec<Version>,
+    older: VecDeque<Version>,
 }
 
 impl Versions {
@@ -37,7 +37,7 @@ impl Versions {
             return self.latest.live();
         }
         let n = self.older.partition_point(|v| v.revision <= revision);
-        self.older[..n].last().copied().and_then(Version::live)
+        self.older.get(n.checked_sub(1)?).copied().and_then(Version::live)
     }
 }
 
@@ -94,7 +94,7 @@ impl Index {
         match self.keys.get_mut(&key) {
             Some(versions) => {
                 let old = std::mem::replace(&mut versions.latest, version);
-                versions.older.push(old);
+                versions.older.push_back(old);
                 // A tombstone is garbage from its own revision on, so it is already listed.
                 if old.live().is_some() {
                     self.garbage.push_back(Garbage {
@@ -105,7 +105,7 @@ impl Index {
                 }
             }
             None => {
-                self.keys.insert(key.clone(), Versions { latest: version, older: Vec::new() });
+                self.keys.insert(key.clone(), Versions { latest: version, older: VecDeque::new() });
             }
         }
         if version.live().is_none() {
@@ -160,17 +160,25 @@ impl Index {
         page
     }
 
-    /// Gives up history before `revision`; answers the revisions whose rows can go.
+    /// Gives up history before `revision`. [`Index::sweep`] then says what can go.
     ///
     /// # Errors
     /// [`Error::FutureRevision`].
-    pub fn compact(&mut self, revision: Revision) -> Result<Vec<Revision>, Error> {
+    pub fn compact(&mut self, revision: Revision) -> Result<(), Error> {
         if revision > self.current {
             return Err(Error::FutureRevision { current: self.current });
         }
         self.compacted = self.compacted.max(revision);
+        Ok(())
+    }
+
+    /// At most `limit` revisions whose rows nobody can ask for any more, forgotten here;
+    /// none when all are swept.
+    pub fn sweep(&mut self, limit: usize) -> Vec<Revision> {
         let mut gone = Vec::new();
-        while let Some(garbage) = self.garbage.pop_front_if(|g| g.superseded_at <= self.compacted) {
+        while gone.len() < limit
+            && let Some(garbage) = self.garbage.pop_front_if(|g| g.superseded_at <= self.compacted)
+        {
             gone.push(garbage.revision);
             let Some(versions) = self.keys.get_mut(&garbage.key) else { continue };
             if versions.latest.revision == garbage.revision {
@@ -178,12 +186,15 @@ impl Index {
                 self.keys.remove(&garbage.key);
                 continue;
             }
-            versions.older.retain(|v| v.revision != garbage.revision);
+            // A key's versions are superseded in their order, so it is the oldest.
+            if versions.older.front().is_some_and(|v| v.revision == garbage.revision) {
+                versions.older.pop_front();
+            }
             if versions.older.is_empty() {
-                versions.older = Vec::new();
+                versions.older = VecDeque::new();
             }
         }
-        Ok(gone)
+        gone
     }
 }
 
@@ -239,7 +250,14 @@ mod tests {
         ];
         let mut all_gone = Vec::new();
         for compact in 1..=7 {
-            all_gone.extend(index.compact(compact).unwrap());
+            index.compact(compact).unwrap();
+            loop {
+                let gone = index.sweep(1);
+                if gone.is_empty() {
+                    break;
+                }
+                all_gone.extend(gone);
+            }
             for (revision, want) in want.iter().filter(|w| w.0 >= compact) {
                 let want: Vec<_> = want.iter().map(|(k, r)| ((*k).to_owned(), *r)).collect();
                 assert_eq!(keys(&index, "", *revision), want, "at {revision} compacted to {compact}");

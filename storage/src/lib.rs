@@ -6,9 +6,16 @@
 //!
 //! | engine | for |
 //! |---|---|
+//! | [`embedded`] | one machine: a directory, a checksummed log and a redb table |
+//! | [`etcd`] | replicated control planes: an etcd cluster |
 //! | [`memory`] | tests and throw-away clusters: nothing survives the process |
 #![forbid(unsafe_code)]
 
+pub mod bench;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod embedded;
+pub mod etcd;
 pub mod memory;
 
 mod hub;

@@ -178,7 +178,8 @@ impl Storage for Memory {
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
         let mut state = self.0.state.write();
         state.check_open()?;
-        for gone in state.index.compact(revision)? {
+        state.index.compact(revision)?;
+        for gone in state.index.sweep(usize::MAX) {
             state.rows.remove(&gone);
         }
         Ok(())

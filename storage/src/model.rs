@@ -136,6 +136,9 @@ pub enum Error {
     /// What is on disk is not what was written. The engine refuses to guess.
     #[error("stored data is corrupt: {what}")]
     Corrupt { what: String },
+    /// Another process has the store's directory open.
+    #[error("{path} is in use by another process")]
+    InUse { path: String },
     /// The engine cannot answer now. Whether a write happened is unknown.
     #[error("storage is unavailable: {0}")]
     Unavailable(String),
