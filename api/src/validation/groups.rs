@@ -5,7 +5,7 @@ use super::scheduling;
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
 use crate::status::Path;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
 const ROOT: Path<'static> = Path::ROOT;
