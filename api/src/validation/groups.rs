@@ -112,9 +112,6 @@ pub fn lease(o: &Value, e: &mut Errors) {
     if let Some(n) = o.int_at("spec.leaseTransitions").filter(|n| *n < 0) {
         e.invalid(SPEC.child("leaseTransitions"), n, NOT_NEGATIVE);
     }
-    if o.at("spec.holderIdentity").and_then(Value::as_str) == Some("") {
-        e.required(SPEC.child("holderIdentity"), "must not be empty");
-    }
 }
 
 pub fn rbac(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
