@@ -50,7 +50,7 @@ impl Registry {
     ) -> Result<Answer, Status> {
         let kind = &call.row.kind;
         if !object.resource_version().is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Status::plain_error("resourceVersion should not be set on objects to be created"));
         }
         self.feed.ensure(call.cache()?).await.map_err(|e| super::feed_status(&e))?;
         wipe(&mut object);
