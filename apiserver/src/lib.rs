@@ -157,7 +157,8 @@ impl ApiServer {
         let wanted = std::mem::take(&mut access.bootstrap);
         let allocators = restore(&feed, &kinds, config.service_cidr).await?;
         let service = allocators.first_address();
-        let registry = Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators });
+        let registry =
+            Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators, queues: Default::default() });
         let pipeline = Arc::new(Pipeline {
             registry,
             discovery: discovery::Discovery::default(),

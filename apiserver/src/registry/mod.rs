@@ -49,6 +49,8 @@ pub struct Registry {
     pub access: Access,
     /// Addresses and ports of Services.
     pub allocators: Allocators,
+    /// Where writers of the same object wait for each other.
+    pub queues: modify::Queues,
 }
 
 /// One request on one row.
