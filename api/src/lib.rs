@@ -20,3 +20,4 @@ pub mod strategy;
 pub mod table;
 pub mod text;
 pub mod time;
+pub mod validation;
