@@ -106,10 +106,13 @@ pub fn prepare_create(kind: &Kind, object: &mut Value, namespace: &str, suffix: 
 /// Keeps what an update may not change. The stored version.
 pub fn prepare_update(kind: &Kind, subresource: &str, new: &mut Value, old: &Value) {
     let now = Timestamp::now();
+    let managed = new.get_path(&["metadata", "managedFields"]).cloned();
     match subresource {
         "" => strategy::prepare_for_update(kind, new, old, now),
         sub => strategy::prepare_for_subresource_update(kind, sub, new, old, now),
     }
+    // Whatever part is written, its writer is noted.
+    new.set_meta("managedFields", managed.unwrap_or(Value::Null));
 }
 
 /// Judges a new object.

@@ -296,10 +296,6 @@ pub fn status(status: &Status, encoding: Encoding) -> Response<Body> {
     if let Some(seconds) = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0) {
         response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if status.code == 401 {
-        let challenge = HeaderValue::from_static("Bearer");
-        response.headers_mut().insert(http::header::WWW_AUTHENTICATE, challenge);
-    }
     response
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hawser_api::schema::{Base, Field, ListType, Shape, Ty, Type};
+use hawser_api::schema::{Field, ListType, Shape, Ty, Type};
 use serde_json::{Map, Value};
 
 use super::fieldset::FieldSet;
@@ -165,7 +165,6 @@ fn look_at(ty: Ty) -> Look {
         Shape::Struct(t) if t.atomic => Look::Whole,
         Shape::Struct(t) => Look::Struct(t),
         Shape::Map(inner) => Look::Map(Some(inner)),
-        Shape::Scalar(Base::Raw) => Look::Map(None),
         Shape::List(_) | Shape::Scalar(_) => Look::Whole,
     }
 }

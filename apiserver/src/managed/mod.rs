@@ -298,6 +298,7 @@ mod tests {
         let mut three = two.clone();
         update(ty(), &two, &mut three, &writer("c", "", "t3"));
         assert_eq!(three, two, "a write without a change changes nothing");
+        two["status"] = json!({});
         let mut status = two.clone();
         status["status"] = json!({"replicas": 2});
         update(ty(), &two, &mut status, &writer("c", "status", "t3"));

@@ -129,7 +129,7 @@ impl Registry {
                 return Ok(Deleted::Kept(value, revision));
             }
             match self.feed.delete(&key, Precondition::ModRevision(revision)).await {
-                Ok(_) => {
+                Ok(revision) => {
                     let gone = marked.unwrap_or(object);
                     self.allocators.deleted(kind, &gone);
                     return Ok(Deleted::Gone(gone, revision));
