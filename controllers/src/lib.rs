@@ -16,6 +16,7 @@ pub mod endpointslice;
 pub mod hash;
 pub mod manager;
 pub mod namespace;
+pub mod node;
 pub mod nsdefaults;
 pub mod object;
 pub mod plan;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,11 @@ use crate::deployment::Deployments;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
 use crate::namespace::Namespaces;
+use crate::node::eviction::TaintEviction;
+use crate::node::ipam::{NodeIpam, Pool};
+use crate::node::lifecycle::{self, NodeLifecycle};
+use crate::node::podgc::PodGc;
+use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
 use crate::replicaset::ReplicaSets;
 use crate::runner::events::{Recorder, write_events};
@@ -92,6 +98,38 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     if let Some(bundle) = t.config.root_ca_pem.clone() {
         t.add("root-ca-certificate-publisher", "root-ca-cert-publisher", |t, _| {
             RootCa::new(&t.caches, &bundle)
+        });
+    }
+    let clock: Clock = Arc::new(Timestamp::now);
+    t.add("node-lifecycle", "node-controller", |t, _| {
+        let c = &t.config;
+        let times = lifecycle::Times {
+            grace: c.node_monitor_grace_period,
+            startup_grace: c.node_startup_grace_period,
+            period: c.node_monitor_period,
+        };
+        let rates = zones::Rates {
+            normal: c.node_eviction_rate,
+            secondary: c.secondary_node_eviction_rate,
+            threshold: c.unhealthy_zone_threshold,
+            large: c.large_cluster_size_threshold,
+        };
+        NodeLifecycle::new(&t.caches, times, rates, clock.clone())
+    });
+    t.add("taint-eviction", "node-controller", |t, _| TaintEviction::new(&t.caches, clock.clone()));
+    t.add("pod-garbage-collector", "pod-garbage-collector", |t, client| {
+        let (threshold, quarantine) = (t.config.terminated_pod_gc_threshold, t.config.orphan_quarantine);
+        PodGc::new(&t.caches, client, clock.clone(), threshold, quarantine)
+    });
+    if !t.config.cluster_cidrs.is_empty() {
+        t.add("node-ipam", "node-controller", |t, _| {
+            let c = &t.config;
+            let mask = |cidr: &IpNet| match cidr {
+                IpNet::V4(_) => c.node_cidr_mask_size_v4,
+                IpNet::V6(_) => c.node_cidr_mask_size_v6,
+            };
+            let pools = c.cluster_cidrs.iter().map(|cidr| Pool::new(*cidr, mask(cidr)));
+            NodeIpam::new(&t.caches, pools.collect())
         });
     }
     t
