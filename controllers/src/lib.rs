@@ -6,7 +6,9 @@
 //! - One module per controller.
 #![forbid(unsafe_code)]
 
+pub mod aggregation;
 pub mod cache;
+pub mod certificates;
 pub mod claim;
 pub mod config;
 pub mod deployment;
@@ -24,6 +26,7 @@ pub mod pods;
 pub mod replicaset;
 pub mod runner;
 pub mod services;
+pub mod tokens;
 
 pub use config::{ClientFor, Config, SigningCa};
 pub use manager::{ControllerManager, Error};

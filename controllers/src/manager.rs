@@ -9,7 +9,11 @@ use jiff::Timestamp;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::aggregation::RoleAggregation;
 use crate::cache::{AnyStore, Caches};
+use crate::certificates::approve::Approver;
+use crate::certificates::clean::Cleaner;
+use crate::certificates::sign::{Ca, Signer};
 use crate::config::Config;
 use crate::deployment::Deployments;
 use crate::endpoints::EndpointsController;
@@ -23,6 +27,7 @@ use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
 use crate::replicaset::ReplicaSets;
 use crate::runner::events::{Recorder, write_events};
+use crate::tokens::TokenCleaner;
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
 
 /// Why the manager ended other than by being told to.
@@ -85,7 +90,7 @@ impl Table {
 }
 
 /// Every controller. A new one is one more entry.
-fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder) -> Table {
+fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder) -> Result<Table, Error> {
     let mut t = Table { config, client, caches, recorder, starts: Vec::new() };
     t.add("replicaset", "replicaset-controller", |t, _| ReplicaSets::new(&t.caches));
     t.add("deployment", "deployment-controller", |t, _| Deployments::new(&t.caches));
@@ -132,7 +137,21 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
             NodeIpam::new(&t.caches, pools.collect())
         });
     }
-    t
+    t.add("certificatesigningrequest-approving", "certificate-controller", |t, client| {
+        Approver::new(&t.caches, client)
+    });
+    if let Some(ca) = &t.config.signing_ca {
+        let ca = Ca::new(ca).map_err(|e| Error::Config(e.to_string()))?;
+        t.add("certificatesigningrequest-signing", "certificate-controller", |t, _| {
+            Signer::new(&t.caches, ca, t.config.signing_duration, clock.clone())
+        });
+    }
+    t.add("certificatesigningrequest-cleaner", "certificate-controller", |t, _| Cleaner::new(&t.caches));
+    t.add("tokencleaner", "token-cleaner", |t, _| TokenCleaner::new(&t.caches));
+    t.add("clusterrole-aggregation", "clusterrole-aggregation-controller", |t, _| {
+        RoleAggregation::new(&t.caches)
+    });
+    Ok(t)
 }
 
 impl ControllerManager {
@@ -143,8 +162,7 @@ impl ControllerManager {
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
         self.config.validate().map_err(Error::Config)?;
         let Some(election) = self.config.leader_election.clone() else {
-            self.lead(stop).await;
-            return Ok(());
+            return self.lead(stop).await;
         };
         let client = self.client.clone();
         if !leader::acquire(&client, &election, &stop).await {
@@ -154,20 +172,20 @@ impl ControllerManager {
         let work = stop.child_token();
         let mut led = Box::pin(self.lead(work.clone()));
         tokio::select! {
-            () = &mut led => Ok(()),
+            ended = &mut led => ended,
             () = leader::hold(&client, &election, &stop) => {
                 work.cancel();
-                led.await;
+                led.await?;
                 if stop.is_cancelled() { Ok(()) } else { Err(Error::LeadershipLost) }
             }
         }
     }
 
-    async fn lead(self, stop: CancellationToken) {
+    async fn lead(self, stop: CancellationToken) -> Result<(), Error> {
         let (recorder, notes) = Recorder::channel();
         let caches = Caches::new();
         let client = self.client;
-        let table = table(self.config, client.clone(), caches.clone(), recorder);
+        let table = table(self.config, client.clone(), caches.clone(), recorder)?;
         let stores = caches.stores();
         let work = async {
             tokio::select! {
@@ -178,5 +196,6 @@ impl ControllerManager {
             futures::future::join_all(runs).await;
         };
         tokio::join!(work, caches.feed(&client, &stop), write_events(client.clone(), notes, stop.clone()));
+        Ok(())
     }
 }
