@@ -58,8 +58,8 @@ pub struct TlsPaths {
     pub cert: PathBuf,
     /// Its key.
     pub key: PathBuf,
-    /// CA of clients.
-    pub client_ca: PathBuf,
+    /// CA of clients; without one, clients show bearer tokens.
+    pub client_ca: Option<PathBuf>,
 }
 
 impl Config {

@@ -100,10 +100,12 @@ pub(crate) fn resource(
     };
     let fallback = || facts.allocatable.filter(|_| kind == "limits");
     let value = list.and_then(|l| l.get(name)).or_else(|| fallback().and_then(|a| a.get(name)));
-    let value = value.and_then(resources::nano).unwrap_or(0);
-    let divisor = selector.divisor.as_ref().and_then(resources::nano).filter(|d| *d > 0);
-    let divisor = divisor.unwrap_or(1_000_000_000);
-    Ok((value.div_euclid(divisor) + i128::from(value.rem_euclid(divisor) != 0)).to_string())
+    // cpu has fractions, everything else is whole.
+    let (read, one): (fn(&Quantity) -> Option<i64>, i64) =
+        if name == "cpu" { (resources::milli, 1000) } else { (resources::units, 1) };
+    let value = value.and_then(read).unwrap_or(0);
+    let divisor = selector.divisor.as_ref().and_then(read).filter(|d| *d > 0).unwrap_or(one);
+    Ok((value.div_euclid(divisor) + i64::from(value.rem_euclid(divisor) != 0)).to_string())
 }
 
 #[cfg(test)]

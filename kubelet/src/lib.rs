@@ -14,6 +14,7 @@
 //! by their labels.
 #![forbid(unsafe_code)]
 
+pub mod bootstrap;
 pub mod config;
 mod cri;
 mod dns;

@@ -12,62 +12,14 @@ const MAX_SHARES: i64 = 262_144;
 /// Pods of this priority and above are critical to the node.
 const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
-/// A quantity in billionths; `None` if it is not a number.
-pub(crate) fn nano(q: &Quantity) -> Option<i128> {
-    let s = q.0.trim();
-    let split = s.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(s.len());
-    let (number, suffix) = s.split_at(split);
-    let (sign, digits) = match number.strip_prefix('-') {
-        Some(d) => (-1, d),
-        None => (1, number.strip_prefix('+').unwrap_or(number)),
-    };
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if whole.is_empty() && fraction.is_empty() || whole.len() > 24 || fraction.len() > 24 {
-        return None;
-    }
-    // The value is mantissa * scale / 10^places.
-    let mantissa: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let places = u32::try_from(fraction.len()).ok()?;
-    let binary = |power: u32| Some((1_i128 << (10 * power)) * 1_000_000_000);
-    let decimal = |exponent: i32| u32::try_from(exponent + 9).ok().and_then(|e| 10_i128.checked_pow(e));
-    let scale = match suffix {
-        "n" => decimal(-9),
-        "u" => decimal(-6),
-        "m" => decimal(-3),
-        "" => decimal(0),
-        "k" => decimal(3),
-        "M" => decimal(6),
-        "G" => decimal(9),
-        "T" => decimal(12),
-        "P" => decimal(15),
-        "E" => decimal(18),
-        "Ki" => binary(1),
-        "Mi" => binary(2),
-        "Gi" => binary(3),
-        "Ti" => binary(4),
-        "Pi" => binary(5),
-        "Ei" => binary(6),
-        exponent => {
-            decimal(exponent.strip_prefix(['e', 'E'])?.parse().ok().filter(|e| (-9..19).contains(e))?)
-        }
-    }?;
-    let value = mantissa.checked_mul(scale)?;
-    let divisor = 10_i128.checked_pow(places)?;
-    // Kubernetes rounds up what it cannot represent.
-    let rounded = value / divisor + i128::from(value % divisor != 0);
-    Some(sign * rounded)
-}
-
-/// A quantity in whole units, rounded up.
+/// A quantity in whole units, rounded up; `None` if it is not one.
 pub(crate) fn units(q: &Quantity) -> Option<i64> {
-    let n = nano(q)?;
-    i64::try_from(n.div_euclid(1_000_000_000) + i128::from(n.rem_euclid(1_000_000_000) != 0)).ok()
+    hawser_api::quantity::Quantity::parse(&q.0).ok().map(|q| q.value())
 }
 
-/// A quantity in thousandths, rounded up.
+/// A quantity in thousandths, rounded up; `None` if it is not one.
 pub(crate) fn milli(q: &Quantity) -> Option<i64> {
-    let n = nano(q)?;
-    i64::try_from(n.div_euclid(1_000_000) + i128::from(n.rem_euclid(1_000_000) != 0)).ok()
+    hawser_api::quantity::Quantity::parse(&q.0).ok().map(|q| q.milli_value())
 }
 
 /// Request (else limit) and limit of one resource, in thousandths for cpu and bytes for everything else.
@@ -154,30 +106,6 @@ fn oom_score_adj(pod: &Pod, memory_request: i64, node_memory: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantities() {
-        let n = |s: &str| nano(&Quantity(s.into()));
-        for (text, want) in [
-            ("1", Some(1_000_000_000)),
-            ("100m", Some(100_000_000)),
-            ("0.5", Some(500_000_000)),
-            ("1.5Gi", Some(1_610_612_736 * 1_000_000_000)),
-            ("1e3", Some(1_000 * 1_000_000_000)),
-            ("2E", Some(2_000_000_000_000_000_000 * 1_000_000_000)),
-            ("-1k", Some(-1_000 * 1_000_000_000)),
-            ("1n", Some(1)),
-            ("0.1n", Some(1)),
-            ("", None),
-            (".", None),
-            ("1Zi", None),
-            ("abc", None),
-        ] {
-            assert_eq!(n(text), want, "{text}");
-        }
-        assert_eq!(milli(&Quantity("1".into())), Some(1000));
-        assert_eq!(units(&Quantity("1001m".into())), Some(2));
-    }
 
     #[test]
     fn cpu_and_memory() {

@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(os_name(""), "Linux");
         let capacity = capacity(Path::new("/"), 110);
         for name in ["cpu", "memory", "ephemeral-storage"] {
-            assert!(crate::resources::nano(&capacity[name]).unwrap() > 0, "{name}");
+            assert!(crate::resources::units(&capacity[name]).unwrap() > 0, "{name}");
         }
     }
 }

@@ -4,6 +4,7 @@ use super::model::{Input, Observed};
 use super::spec::{Role, containers};
 use super::status::whole_seconds;
 use super::view::{Verdict, View};
+use crate::resources::{milli, units};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -199,6 +200,8 @@ fn has_any(list: &Resources) -> bool {
     ["cpu", "memory"].iter().any(|name| positive(list.as_ref(), name).is_some())
 }
 
-fn positive(list: Option<&BTreeMap<String, Quantity>>, name: &str) -> Option<i128> {
-    list.and_then(|l| l.get(name)).and_then(|q| crate::resources::nano(q)).filter(|v| *v > 0)
+fn positive(list: Option<&BTreeMap<String, Quantity>>, name: &str) -> Option<i64> {
+    let quantity = list.and_then(|l| l.get(name));
+    // cpu counts in thousandths, memory in bytes: both compare in thousandths of what they are.
+    quantity.and_then(|q| if name == "cpu" { milli(q) } else { units(q) }).filter(|v| *v > 0)
 }

@@ -163,15 +163,20 @@ pub(crate) fn respond(status: StatusCode, content_type: &'static str, body: Stri
 fn tls_config(paths: &TlsPaths) -> Result<rustls::ServerConfig, ServerError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = |e: &dyn std::fmt::Display| ServerError::Tls(e.to_string());
-    let mut roots = RootCertStore::empty();
-    let pem = |e: &dyn std::fmt::Display| ServerError::Pem(paths.client_ca.clone(), e.to_string());
-    for ca in CertificateDer::pem_file_iter(&paths.client_ca).map_err(|e| pem(&e))? {
-        roots.add(ca.map_err(|e| pem(&e))?).map_err(|e| tls(&e))?;
-    }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| tls(&e))?;
+    let verifier = match &paths.client_ca {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(file) => {
+            let pem = |e: &dyn std::fmt::Display| ServerError::Pem(file.clone(), e.to_string());
+            let mut roots = RootCertStore::empty();
+            for ca in CertificateDer::pem_file_iter(file).map_err(|e| pem(&e))? {
+                roots.add(ca.map_err(|e| pem(&e))?).map_err(|e| tls(&e))?;
+            }
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .allow_unauthenticated()
+                .build()
+                .map_err(|e| tls(&e))?
+        }
+    };
     let identity = Identity::load(paths.clone())?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
