@@ -154,15 +154,27 @@ pub fn accept_discovery(header: Option<&str>, aggregated: bool) -> Result<(Encod
     Err(Status::not_acceptable())
 }
 
+/// How a request body is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyEncoding {
+    /// `application/json`, and no Content-Type at all
+    Json,
+    /// `application/yaml`
+    Yaml,
+    /// `application/vnd.kubernetes.protobuf`
+    Protobuf,
+}
+
 /// The encoding of a request body.
 ///
 /// # Errors
 /// 415 for what cannot be read.
-pub fn content_type(header: Option<&str>) -> Result<Encoding, Status> {
+pub fn content_type(header: Option<&str>) -> Result<BodyEncoding, Status> {
     let media = header.unwrap_or("").split(';').next().unwrap_or("").trim();
     match media.to_ascii_lowercase().as_str() {
-        "" | "application/json" => Ok(Encoding::Json),
-        "application/yaml" | "application/vnd.yaml" => Ok(Encoding::Yaml),
+        "" | "application/json" => Ok(BodyEncoding::Json),
+        "application/yaml" | "application/vnd.yaml" => Ok(BodyEncoding::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(BodyEncoding::Protobuf),
         _ => Err(Status::unsupported_media_type("")),
     }
 }

@@ -28,7 +28,7 @@ struct NodeSettings {
 
 impl NodeSettings {
     /// `server` is the URL of the API server, for the address that the node reaches it from.
-    fn new(flags: NodeFlags, server: &http_uri::Authority) -> Result<Self> {
+    fn new(flags: NodeFlags, server: &server_url::Authority) -> Result<Self> {
         let name = match &flags.node_name {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
@@ -128,7 +128,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         identity = identity => identity.context("joining the cluster")?,
         () = stop.cancelled() => return Ok(()),
     };
-    let client = clients::from_kubeconfig(&identity.kubeconfig).await?;
+    let client = identity.client()?;
     let proxy = Agent::start(proxy_config, client.clone()).await.context("dataplane")?;
     let network = proxy.pod_network().context("the dataplane runs without a pod network")?;
     let network: Arc<dyn PodNetwork> = Arc::new(ProxyNetwork::new(network, proxy.synced()));
@@ -155,7 +155,8 @@ pub async fn kubelet(flags: KubeletFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
     let mut config = node.kubelet_config(flags.container_runtime_endpoint)?;
-    let serving = bootstrap::serving_certificate(&client, &node.name, &[node.address], &node.flags.data_dir);
+    let addresses = [node.address];
+    let serving = bootstrap::serving_certificate(&client, &node.name, &addresses, &node.flags.data_dir);
     let serving = tokio::select! {
         serving = serving => serving.context("getting a serving certificate")?,
         () = stop.cancelled() => return Ok(()),
@@ -189,7 +190,7 @@ pub async fn runtime(flags: RuntimeFlags) -> Result<()> {
     Runtime::new(config, Arc::new(HostOnly))?.run(stop).await.context("container runtime")
 }
 
-async fn server_of(kubeconfig: &std::path::Path) -> Result<http_uri::Authority> {
+async fn server_of(kubeconfig: &std::path::Path) -> Result<server_url::Authority> {
     let config = kube::config::Kubeconfig::read_from(kubeconfig)?;
     let cluster = config.clusters.iter().find_map(|c| c.cluster.as_ref()).context("a kubeconfig without cluster")?;
     cluster.server.as_deref().context("a kubeconfig without server")?.parse()
@@ -229,7 +230,7 @@ impl Components {
 }
 
 /// The host and port of a URL, for finding the route to it.
-mod http_uri {
+mod server_url {
     use std::net::{IpAddr, ToSocketAddrs};
     use std::str::FromStr;
 
@@ -245,7 +246,7 @@ mod http_uri {
         type Err = anyhow::Error;
 
         fn from_str(url: &str) -> Result<Self> {
-            let uri: kube::client::http::Uri = url.parse().with_context(|| format!("--server {url}: not a URL"))?;
+            let uri: http::Uri = url.parse().with_context(|| format!("--server {url}: not a URL"))?;
             ensure!(uri.scheme_str() == Some("https"), "--server {url}: must begin with https://");
             let host = uri.host().with_context(|| format!("--server {url}: names no host"))?;
             Ok(Authority { host: host.trim_matches(['[', ']']).to_owned(), port: uri.port_u16().unwrap_or(443) })

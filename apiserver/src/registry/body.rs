@@ -4,6 +4,7 @@ use bytes::Bytes;
 use hawser_api::decode::{self, Dropped};
 use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
+use hawser_api::protobuf;
 use hawser_api::schema;
 use hawser_api::status::Status;
 use hawser_api::text::{json_type, quote};
@@ -11,7 +12,7 @@ use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
 use super::Call;
-use crate::negotiate::{self, Encoding};
+use crate::negotiate::{self, BodyEncoding};
 use crate::options::FieldValidation;
 
 /// The type of the bytes that must be an object.
@@ -25,10 +26,11 @@ impl Call<'_> {
     /// 415 for other encodings, 400 for what cannot be parsed.
     pub(crate) fn parse(&self, bytes: &Bytes, dropped: &mut Dropped) -> Result<Value, Status> {
         match negotiate::content_type(self.header(CONTENT_TYPE))? {
-            Encoding::Json => decode::parse_json(bytes, dropped).map_err(|e| {
+            BodyEncoding::Json => decode::parse_json(bytes, dropped).map_err(|e| {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
             }),
-            Encoding::Yaml => {
+            BodyEncoding::Protobuf => protobuf::decode(bytes, ("", "")).map_err(|e| Status::bad_request(e.to_string())),
+            BodyEncoding::Yaml => {
                 let value: Value = serde_yaml_ng::from_slice(bytes)
                     .map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
                 Ok(value)
