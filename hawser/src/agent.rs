@@ -14,6 +14,7 @@ use hawser_runtime::network::PodNetwork;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::dataplane_identity::DataplaneIdentity;
 use crate::flags::{AgentFlags, KubeletFlags, NodeFlags, ProxyFlags, RuntimeFlags};
 use crate::pod_network::{HostOnly, ProxyNetwork};
 use crate::server::{private_directory, source_address};
@@ -129,7 +130,11 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         () = stop.cancelled() => return Ok(()),
     };
     let client = identity.client()?;
-    let proxy = Agent::start(proxy_config, client.clone()).await.context("dataplane")?;
+    let dataplane = DataplaneIdentity::obtain(client.clone(), &node.flags.data_dir)
+        .await
+        .context("getting the dataplane's token")?;
+    let dataplane_client = dataplane.client(&flags.server, &node.flags.data_dir)?;
+    let proxy = Agent::start(proxy_config, dataplane_client).await.context("dataplane")?;
     let network = proxy.pod_network().context("the dataplane runs without a pod network")?;
     let network: Arc<dyn PodNetwork> = Arc::new(ProxyNetwork::new(network, proxy.synced()));
     let runtime_config = node.runtime_config(flags.images, &flags.insecure_registries);
@@ -143,6 +148,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         .spawn("dataplane", |token| async move { Ok(proxy.run(token).await?) })
         .spawn("container runtime", |token| async move { Ok(runtime.run(token).await?) })
         .spawn("kubelet", |token| async move { Ok(kubelet.run(token).await?) })
+        .spawn("dataplane's token", |token| dataplane.run(token))
         .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) })
         .run()
         .await
@@ -155,14 +161,21 @@ pub async fn kubelet(flags: KubeletFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
     let mut config = node.kubelet_config(flags.container_runtime_endpoint)?;
-    let addresses = [node.address];
-    let serving = bootstrap::serving_certificate(&client, &node.name, &addresses, &node.flags.data_dir);
-    let serving = tokio::select! {
-        serving = serving => serving.context("getting a serving certificate")?,
-        () = stop.cancelled() => return Ok(()),
+    config.tls = Some(bootstrap::serving_paths(&node.flags.data_dir));
+    let kubelet = Kubelet::new(config, client.clone()).context("kubelet")?;
+    // Signed once the kubelet has registered the Node, so the two run side by side.
+    let serving = async move {
+        let addresses = [node.address];
+        bootstrap::serving_certificate(&client, &node.name, &addresses, &node.flags.data_dir)
+            .await
+            .context("getting a serving certificate")
     };
-    config.tls = Some(serving);
-    Kubelet::new(config, client)?.run(stop).await.context("kubelet")
+    let mut running = tokio::spawn(kubelet.run(stop));
+    tokio::select! {
+        ended = &mut running => return ended?.context("kubelet"),
+        serving = serving => drop(serving?),
+    }
+    running.await?.context("kubelet")
 }
 
 /// `hawser proxy`.

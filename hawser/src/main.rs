@@ -4,6 +4,7 @@
 mod agent;
 mod clients;
 mod components;
+mod dataplane_identity;
 mod encryption;
 mod flags;
 mod pod_network;
