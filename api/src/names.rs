@@ -44,7 +44,7 @@ fn label_chars(s: &str) -> bool {
 }
 
 fn max_len(max: usize) -> String {
-    format!("must be no more than {max} bytes")
+    format!("must be no more than {max} characters")
 }
 
 /// A DNS-1123 label.
@@ -203,7 +203,7 @@ pub fn http_header_name(s: &str) -> Vec<String> {
 pub fn port_name(s: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if s.len() > 15 {
-        errs.push("must be no more than 15 bytes".into());
+        errs.push("must be no more than 15 characters".into());
     }
     if s.is_empty() || !s.bytes().all(|c| lower_alnum(c) || c == b'-') {
         errs.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
@@ -248,16 +248,7 @@ pub fn object_name(rule: NameRule, name: &str, prefix: bool) -> Vec<String> {
     };
     match rule {
         NameRule::Subdomain => dns1123_subdomain(name),
-        NameRule::Label => {
-            let mut errs = Vec::new();
-            if name.len() > LABEL_MAX {
-                errs.push(max_len(LABEL_MAX));
-            }
-            if !label_chars(name) {
-                errs.push(LABEL_MSG.into());
-            }
-            errs
-        }
+        NameRule::Label => dns1123_label(name),
         NameRule::PathSegment => path_segment(name),
         NameRule::IpAddress => match name.parse::<std::net::IpAddr>() {
             Ok(ip) if ip.to_string() == name => Vec::new(),
@@ -296,6 +287,6 @@ mod tests {
         }
         assert!(object_name(NameRule::Subdomain, "web-", true).is_empty());
         assert!(!object_name(NameRule::Subdomain, "web-", false).is_empty());
-        assert_eq!(qualified_name(&"a".repeat(64)), ["name part must be no more than 63 bytes"]);
+        assert_eq!(qualified_name(&"a".repeat(64)), ["name part must be no more than 63 characters"]);
     }
 }

@@ -245,7 +245,8 @@ fn aggregated_group(table: &Table, name: &str) -> Value {
 
 fn aggregated_resource(kind: &Kind) -> Value {
     // kube-apiserver leaves group and version of the kind empty where they are the document's own.
-    let response_kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let response_kind =
+        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
     let mut out = json!({"resource": kind.plural, "responseKind": response_kind("", "", &kind.kind),
         "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": kind.singular, "verbs": kind.verbs});
@@ -278,7 +279,16 @@ pub fn root_paths(table: &Table, more: &[String]) -> Value {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions(table, group).iter().map(|v| format!("/apis/{group}/{v}")));
     }
-    for path in ["/healthz", "/livez", "/readyz", "/metrics", "/openapi/v2", "/openapi/v3", "/openapi/v3/", "/version"] {
+    for path in [
+        "/healthz",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openapi/v3/",
+        "/version",
+    ] {
         paths.push(path.into());
     }
     paths.extend_from_slice(more);

@@ -82,7 +82,7 @@ impl Metrics {
     /// The text exposition format.
     pub fn render(&self, table: &Table) -> String {
         let mut out = String::new();
-        let mut help = |out: &mut String, name: &str, kind: &str, text: &str| {
+        let help = |out: &mut String, name: &str, kind: &str, text: &str| {
             let _ = writeln!(out, "# HELP {name} {text}\n# TYPE {name} {kind}");
         };
         help(&mut out, "apiserver_request_total", "counter", "Requests by verb, resource and code.");
@@ -119,7 +119,12 @@ impl Metrics {
         help(&mut out, "apiserver_longrunning_requests", "gauge", "Watches that are open.");
         let watches = self.watches.load(Ordering::Relaxed);
         let _ = writeln!(out, "apiserver_longrunning_requests{{verb=\"WATCH\"}} {watches}");
-        help(&mut out, "apiserver_storage_objects", "gauge", "Objects held, of resources that were asked for.");
+        help(
+            &mut out,
+            "apiserver_storage_objects",
+            "gauge",
+            "Objects held, of resources that were asked for.",
+        );
         for cache in table.caches().iter().filter(|c| c.is_live()) {
             let (objects, _) = cache.size();
             let _ = writeln!(

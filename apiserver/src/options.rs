@@ -94,21 +94,20 @@ impl ListOptions {
         let field = "resourceVersionMatch";
         let forbidden = |text: &str| FieldError::forbidden(field, text);
         if watch {
+            if self.continue_token.is_some() {
+                errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
+            }
             if version_match.is_some() {
-                if self.continue_token.is_some() {
-                    errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
-                }
                 if self.send_initial_events.is_none() {
                     errors.push(forbidden(
                         "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
                     ));
                 }
-            } else if self.continue_token.is_some() && self.send_initial_events.is_some() {
-                errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
             }
             if self.send_initial_events.is_some() && version_match.is_none() {
-                errors
-                    .push(forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+                errors.push(forbidden(
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                ));
             }
             if let Some(m) = version_match
                 && m != "NotOlderThan"
@@ -118,7 +117,8 @@ impl ListOptions {
             return errors;
         }
         if self.send_initial_events.is_some() {
-            errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+            errors
+                .push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
         }
         let Some(m) = version_match else { return errors };
         let version = self.resource_version.as_deref();
@@ -200,7 +200,10 @@ impl WriteOptions {
                 errors.push(FieldError::invalid(
                     "fieldManager",
                     m,
-                    format!("invalid character U+{:04X} (at position {at})", m.chars().nth(at).map_or(0, u32::from)),
+                    format!(
+                        "invalid character U+{:04X} (at position {at})",
+                        m.chars().nth(at).map_or(0, u32::from)
+                    ),
                 ));
             }
         }
@@ -209,7 +212,11 @@ impl WriteOptions {
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                errors.push(FieldError::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]));
+                errors.push(FieldError::not_supported(
+                    "fieldValidation",
+                    other,
+                    &["", "Ignore", "Strict", "Warn"],
+                ));
                 FieldValidation::Warn
             }
         };
@@ -285,8 +292,7 @@ impl DeleteOptions {
     }
 
     fn from_query(info: &RequestInfo) -> Result<Self, Status> {
-        let flag =
-            |name: &str| info.query.iter().any(|(k, _)| k == name).then(|| info.flag(name));
+        let flag = |name: &str| info.query.iter().any(|(k, _)| k == name).then(|| info.flag(name));
         let mut object = Map::new();
         let dry: Vec<&str> = info.params("dryRun").filter(|v| !v.is_empty()).collect();
         if !dry.is_empty() {
@@ -354,9 +360,7 @@ impl DeleteOptions {
         if !errors.is_empty() {
             return Err(Status::invalid(META, "DeleteOptions", "", &errors));
         }
-        let wish = |path: &str| {
-            Some(body.str_at(path)).filter(|s| !s.is_empty()).map(str::to_owned)
-        };
+        let wish = |path: &str| Some(body.str_at(path)).filter(|s| !s.is_empty()).map(str::to_owned);
         Ok(Self {
             grace_period_seconds: body.int_at("gracePeriodSeconds"),
             uid: wish("preconditions.uid"),

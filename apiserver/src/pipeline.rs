@@ -10,7 +10,7 @@ use http::{Method, Request, Response};
 use http_body_util::StreamBody;
 use parking_lot::Mutex;
 
-use crate::access::{Attributes, Authorizer, AuthnError, Decision, GROUP_AUTHENTICATED, UserInfo};
+use crate::access::{Attributes, AuthnError, Authorizer, Decision, GROUP_AUTHENTICATED, UserInfo};
 use crate::authn::impersonation;
 use crate::body::Body;
 use crate::discovery::{self, Discovery};
@@ -173,7 +173,8 @@ impl Pipeline {
     ) -> Result<Response<Body>, Status> {
         let table = self.registry.kinds.snapshot();
         if !info.is_resource {
-            return Ok(self.document(&table, &request, info).await);
+            let (parts, _) = request.into_parts();
+            return Ok(self.document(&table, &parts, info).await);
         }
         let Some(row) = table.find(&info.group, &info.version, &info.resource).cloned() else {
             if table.has_version(&info.group, &info.version) {
@@ -252,7 +253,8 @@ impl Pipeline {
         };
         // Only lists and watches cross namespaces.
         let crosses = call.row.kind.namespaced && info.namespace.is_empty();
-        if !fits || !call.row.kind.has_verb(info.verb) || (crosses && !matches!(info.verb, "list" | "watch")) {
+        if !fits || !call.row.kind.has_verb(info.verb) || (crosses && !matches!(info.verb, "list" | "watch"))
+        {
             return Err(Status::method_not_allowed());
         }
         match info.verb {
@@ -297,10 +299,9 @@ impl Pipeline {
                 });
                 let mut response =
                     respond::bytes_answer(200, Body::new(StreamBody::new(stream)), content_type);
-                response.headers_mut().insert(
-                    http::header::CACHE_CONTROL,
-                    HeaderValue::from_static("no-cache, private"),
-                );
+                response
+                    .headers_mut()
+                    .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
                 response
             }
         })
@@ -310,17 +311,17 @@ impl Pipeline {
     async fn document(
         &self,
         table: &Arc<Table>,
-        request: &Request<Body>,
+        request: &http::request::Parts,
         info: &RequestInfo,
     ) -> Response<Body> {
-        if request.uri().path().contains("//") {
+        if request.uri.path().contains("//") {
             return respond::text(404, "404 page not found\n");
         }
         let storage = self.registry.feed.storage();
         if let Some(response) = self.health.answer(info, &**storage).await {
             return response;
         }
-        let (path, method, headers) = (info.path.as_str(), request.method(), request.headers());
+        let (path, method, headers) = (info.path.as_str(), &request.method, &request.headers);
         let discovered = self.discovery.answer(table, path, headers, method, &self.address);
         if let Some(response) = discovered {
             return response;

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::body::Body;
 use crate::cache::entry::Entry;
 use crate::cache::ring::{Event, EventType};
-use crate::convert::{self, Conversion};
+use crate::convert;
 use crate::kinds::Row;
 use crate::negotiate::{Accepted, Encoding, Transform};
 use crate::registry::list::Page;
@@ -51,7 +51,7 @@ impl Renderer {
 
     /// Whether stored bytes can be sent as they are, the head excepted.
     fn direct(&self) -> bool {
-        convert::of(&self.row) == Conversion::Head
+        convert::only_head(&self.row)
     }
 
     /// A stored object in the row's version.
@@ -296,10 +296,6 @@ pub fn status(status: &Status, encoding: Encoding) -> Response<Body> {
     if let Some(seconds) = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0) {
         response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if status.code == 401 {
-        let challenge = HeaderValue::from_static("Bearer");
-        response.headers_mut().insert(http::header::WWW_AUTHENTICATE, challenge);
-    }
     response
 }
 
@@ -340,7 +336,8 @@ pub fn gzip(response: &mut Response<Body>, accept_encoding: Option<&str>) {
     if size < GZIP_FROM {
         return;
     }
-    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(size / 4), flate2::Compression::new(1));
+    let mut encoder =
+        flate2::write::GzEncoder::new(Vec::with_capacity(size / 4), flate2::Compression::new(1));
     let written = match std::mem::take(response.body_mut()) {
         Body::Full(b) => encoder.write_all(&b),
         Body::Chunks(c) => c.iter().try_for_each(|b| encoder.write_all(b)),

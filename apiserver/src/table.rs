@@ -30,7 +30,13 @@ pub fn of_object(kind: &Kind, object: &Value, include: Include, beta: bool) -> V
 }
 
 /// The Table of a list.
-pub fn of_list(kind: &Kind, objects: &[Value], metadata: Map<String, Value>, include: Include, beta: bool) -> Value {
+pub fn of_list(
+    kind: &Kind,
+    objects: &[Value],
+    metadata: Map<String, Value>,
+    include: Include,
+    beta: bool,
+) -> Value {
     let metadata = Value::Object(metadata);
     versioned(table::render(kind, objects, Timestamp::now(), include, metadata, true), beta)
 }

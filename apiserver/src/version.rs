@@ -31,7 +31,9 @@ pub fn document() -> Value {
 /// What users of a deprecated kind are told with every request.
 pub fn deprecation(kind: &Kind) -> Option<&'static str> {
     match (kind.group.as_str(), kind.plural.as_str()) {
-        ("", "endpoints") => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        ("", "endpoints") => {
+            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+        }
         ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
         _ => None,
     }

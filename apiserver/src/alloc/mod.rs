@@ -200,7 +200,7 @@ impl Allocators {
         let mut work = Work {
             allocators: self,
             held,
-            allocation: Allocation { pools: Some(self.pools.clone()), ..Allocation::default() },
+            allocation: Allocation { pools: Some(self.pools.clone()), taken: Vec::new(), freed: Vec::new() },
             errors: Vec::new(),
         };
         if service.str_at("spec.type") != "ExternalName" {
@@ -254,7 +254,8 @@ impl Work<'_> {
 
     fn families(&mut self, service: &mut Value) {
         let headless = service.str_at("spec.clusterIP") == "None";
-        let selectorless = service.at("spec.selector").and_then(Value::as_object).is_none_or(|s| s.is_empty());
+        let selectorless =
+            service.at("spec.selector").and_then(Value::as_object).is_none_or(|s| s.is_empty());
         let dual = headless && selectorless;
         if service.str_at("spec.ipFamilyPolicy").is_empty() {
             let policy = if dual { "RequireDualStack" } else { "SingleStack" };
@@ -348,8 +349,7 @@ impl Work<'_> {
             if port.int_at("nodePort").is_some_and(|p| p > 0) {
                 continue;
             }
-            let (number, protocol) =
-                (port.int_at("port").unwrap_or(0), port.str_at("protocol").to_owned());
+            let (number, protocol) = (port.int_at("port").unwrap_or(0), port.str_at("protocol").to_owned());
             let shared = given.iter().find(|(p, other, node)| {
                 *p == number
                     && *other != protocol

@@ -47,8 +47,7 @@ impl Pool {
 
     /// Takes some free number, reserved ones last.
     pub fn take_any(&mut self) -> Option<usize> {
-        let n =
-            self.free_in(self.reserved, self.size).or_else(|| self.free_in(0, self.reserved))?;
+        let n = self.free_in(self.reserved, self.size).or_else(|| self.free_in(0, self.reserved))?;
         self.take(n).then_some(n)
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,8 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Facts};
 use super::{Applied, ResourceCache};
+use crate::encryption::Transformer;
 use crate::kinds::{KindsRegistry, REGISTRY};
 
+/// What is encrypted at rest.
+const SECRETS: &str = "/registry/secrets/";
 /// How long a read waits for a revision before it is refused (as kube-apiserver).
 pub const WAIT_LIMIT: Duration = Duration::from_secs(3);
 /// How long the watch may lag before progress is asked for explicitly.
@@ -31,20 +34,6 @@ const PROGRESS_AFTER: Duration = Duration::from_millis(5);
 const TRIM_EVERY: Duration = Duration::from_secs(15);
 /// Pause before a failed watch is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
-
-/// A change of values on their way to and from storage: encryption at rest.
-pub trait Seal: Send + Sync + 'static {
-    /// Value as held → value as stored.
-    ///
-    /// # Errors
-    /// A text, when the value cannot be sealed.
-    fn seal(&self, key: &str, value: Bytes) -> Result<Bytes, String>;
-    /// Value as stored → value as held; one that is not sealed is answered as it is.
-    ///
-    /// # Errors
-    /// A text, when the value cannot be opened.
-    fn open(&self, key: &str, value: Bytes) -> Result<Bytes, String>;
-}
 
 /// Why a cache cannot answer.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +72,9 @@ struct Prepared {
 pub struct Feed {
     storage: Arc<dyn Storage>,
     kinds: Arc<KindsRegistry>,
-    seal: Option<Arc<dyn Seal>>,
+    seal: Option<Arc<dyn Transformer>>,
     seen: AtomicU64,
+    stopped: AtomicBool,
     seen_tx: watch::Sender<u64>,
     progress: Mutex<Option<ProgressHandle>>,
     /// Writes on their way, by the address of their bytes: an engine that hands the same buffer back in its event
@@ -120,7 +110,7 @@ impl Feed {
     pub async fn new(
         storage: Arc<dyn Storage>,
         kinds: Arc<KindsRegistry>,
-        seal: Option<Arc<dyn Seal>>,
+        seal: Option<Arc<dyn Transformer>>,
     ) -> Result<Self, Error> {
         let revision = storage.current_revision().await?;
         Ok(Self {
@@ -128,6 +118,7 @@ impl Feed {
             kinds,
             seal,
             seen: AtomicU64::new(revision),
+            stopped: AtomicBool::new(false),
             seen_tx: watch::Sender::new(revision),
             progress: Mutex::default(),
             prepared: Mutex::default(),
@@ -150,7 +141,18 @@ impl Feed {
             () = stop.cancelled() => {}
             () = self.follow() => {}
         }
-        let _ = self.storage.close().await;
+        self.end_watches();
+    }
+
+    /// Ends every watch; nothing follows the caches any longer.
+    pub fn end_watches(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.kinds.load().caches().iter().for_each(|c| c.wake());
+    }
+
+    /// Whether nothing will come any more: watches end.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     async fn follow(&self) {
@@ -244,7 +246,7 @@ impl Feed {
 
     fn open(&self, key: &str, value: Bytes) -> Result<Bytes, String> {
         match &self.seal {
-            Some(seal) => seal.open(key, value),
+            Some(seal) => seal.decrypt(key.as_bytes(), value).map_err(|e| e.to_string()),
             None => Ok(value),
         }
     }
@@ -359,8 +361,10 @@ impl Feed {
         precondition: Precondition,
     ) -> Result<u64, Error> {
         let sealed = match &self.seal {
-            Some(seal) => seal.seal(key, value.clone()).map_err(|what| Error::Corrupt { what })?,
-            None => value.clone(),
+            Some(seal) if key.starts_with(SECRETS) => {
+                seal.encrypt(key.as_bytes(), &value).map_err(|e| Error::Corrupt { what: e.to_string() })?
+            }
+            _ => value.clone(),
         };
         let address = sealed.as_ptr() as usize;
         let prepared = Prepared { sealed: sealed.clone(), value, facts, committed: None };

@@ -322,6 +322,15 @@ impl ResourceCache {
         self.drop_stale_scopes();
     }
 
+    /// Wakes every watcher, to let it see that the server stops.
+    pub fn wake(&self) {
+        self.all.changed.notify_waiters();
+        let scopes = self.scopes.read();
+        for map in [&scopes.namespaces, &scopes.objects, &scopes.fields] {
+            map.values().filter_map(Weak::upgrade).for_each(|ring| ring.changed.notify_waiters());
+        }
+    }
+
     /// Takes a change in. Changes at or before the cache's revision are known already.
     pub fn apply(&self, change: Applied) {
         let event = {

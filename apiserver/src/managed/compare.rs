@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hawser_api::schema::{Base, Field, ListType, Shape, Ty, Type};
+use hawser_api::schema::{Field, ListType, Shape, Ty, Type};
 use serde_json::{Map, Value};
 
 use super::fieldset::FieldSet;
@@ -165,7 +165,6 @@ fn look_at(ty: Ty) -> Look {
         Shape::Struct(t) if t.atomic => Look::Whole,
         Shape::Struct(t) => Look::Struct(t),
         Shape::Map(inner) => Look::Map(Some(inner)),
-        Shape::Scalar(Base::Raw) => Look::Map(None),
         Shape::List(_) | Shape::Scalar(_) => Look::Whole,
     }
 }
@@ -197,10 +196,13 @@ mod tests {
         let new = json!({"spec": {"selector": {"matchLabels": {"a": "c"}}, "template": {"spec": {"containers": [
             {"name": "c", "image": "1", "resources": {}}, {"name": "a", "image": "2", "resources": {}}]}}}});
         let got = compare(deployment(), &old, &new);
-        let containers = |inner: Value| json!({"f:spec": {"f:template": {"f:spec": {"f:containers": inner}}}});
+        let containers =
+            |inner: Value| json!({"f:spec": {"f:template": {"f:spec": {"f:containers": inner}}}});
         assert_eq!(
             got.added.to_value(),
-            containers(json!({"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:image": {}, "f:resources": {}}}))
+            containers(
+                json!({"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:image": {}, "f:resources": {}}})
+            )
         );
         assert_eq!(
             got.removed.to_value(),

@@ -59,7 +59,9 @@ impl Entry {
     fn parse(value: &Value) -> Option<Self> {
         Some(Self {
             manager: value.str_at("manager").to_owned(),
-            operation: Some(value.str_at("operation")).filter(|o| matches!(*o, "Update" | "Apply"))?.to_owned(),
+            operation: Some(value.str_at("operation"))
+                .filter(|o| matches!(*o, "Update" | "Apply"))?
+                .to_owned(),
             api_version: value.str_at("apiVersion").to_owned(),
             subresource: value.str_at("subresource").to_owned(),
             time: value.at("time").and_then(Value::as_str).map(str::to_owned),
@@ -274,8 +276,11 @@ mod tests {
         let labels = json!({"f:labels": {".": {}, "f:a": {}}});
         assert_eq!(
             owners(&one),
-            [("a".into(), json!({"f:metadata": labels, "f:spec": {"f:replicas": {}, "f:minReadySeconds": {},
-                "f:selector": {}}}))]
+            [(
+                "a".into(),
+                json!({"f:metadata": labels, "f:spec": {"f:replicas": {}, "f:minReadySeconds": {},
+                "f:selector": {}}})
+            )]
         );
         let mut two = one.clone();
         two["spec"]["replicas"] = json!(2);
@@ -293,6 +298,7 @@ mod tests {
         let mut three = two.clone();
         update(ty(), &two, &mut three, &writer("c", "", "t3"));
         assert_eq!(three, two, "a write without a change changes nothing");
+        two["status"] = json!({});
         let mut status = two.clone();
         status["status"] = json!({"replicas": 2});
         update(ty(), &two, &mut status, &writer("c", "status", "t3"));

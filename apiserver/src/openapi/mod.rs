@@ -38,7 +38,8 @@ impl OpenApi {
         }
         let name = info.path.strip_prefix(ROOT)?.trim_matches('/');
         if name.is_empty() {
-            return Some(respond::value(200, &index(table), Encoding::Json));
+            let index = index(table).to_string();
+            return Some(respond::bytes_answer(200, index, "text/plain; charset=utf-8"));
         }
         let known = names(table).into_iter().find(|n| n == name);
         let Some(name) = known else { return Some(respond::text(404, "404 page not found\n")) };
@@ -74,7 +75,8 @@ impl OpenApi {
             types.add_kind(&row.kind);
         }
         let definitions = types.finish("#/definitions/");
-        let document = json!({"swagger": "2.0", "info": info_object(), "paths": all, "definitions": definitions});
+        let document =
+            json!({"swagger": "2.0", "info": info_object(), "paths": all, "definitions": definitions});
         respond::value(200, &document, Encoding::Json)
     }
 }

@@ -71,32 +71,40 @@ fn add_in(paths: &mut Map<String, Value>, kind: &Kind, dialect: Dialect) {
     };
     let base = if kind.namespaced { format!("{root}/namespaces/{{namespace}}") } else { root.clone() };
     let collection = format!("{base}/{}", kind.plural);
-    let gvk = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let gvk =
+        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
     let own = gvk(&kind.group, &kind.version, &kind.kind);
     let type_name = schema::of(kind).map(|t| t.openapi_name());
-    let mut insert = |path: String, verbs: &[String], table: &[(&str, Operation)], gvk: &Value, ty: Option<&str>| {
-        let operations: Map<String, Value> = table
-            .iter()
-            .filter(|(verb, _)| verbs.iter().any(|v| v == verb))
-            .map(|(_, op)| (op.0.to_owned(), operation(op, gvk, ty, dialect)))
-            .collect();
-        if operations.is_empty() {
-            return;
-        }
-        let mut item = operations;
-        let names: Vec<Value> = ["namespace", "name"]
-            .into_iter()
-            .filter(|n| path.contains(&format!("{{{n}}}")))
-            .map(|n| parameter(n, "string", "path", dialect))
-            .collect();
-        if !names.is_empty() {
-            item.insert("parameters".into(), Value::Array(names));
-        }
-        paths.insert(path, Value::Object(item));
-    };
+    let mut insert =
+        |path: String, verbs: &[String], table: &[(&str, Operation)], gvk: &Value, ty: Option<&str>| {
+            let operations: Map<String, Value> = table
+                .iter()
+                .filter(|(verb, _)| verbs.iter().any(|v| v == verb))
+                .map(|(_, op)| (op.0.to_owned(), operation(op, gvk, ty, dialect)))
+                .collect();
+            if operations.is_empty() {
+                return;
+            }
+            let mut item = operations;
+            let names: Vec<Value> = ["namespace", "name"]
+                .into_iter()
+                .filter(|n| path.contains(&format!("{{{n}}}")))
+                .map(|n| parameter(n, "string", "path", dialect))
+                .collect();
+            if !names.is_empty() {
+                item.insert("parameters".into(), Value::Array(names));
+            }
+            paths.insert(path, Value::Object(item));
+        };
     insert(collection.clone(), &kind.verbs, COLLECTION, &own, type_name.as_deref());
     if kind.namespaced && kind.has_verb("list") {
-        insert(format!("{root}/{}", kind.plural), &["list".to_owned()], COLLECTION, &own, type_name.as_deref());
+        insert(
+            format!("{root}/{}", kind.plural),
+            &["list".to_owned()],
+            COLLECTION,
+            &own,
+            type_name.as_deref(),
+        );
     }
     insert(format!("{collection}/{{name}}"), &kind.verbs, ITEM, &own, type_name.as_deref());
     for sub in &kind.subresources {
@@ -107,11 +115,8 @@ fn add_in(paths: &mut Map<String, Value>, kind: &Kind, dialect: Dialect) {
         let ty = schema::find_kind(&hawser_api::object::api_version(group, version), &sub.kind)
             .map(|t| t.openapi_name());
         let path = format!("{collection}/{{name}}/{}", sub.name);
-        let table: Vec<(&str, Operation)> = ITEM
-            .iter()
-            .copied()
-            .chain([("create", ("post", "post", WRITE_PARAMETERS, true))])
-            .collect();
+        let table: Vec<(&str, Operation)> =
+            ITEM.iter().copied().chain([("create", ("post", "post", WRITE_PARAMETERS, true))]).collect();
         insert(path, &sub.verbs, &table, &gvk(group, version, &sub.kind), ty.as_deref());
     }
 }

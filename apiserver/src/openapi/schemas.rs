@@ -70,8 +70,11 @@ impl Collector {
         }
         let list_meta = out.contains_key(LIST_META);
         for (list, item, gvk) in self.lists {
-            let metadata =
-                if list_meta { json!({"$ref": format!("{prefix}{LIST_META}")}) } else { json!({"type": "object"}) };
+            let metadata = if list_meta {
+                json!({"$ref": format!("{prefix}{LIST_META}")})
+            } else {
+                json!({"type": "object"})
+            };
             out.insert(
                 list,
                 json!({"type": "object", "required": ["items"], "x-kubernetes-group-version-kind": [gvk],
@@ -134,8 +137,10 @@ fn property(field: &Field, prefix: &str) -> Value {
             out["x-kubernetes-list-map-keys"] = json!(keys);
         }
     }
-    if !field.patch.is_empty() {
-        out["x-kubernetes-patch-strategy"] = json!(field.patch);
+    let strategies: Vec<&str> =
+        ["merge", "retainKeys", "replace"].into_iter().filter(|s| field.has_patch_strategy(s)).collect();
+    if !strategies.is_empty() {
+        out["x-kubernetes-patch-strategy"] = json!(strategies.join(","));
     }
     if !field.merge_key.is_empty() {
         out["x-kubernetes-patch-merge-key"] = json!(field.merge_key);

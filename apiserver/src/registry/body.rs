@@ -29,9 +29,8 @@ impl Call<'_> {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
             }),
             Encoding::Yaml => {
-                let value: Value = serde_yaml_ng::from_slice(bytes).map_err(|e| {
-                    Status::bad_request(format!("yaml: {e}"))
-                })?;
+                let value: Value = serde_yaml_ng::from_slice(bytes)
+                    .map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
                 Ok(value)
             }
         }
@@ -132,10 +131,9 @@ impl Call<'_> {
                 dropped.messages.iter().for_each(|m| self.warn(m.clone()));
                 Ok(())
             }
-            FieldValidation::Strict => Err(Status::bad_request(format!(
-                "strict decoding error: {}",
-                dropped.messages.join(", ")
-            ))),
+            FieldValidation::Strict => {
+                Err(Status::bad_request(format!("strict decoding error: {}", dropped.messages.join(", "))))
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! POST: a new object.
 
 use bytes::Bytes;
+use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
 use hawser_api::schema;
 use hawser_api::status::Status;
@@ -34,6 +35,7 @@ impl Registry {
         hooks::defaults(&kind, &mut object);
         self.set_namespace(call, &mut object)?;
         if call.row.cache.is_none() {
+            self.own(call, &kind, &mut object, &options);
             return self.create_virtual(call, object, options.dry_run).await;
         }
         self.create_object(call, object, &options).await
@@ -51,21 +53,34 @@ impl Registry {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         self.feed.ensure(call.cache()?).await.map_err(|e| super::feed_status(&e))?;
-        let now = hooks::now();
-        let ty = schema::of(kind);
-        let manager = call.manager(options);
+        wipe(&mut object);
+        self.own(call, kind, &mut object, options);
+        let option_value = options.to_value("CreateOptions");
+        self.admit(
+            call,
+            Operation::Create,
+            &kind.kind,
+            Some(&mut object),
+            None,
+            options.dry_run,
+            &option_value,
+        )
+        .await?;
+        self.insert(call, object, options, &option_value).await
+    }
+
+    /// Notes the writer of a new object.
+    fn own(&self, call: &Call<'_>, kind: &Kind, object: &mut Value, options: &WriteOptions) {
+        let (now, manager, ty) = (hooks::now(), call.manager(options), schema::of(kind));
         let writer = Writer {
             manager: &manager,
             api_version: &kind.api_version(),
             subresource: "",
             now: Some(&now),
-            has_status: kind.has_status(),
+            // What is not stored has its status from the server alone.
+            has_status: kind.has_status() || !kind.is_stored(),
         };
-        managed::update(ty, &managed::nothing(ty), &mut object, &writer);
-        let option_value = options.to_value("CreateOptions");
-        self.admit(call, Operation::Create, &kind.kind, Some(&mut object), None, options.dry_run, &option_value)
-            .await?;
-        self.insert(call, object, options, &option_value).await
+        managed::update(ty, &managed::nothing(ty), object, &writer);
     }
 
     /// The registry's part: names, strategy, validation, storage.
@@ -135,6 +150,27 @@ impl Registry {
         }
     }
 
+    /// A subresource that is answered, not stored (`serviceaccounts/token`).
+    pub(crate) async fn create_virtual_sub(
+        &self,
+        call: &Call<'_>,
+        mut object: Value,
+        api_version: &str,
+        kind: &str,
+        options: &WriteOptions,
+    ) -> Result<Answer, Status> {
+        let (now, manager, ty) = (hooks::now(), call.manager(options), schema::find_kind(api_version, kind));
+        let writer = Writer {
+            manager: &manager,
+            api_version,
+            subresource: &call.info.subresource,
+            now: Some(&now),
+            has_status: true,
+        };
+        managed::update(ty, &managed::nothing(ty), &mut object, &writer);
+        self.create_virtual(call, object, options.dry_run).await
+    }
+
     /// Reviews and the like: answered, not stored.
     pub(crate) async fn create_virtual(
         &self,
@@ -173,6 +209,13 @@ impl Registry {
             ));
         }
         Ok(())
+    }
+}
+
+/// Takes away what only the server sets, before anybody is noted as its owner.
+fn wipe(object: &mut Value) {
+    for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "uid"] {
+        object.set_meta(field, Value::Null);
     }
 }
 

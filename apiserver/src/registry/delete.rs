@@ -53,7 +53,8 @@ impl Registry {
         let shown = crate::convert::from_stored(&call.row, object);
         self.admit_delete(call, &shown, &options).await?;
         let strategy = hooks::strategy(call.row.stored_kind());
-        if strategy.orphan_by_default && options.propagation.is_none() && options.orphan_dependents.is_none() {
+        if strategy.orphan_by_default && options.propagation.is_none() && options.orphan_dependents.is_none()
+        {
             call.warn(hooks::ORPHAN_WARNING);
         }
         match self.delete_one(call, &name, &options).await? {
@@ -128,7 +129,7 @@ impl Registry {
                 return Ok(Deleted::Kept(value, revision));
             }
             match self.feed.delete(&key, Precondition::ModRevision(revision)).await {
-                Ok(_) => {
+                Ok(revision) => {
                     let gone = marked.unwrap_or(object);
                     self.allocators.deleted(kind, &gone);
                     return Ok(Deleted::Gone(gone, revision));
@@ -259,7 +260,10 @@ fn plan_namespace(mut object: Value, options: &DeleteOptions) -> Step {
 
 /// Adds and removes the garbage collector's finalizers as the options say. Answers whether anything changed.
 fn set_finalizers(object: &mut Value, options: &DeleteOptions, orphan_by_default: bool) -> bool {
-    if object.deletion_timestamp().is_some() && options.propagation.is_none() && options.orphan_dependents.is_none() {
+    if object.deletion_timestamp().is_some()
+        && options.propagation.is_none()
+        && options.orphan_dependents.is_none()
+    {
         return false;
     }
     let has = |name: &str| object.finalizers().contains(&name);
@@ -307,11 +311,9 @@ mod tests {
         match plan(kind, object.clone(), options) {
             Step::Pending => "pending".into(),
             Step::Remove => "remove".into(),
-            Step::Mark(o) => format!(
-                "mark {} {:?}",
-                o.deletion_grace_period_seconds().unwrap_or(-1),
-                o.finalizers()
-            ),
+            Step::Mark(o) => {
+                format!("mark {} {:?}", o.deletion_grace_period_seconds().unwrap_or(-1), o.finalizers())
+            }
             Step::MarkAndRemove(o) => format!("end {}", o.deletion_grace_period_seconds().unwrap_or(-1)),
         }
     }

@@ -158,9 +158,7 @@ impl Registry {
                     status.metadata.continue_token = token;
                     status
                 }
-                None => Status::expired(
-                    "The resourceVersion for the provided list is too old.",
-                ),
+                None => Status::expired("The resourceVersion for the provided list is too old."),
             }),
             Err(e) => Err(feed_status(&e)),
         }
@@ -173,7 +171,8 @@ fn scan(cache: &ResourceCache, filter: &Filter, start: Option<&str>, limit: usiz
     if let Some(key) = filter.exact_key(cache.kind().namespaced)
         && start.is_none()
     {
-        let (ns, name) = if cache.kind().namespaced { key.split_once('/').unwrap_or(("", &key)) } else { ("", &*key) };
+        let (ns, name) =
+            if cache.kind().namespaced { key.split_once('/').unwrap_or(("", &key)) } else { ("", &*key) };
         if let Some(entry) = cache.get(ns, name) {
             page.visit(&entry);
         }

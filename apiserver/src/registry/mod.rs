@@ -261,7 +261,7 @@ pub fn storage_status(error: &StorageError) -> Status {
         )),
         StorageError::TooLarge { .. } => Status::too_large(error),
         StorageError::InvalidKey { .. } => Status::bad_request(error.to_string()),
-        StorageError::Closed | StorageError::Unavailable(_) => Status::service_unavailable(error.to_string()),
+        StorageError::Closed | StorageError::Unavailable(_) | StorageError::InUse { .. } => Status::service_unavailable(error.to_string()),
         StorageError::NotFound
         | StorageError::Conflict { .. }
         | StorageError::FutureRevision { .. }

@@ -109,8 +109,7 @@ impl Registry {
         if !manner.trusted {
             hooks::prepare_update(stored, part, &mut new, &old_stored);
         }
-        let allocation =
-            self.allocators.update(stored, part, &mut new, &old_stored, options.dry_run)?;
+        let allocation = self.allocators.update(stored, part, &mut new, &old_stored, options.dry_run)?;
         if !manner.trusted {
             hooks::validate_update(stored, part, &new, &old_stored)?;
         }
@@ -186,9 +185,9 @@ impl Registry {
                 &[FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update")],
             )),
             version if version == current.object.resource_version() => Ok(()),
-            version if version.parse::<u64>().is_err() => Err(Status::bad_request(
-                crate::options::parse_revision(version).err().unwrap_or_default(),
-            )),
+            version if version.parse::<u64>().is_err() => {
+                Err(Status::bad_request(crate::options::parse_revision(version).err().unwrap_or_default()))
+            }
             _ => Err(call.stale(name)),
         }
     }

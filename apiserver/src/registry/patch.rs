@@ -7,7 +7,7 @@ use hawser_api::decode::Dropped;
 use hawser_api::object::ObjectExt as _;
 use hawser_api::patch::{self, JsonPatch, PatchError, strategic_merge};
 use hawser_api::schema;
-use hawser_api::status::Status;
+use hawser_api::status::{Status, StatusDetails};
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
@@ -48,10 +48,7 @@ impl Patch {
             JSON => Ok(Self::Json(JsonPatch::parse(body, dropped)?)),
             MERGE => Ok(Self::Merge(patch::parse_object(body, dropped)?)),
             STRATEGIC if builtin => Ok(Self::Strategic(patch::parse_object(body, dropped)?)),
-            _ => Err(Status::unsupported_media_type(&format!(
-                "{JSON}, {MERGE}{}",
-                if builtin { format!(", {STRATEGIC}") } else { String::new() }
-            ))),
+            _ => Err(unsupported()),
         }
     }
 
@@ -76,6 +73,12 @@ impl Patch {
     }
 }
 
+/// The refusal of a patch of another type, without a list of those that are known, as Kubernetes words it.
+fn unsupported() -> Status {
+    Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type")
+        .with_details(StatusDetails::default())
+}
+
 impl Registry {
     /// Patches an object, or its part that is a subresource of the row's own kind.
     ///
@@ -86,16 +89,20 @@ impl Registry {
         let kind = call.row.kind.clone();
         let content_type = call.header(CONTENT_TYPE);
         if content_type.is_some_and(|c| c.split(';').next().is_some_and(|m| m.trim() == APPLY)) {
-            return Err(Status::unsupported_media_type(&format!("{JSON}, {MERGE}, {STRATEGIC}")));
+            return Err(unsupported());
         }
         let mut dropped = Dropped::default();
         let patch = Patch::parse(content_type, &body, kind.builtin, &mut dropped)?;
         call.report(&dropped, options.field_validation)?;
         let ty = schema::of(&kind);
         let strategy = hooks::strategy(call.row.stored_kind());
-        let manner = Manner { subresource, options_kind: "PatchOptions", unconditional: true, trusted: false };
+        let manner =
+            Manner { subresource, options_kind: "PatchOptions", unconditional: true, trusted: false };
         let api_version = kind.api_version();
-        if strategy.create_on_update && subresource.is_empty() && matches!(patch, Patch::Merge(_) | Patch::Strategic(_)) {
+        if strategy.create_on_update
+            && subresource.is_empty()
+            && matches!(patch, Patch::Merge(_) | Patch::Strategic(_))
+        {
             // Patches never create; only server-side apply does.
             self.current(call, &call.info.name).await?;
         }

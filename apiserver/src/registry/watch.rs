@@ -90,8 +90,7 @@ impl Registry {
         };
         let failure = (cursor < ring.floor()).then(|| Status::too_old(cursor, ring.floor()));
         let now = Instant::now();
-        let timeout =
-            options.timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()));
+        let timeout = options.timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()));
         let deadline = now + timeout;
         let mut watch = Watch {
             feed: self.feed.clone(),
@@ -116,7 +115,10 @@ impl Registry {
 impl Watch {
     /// The events as chunks of newline-separated JSON.
     pub fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
-        futures::stream::unfold(self, |mut watch| async move { watch.next().await.map(|frame| (frame, watch)) })
+        futures::stream::unfold(
+            self,
+            |mut watch| async move { watch.next().await.map(|frame| (frame, watch)) },
+        )
     }
 
     /// The next chunk; None at the end.
@@ -126,7 +128,7 @@ impl Watch {
                 self.done = true;
                 return Some(self.renderer.error(&status));
             }
-            if self.done {
+            if self.done || self.feed.is_stopped() {
                 return None;
             }
             if !self.initial.is_empty() {
@@ -143,6 +145,9 @@ impl Watch {
             let mut changed = std::pin::pin!(ring.changed.notified());
             // Listening begins before looking, so that nothing falls between.
             changed.as_mut().enable();
+            if self.feed.is_stopped() {
+                return None;
+            }
             let seen = self.feed.seen();
             let mut events = Vec::new();
             if let Err(lagged) = self.ring.read(self.cursor, BATCH, &mut events) {
@@ -176,7 +181,8 @@ impl Watch {
     }
 
     fn schedule_bookmark(&mut self, now: Instant) {
-        let last = self.deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|t| *t > now).unwrap_or(self.deadline);
+        let last =
+            self.deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|t| *t > now).unwrap_or(self.deadline);
         self.next_bookmark = (now + BOOKMARK_EVERY).min(last);
     }
 

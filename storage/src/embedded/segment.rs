@@ -204,3 +204,13 @@ impl Log {
         std::mem::replace(&mut self.segment, next).path
     }
 }
+
+#[cfg(test)]
+impl Segment {
+    /// A segment whose file refuses every write.
+    pub fn unwritable(dir: &Path, size: u64) -> Segment {
+        let path = path_of(dir, 0);
+        zero_file(&path, size).expect("a file");
+        Segment { id: 0, file: File::open(&path).expect("the file"), path, size }
+    }
+}

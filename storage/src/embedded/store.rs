@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::{
@@ -100,18 +101,28 @@ enum Found {
     InTable(Arc<str>, Version),
 }
 
-fn read_rows(found: Vec<Found>, reader: &Reader) -> Result<Vec<KeyValue>, Error> {
-    found
-        .into_iter()
-        .map(|found| match found {
-            Found::Here(kv) => Ok(kv),
-            Found::InTable(key, version) => {
-                let value = reader.get(version.revision, |r| bytes::Bytes::copy_from_slice(r.value))?;
-                let value = value.ok_or_else(|| lost(version.revision))?;
-                Ok(KeyValue { key, value, create_revision: version.create, mod_revision: version.revision })
-            }
-        })
-        .collect()
+/// Reads what is not here yet, in the order in which the table has it.
+fn read_rows(mut found: Vec<Found>, reader: &Reader) -> Result<Vec<KeyValue>, Error> {
+    let mut misses: Vec<(Revision, usize)> = Vec::new();
+    for (n, item) in found.iter().enumerate() {
+        if let Found::InTable(_, version) = item {
+            misses.push((version.revision, n));
+        }
+    }
+    misses.sort_unstable();
+    for (revision, n) in misses {
+        let value =
+            reader.get(revision, |r| Bytes::copy_from_slice(r.value))?.ok_or_else(|| lost(revision))?;
+        if let Found::InTable(key, version) = &found[n] {
+            let (key, create_revision) = (key.clone(), version.create);
+            found[n] = Found::Here(KeyValue { key, value, create_revision, mod_revision: revision });
+        }
+    }
+    let whole = found.into_iter().map(|item| match item {
+        Found::Here(kv) => Ok(kv),
+        Found::InTable(_, version) => Err(lost(version.revision)),
+    });
+    whole.collect()
 }
 
 /// Runs `read` where it may block.

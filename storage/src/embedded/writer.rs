@@ -160,3 +160,128 @@ fn refuse(replies: impl Iterator<Item = tokio::sync::oneshot::Sender<Outcome>>, 
         let _ = reply.send(Err(error.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use bytes::Bytes;
+    use parking_lot::RwLock;
+    use tempfile::TempDir;
+    use tokio::sync::oneshot;
+
+    use super::{
+        super::{ring::Ring, rows::Rows, segment::Segment},
+        *,
+    };
+    use crate::{FIRST_REVISION, Precondition, hub::Hub, index::Index};
+
+    struct Bench {
+        writer: Writer,
+        dir: TempDir,
+    }
+
+    fn bench(segment: impl FnOnce(&TempDir) -> Segment) -> Bench {
+        let dir = TempDir::new().unwrap();
+        let table = dir.path().join("table.redb");
+        Rows::create(&table, 1, 1).unwrap();
+        let state = State {
+            index: Index::new(),
+            ring: Ring::new(FIRST_REVISION + 1),
+            applied: FIRST_REVISION,
+            rows: Some(Rows::open(&table, 1 << 20).unwrap()),
+        };
+        let writer = Writer {
+            store: Arc::new(Store { state: RwLock::new(state), hub: Hub::new(FIRST_REVISION) }),
+            handoff: Arc::new(Handoff::default()),
+            log: Log::new(1, segment(&dir)),
+            checkpoint_bytes: usize::MAX,
+            max_backlog: 10_000,
+            failed: None,
+        };
+        Bench { writer, dir }
+    }
+
+    fn put(key: &str, bytes: usize, precondition: Precondition) -> (Request, oneshot::Receiver<Outcome>) {
+        let (reply, answer) = oneshot::channel();
+        (
+            Request { key: key.to_owned(), value: Some(Bytes::from(vec![1; bytes])), precondition, reply },
+            answer,
+        )
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_stops_the_writer_for_good() {
+        let Bench { mut writer, dir } = bench(|dir| Segment::unwritable(dir.path(), 1 << 20));
+        let (request, mut answer) = put("a", 1, Precondition::Absent);
+        writer.commit(vec![request]);
+        assert!(matches!(answer.try_recv(), Ok(Err(Error::Unavailable(_)))));
+        // Nothing of it is visible, and the next one is not even tried.
+        assert_eq!(writer.store.get("a").unwrap(), (None, FIRST_REVISION));
+        writer.log = Log::new(1, Segment::create(dir.path(), 1, 1 << 20, None).unwrap());
+        let (request, mut answer) = put("a", 1, Precondition::Absent);
+        writer.commit(vec![request]);
+        assert!(matches!(answer.try_recv(), Ok(Err(Error::Unavailable(_)))));
+    }
+
+    #[test]
+    fn a_keeper_in_trouble_holds_writes_back_and_says_why() {
+        let Bench { mut writer, dir: _dir } =
+            bench(|dir| Segment::create(dir.path(), 0, 64 << 10, None).unwrap());
+        let handoff = writer.handoff.clone();
+        handoff.change(|desk| desk.trouble = Some(Error::Unavailable("no space left".to_owned())));
+        let mut answers = Vec::new();
+        for n in 0..20 {
+            let (request, mut answer) = put(&format!("k{n}"), 1000, Precondition::Absent);
+            writer.commit(vec![request]);
+            answers.push(answer.try_recv().unwrap());
+        }
+        // Writes go on until the backlog is full, then they are refused and nothing is lost.
+        let accepted = answers.iter().take_while(|a| a.is_ok()).count();
+        assert!((5..12).contains(&accepted), "{accepted}");
+        let refused = answers[accepted..]
+            .iter()
+            .all(|a| matches!(a, Err(Error::Unavailable(why)) if why == "no space left"));
+        assert!(refused);
+        handoff.change(|desk| (desk.trouble, desk.backlog) = (None, 0));
+        let (request, mut answer) = put("k0", 1, Precondition::Absent);
+        writer.commit(vec![request]);
+        assert!(matches!(answer.try_recv(), Ok(Err(Error::Conflict { current: Some(_) }))));
+        // A full segment without a next one refuses as well.
+        handoff.change(|desk| desk.trouble = Some(Error::Unavailable("no space left".to_owned())));
+        let (request, mut answer) = put("large", 60 << 10, Precondition::Absent);
+        writer.commit(vec![request]);
+        assert!(matches!(answer.try_recv(), Ok(Err(Error::Unavailable(_)))));
+    }
+
+    #[test]
+    fn a_batch_is_decided_in_order_and_answered_after_it_is_durable() {
+        let Bench { mut writer, dir: _dir } =
+            bench(|dir| Segment::create(dir.path(), 0, 64 << 10, None).unwrap());
+        let (first, mut created) = put("a", 1, Precondition::Absent);
+        let (second, mut lost) = put("a", 2, Precondition::Absent);
+        let (third, mut updated) = put("a", 3, Precondition::ModRevision(2));
+        writer.commit(vec![first, second, third]);
+        assert!(matches!(created.try_recv(), Ok(Ok((None, 2)))));
+        assert!(
+            matches!(lost.try_recv(), Ok(Err(Error::Conflict { current: Some(kv) })) if kv.mod_revision == 2)
+        );
+        assert!(matches!(updated.try_recv(), Ok(Ok((Some(kv), 3))) if kv.value.len() == 1));
+        let (kv, revision) = writer.store.get("a").unwrap();
+        assert_eq!((kv.unwrap().create_revision, revision), (2, 3));
+    }
+
+    #[test]
+    fn requests_after_the_end_are_dropped() {
+        let Bench { writer, dir: _dir } =
+            bench(|dir| Segment::create(dir.path(), 0, 64 << 10, None).unwrap());
+        let (requests, receiver) = mpsc::channel();
+        let (request, mut answer) = put("a", 1, Precondition::None);
+        requests.send(Message::Close).unwrap();
+        requests.send(Message::Write(request)).unwrap();
+        let handoff = writer.handoff.clone();
+        writer.run(receiver);
+        assert!(answer.try_recv().is_err());
+        assert!(handoff.change(|desk| desk.closing));
+    }
+}

@@ -9,7 +9,10 @@ use etcd_client::{
     EventType, PutOptions, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
 };
 use futures::{StreamExt, stream};
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 
 use super::{
     Inner, MAX_MESSAGE_BYTES,
@@ -21,6 +24,8 @@ use crate::{Error, Event, EventKind, KeyValue, Revision, WatchItem, WatchStream}
 /// Pauses between attempts to begin a broken watch again.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How long progress may take before it is asked for again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 type Items = mpsc::Sender<Result<WatchItem, Error>>;
 
@@ -97,11 +102,21 @@ impl Follower {
 
     async fn follow_stream(&mut self, items: &Items) -> Result<End, Error> {
         let (mut requests, mut responses) = self.begin().await?;
+        // When progress was asked for that has not come.
+        let mut asked: Option<Instant> = None;
         loop {
+            let again = asked.unwrap_or_else(Instant::now) + ASK_AGAIN;
             let response = tokio::select! {
                 response = next_response(&mut responses) => response?,
                 () = self.wanted.notified() => {
                     self.request_progress(&mut requests).await?;
+                    asked = Some(Instant::now());
+                    continue;
+                }
+                // etcd drops the request while the watch is behind.
+                () = tokio::time::sleep_until(again), if asked.is_some() => {
+                    self.request_progress(&mut requests).await?;
+                    asked = Some(Instant::now());
                     continue;
                 }
             };
@@ -118,10 +133,13 @@ impl Follower {
             if response.created() {
                 continue;
             }
-            if let Some(item) = self.item(&response)?
-                && items.send(Ok(item)).await.is_err()
-            {
-                return Ok(End::Gone);
+            for item in self.items(&response)? {
+                if matches!(item, WatchItem::Progress(_)) {
+                    asked = None;
+                }
+                if items.send(Ok(item)).await.is_err() {
+                    return Ok(End::Gone);
+                }
             }
         }
     }
@@ -150,26 +168,35 @@ impl Follower {
         Ok(())
     }
 
-    /// What to yield for a response.
-    fn item(&mut self, response: &WatchResponse) -> Result<Option<WatchItem>, Error> {
-        let Some(last) = response.events().last() else {
-            // Only progress has no events.
-            let upto = revision(response.header())?;
-            self.seen = self.seen.max(upto);
-            return Ok(Some(WatchItem::Progress(self.seen)));
-        };
-        let upto = last.kv().map_or(0, |kv| u64::try_from(kv.mod_revision()).unwrap_or(0));
+    /// What to yield for a response: its events, and progress if it has none or has a mark.
+    fn items(&mut self, response: &WatchResponse) -> Result<Vec<WatchItem>, Error> {
+        let before = self.seen;
         let mut events = Vec::with_capacity(response.events().len());
+        let mut progress = false;
         for event in response.events() {
             let kv = event
                 .kv()
                 .ok_or_else(|| Error::Corrupt { what: "etcd sent an event without a key".into() })?;
-            if !is_mark(kv.key()) && u64::try_from(kv.mod_revision()).is_ok_and(|r| r > self.seen) {
+            let revision = u64::try_from(kv.mod_revision()).unwrap_or(0);
+            self.seen = self.seen.max(revision);
+            if is_mark(kv.key()) {
+                progress = true;
+            } else if revision > before {
                 events.push(self.event(event, kv)?);
             }
         }
-        self.seen = self.seen.max(upto);
-        Ok(Some(if events.is_empty() { WatchItem::Progress(self.seen) } else { WatchItem::Events(events) }))
+        if response.events().is_empty() {
+            self.seen = self.seen.max(revision(response.header())?);
+            progress = true;
+        }
+        let mut items = Vec::new();
+        if !events.is_empty() {
+            items.push(WatchItem::Events(events));
+        }
+        if progress {
+            items.push(WatchItem::Progress(self.seen));
+        }
+        Ok(items)
     }
 
     fn event(&self, event: &etcd_client::Event, kv: &etcd_client::KeyValue) -> Result<Event, Error> {

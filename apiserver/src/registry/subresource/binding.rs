@@ -33,8 +33,10 @@ impl Registry {
         let options = WriteOptions::parse(call.info, "CreateOptions")?;
         let mut binding = call.decode_as(&body, "v1", "Binding", options.field_validation)?;
         self.set_namespace(call, &mut binding)?;
-        let pods = self.kinds.snapshot().find("", "v1", "pods").cloned().ok_or_else(Status::unknown_resource)?;
-        let info = RequestInfo { name: binding.name().to_owned(), resource: "pods".into(), ..call.info.clone() };
+        let pods =
+            self.kinds.snapshot().find("", "v1", "pods").cloned().ok_or_else(Status::unknown_resource)?;
+        let info =
+            RequestInfo { name: binding.name().to_owned(), resource: "pods".into(), ..call.info.clone() };
         let call = Call {
             info: &info,
             user: call.user,
@@ -67,8 +69,12 @@ impl Registry {
             return Err(Status::invalid("", "Binding", binding.name(), &errors));
         }
         let conflict = |why: String| Status::conflict("", "pods/binding", &name, why);
-        let manner =
-            Manner { subresource: "binding", options_kind: "CreateOptions", unconditional: true, trusted: true };
+        let manner = Manner {
+            subresource: "binding",
+            options_kind: "CreateOptions",
+            unconditional: true,
+            trusted: true,
+        };
         self.modify(call, options, manner, |current| {
             let mut pod = current.object.clone();
             if !binding.uid().is_empty() {
@@ -93,7 +99,8 @@ impl Registry {
             Ok(pod)
         })
         .await?;
-        let done = Status { status: "Success".into(), code: 201, ..Status::failure(201, "", "") };
+        let mut done = Status::failure(201, "", "");
+        done.status = "Success".into();
         Ok(Answer::Done(Box::new(done)))
     }
 }

@@ -39,7 +39,8 @@ impl Registry {
             self.use_budget(call, &pod, delete.dry_run).await?;
         }
         self.delete_one(call, &name, &delete).await?;
-        let done = Status { status: "Success".into(), code: 201, ..Status::failure(201, "", "") };
+        let mut done = Status::failure(201, "", "");
+        done.status = "Success".into();
         Ok(Answer::Done(Box::new(done)))
     }
 
@@ -53,7 +54,9 @@ impl Registry {
     async fn use_budget(&self, call: &Call<'_>, pod: &Value, dry_run: bool) -> Result<(), Status> {
         let table = self.kinds.snapshot();
         let resource = GroupResource::new("policy", "poddisruptionbudgets");
-        let Some(cache) = table.find_resource(&resource).and_then(|row| row.cache.clone()) else { return Ok(()) };
+        let Some(cache) = table.find_resource(&resource).and_then(|row| row.cache.clone()) else {
+            return Ok(());
+        };
         for _ in 0..ATTEMPTS {
             self.feed.consistent(&cache).await.map_err(|e| feed_status(&e))?;
             let budgets = budgets_of(&cache, call.namespace(), pod)?;
@@ -134,24 +137,26 @@ fn unhealthy_may_go(pod: &Value, budget: &Value) -> bool {
 /// The budget with one disruption less.
 fn spend(pod: &Value, budget: &Value) -> Result<Value, Status> {
     if budget.int_at("status.observedGeneration").unwrap_or(0) < budget.generation().unwrap_or(0) {
-        return Err(too_many("Cannot evict pod as it would violate the pod's disruption budget.").with_cause(
-            "DisruptionBudget",
-            format!("The disruption budget {} is still being processed by the server.", budget.name()),
-            "",
-        ));
+        return Err(too_many("Cannot evict pod as it would violate the pod's disruption budget.")
+            .with_cause(
+                "DisruptionBudget",
+                format!("The disruption budget {} is still being processed by the server.", budget.name()),
+                "",
+            ));
     }
     let allowed = budget.int_at("status.disruptionsAllowed").unwrap_or(0);
     if allowed <= 0 {
         let healthy = budget.int_at("status.currentHealthy").unwrap_or(0);
         let desired = budget.int_at("status.desiredHealthy").unwrap_or(0);
-        return Err(too_many("Cannot evict pod as it would violate the pod's disruption budget.").with_cause(
-            "DisruptionBudget",
-            format!(
-                "The disruption budget {} needs {desired} healthy pods and has {healthy} currently",
-                budget.name()
-            ),
-            "",
-        ));
+        return Err(too_many("Cannot evict pod as it would violate the pod's disruption budget.")
+            .with_cause(
+                "DisruptionBudget",
+                format!(
+                    "The disruption budget {} needs {desired} healthy pods and has {healthy} currently",
+                    budget.name()
+                ),
+                "",
+            ));
     }
     let disrupted = budget.at("status.disruptedPods").and_then(Value::as_object);
     if disrupted.is_some_and(|d| d.len() > MAX_DISRUPTED) {

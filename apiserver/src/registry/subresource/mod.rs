@@ -34,7 +34,7 @@ impl Registry {
                 };
                 let options = crate::options::WriteOptions::parse(info, "CreateOptions")?;
                 let object = call.decode_as(&body, &api_version, &kind, options.field_validation)?;
-                self.create_virtual(call, object, options.dry_run).await
+                self.create_virtual_sub(call, object, &api_version, &kind, &options).await
             }
             ("get", _) => self.get(call).await,
             ("update", sub) => self.update(call, body, sub).await,

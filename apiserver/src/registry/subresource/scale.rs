@@ -119,10 +119,9 @@ mod tests {
 
     #[test]
     fn selectors_of_both_forms() {
-        for (selector, want) in [
-            (json!({"matchLabels": {"app": "x"}}), json!("app=x")),
-            (json!({"app": "x"}), json!("app=x")),
-        ] {
+        for (selector, want) in
+            [(json!({"matchLabels": {"app": "x"}}), json!("app=x")), (json!({"app": "x"}), json!("app=x"))]
+        {
             let object = json!({"metadata": {"name": "a"}, "spec": {"replicas": 3, "selector": selector}});
             let scale = scale_of(&object).expect("scale");
             assert_eq!((&scale["status"]["selector"], &scale["spec"]["replicas"]), (&want, &json!(3)));
