@@ -115,10 +115,10 @@ mod tests {
             ok
         };
         let good = leaf(&issuer);
-        assert!(check(&good, &[ca.clone()], "server"));
-        assert!(!check(&good, &[ca.clone()], "another"));
+        assert!(check(&good, std::slice::from_ref(&ca), "server"));
+        assert!(!check(&good, std::slice::from_ref(&ca), "another"));
         assert!(!check(&good, &[], "server"));
-        assert!(!check(&leaf(&other_issuer), &[other_ca.clone()], "server"));
+        assert!(!check(&leaf(&other_issuer), std::slice::from_ref(&other_ca), "server"));
         // The real CA beside a leaf that it did not sign.
         assert!(!check(&leaf(&other_issuer), &[other_ca, ca], "server"));
     }

@@ -86,7 +86,8 @@ impl<'a> View<'a> {
                 }
                 Role::Sidecar => {
                     eligible.push(i);
-                    if !past_init && !(s.verdict == Verdict::Keep && self.started(s)) {
+                    let up = s.verdict == Verdict::Keep && self.started(s);
+                    if !past_init && !up {
                         self.eligible = eligible;
                         return;
                     }

@@ -97,28 +97,31 @@ fn configz(state: &State) -> Response<Body> {
     respond(StatusCode::OK, "application/json", config.to_string())
 }
 
+/// A response that is an error; boxed, since it is large beside what it stands for.
+type Refusal = Box<Response<Body>>;
+
 type Target<'a> = (&'a str, &'a str, Option<&'a str>, &'a str);
 
-fn find(state: &State, ns: &str, pod: &str, uid: Option<&str>) -> Result<PodView, Response<Body>> {
+fn find(state: &State, ns: &str, pod: &str, uid: Option<&str>) -> Result<PodView, Refusal> {
     let view = state.pods.find(ns, pod, uid).map(|r| r.borrow().clone());
-    view.ok_or_else(|| text(StatusCode::NOT_FOUND, format!("pod \"{pod}_{ns}\" does not exist\n")))
+    view.ok_or_else(|| Box::new(text(StatusCode::NOT_FOUND, format!("pod \"{pod}_{ns}\" does not exist\n"))))
 }
 
 /// The id of a container's running instance.
-fn running_id(state: &State, (ns, pod, uid, container): Target<'_>) -> Result<String, Response<Body>> {
+fn running_id(state: &State, (ns, pod, uid, container): Target<'_>) -> Result<String, Refusal> {
     let view = find(state, ns, pod, uid)?;
     let mut instances = view.observed.containers.iter().filter(|c| c.name == container);
     let running = instances.find(|c| matches!(c.state, ContainerState::Running(_)));
-    running
-        .map(|c| c.id.clone())
-        .ok_or_else(|| text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")\n")))
+    running.map(|c| c.id.clone()).ok_or_else(|| {
+        Box::new(text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")\n")))
+    })
 }
 
 async fn exec(state: &State, request: Request<Incoming>, target: Target<'_>) -> Response<Body> {
     let query = Query::of(&request);
     let id = match running_id(state, target) {
         Ok(id) => id,
-        Err(r) => return r,
+        Err(r) => return *r,
     };
     let cmd = query.all("command");
     let [stdin, stdout, stderr, tty] = query.streams();
@@ -139,7 +142,7 @@ async fn attach(state: &State, request: Request<Incoming>, target: Target<'_>) -
     let query = Query::of(&request);
     let id = match running_id(state, target) {
         Ok(id) => id,
-        Err(r) => return r,
+        Err(r) => return *r,
     };
     let [stdin, stdout, stderr, tty] = query.streams();
     if !(stdin || stdout || stderr) {
@@ -161,7 +164,7 @@ async fn port_forward(
 ) -> Response<Body> {
     let view = match find(state, ns, pod, uid) {
         Ok(v) => v,
-        Err(r) => return r,
+        Err(r) => return *r,
     };
     let Some(sandbox) = view.observed.sandbox().filter(|s| s.ready) else {
         return text(

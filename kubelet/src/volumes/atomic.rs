@@ -102,7 +102,7 @@ fn link_names(dir: &Path, payload: &Payload) -> io::Result<()> {
 
 fn same(dir: &Path, payload: &Payload) -> io::Result<bool> {
     let mut found = Vec::new();
-    match list(dir, dir, &mut found) {
+    match list(dir, &mut found) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     }
@@ -120,11 +120,11 @@ fn same(dir: &Path, payload: &Payload) -> io::Result<bool> {
     Ok(true)
 }
 
-fn list(root: &Path, dir: &Path, out: &mut Vec<PathBuf>) -> io::Result<()> {
+fn list(dir: &Path, out: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            list(root, &entry.path(), out)?;
+            list(&entry.path(), out)?;
         } else {
             out.push(entry.path());
         }
@@ -165,7 +165,7 @@ mod tests {
     fn read(dir: &Path) -> BTreeMap<String, String> {
         let mut out = Vec::new();
         let data = fs::canonicalize(dir.join(DATA)).unwrap();
-        list(&data, &data, &mut out).unwrap();
+        list(&data, &mut out).unwrap();
         out.iter()
             .map(|p| {
                 let name = p.strip_prefix(&data).unwrap().to_str().unwrap().to_owned();

@@ -129,8 +129,8 @@ fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Value {
                 new.insert(key.clone(), Value::Null);
             }
             // Lists that would be merged by key.
-            Some(Value::Array(list)) if matches!(key.as_str(), "podIPs" | "hostIPs") => {
-                if before != &Value::Array(list.clone()) {
+            Some(now @ Value::Array(_)) if matches!(key.as_str(), "podIPs" | "hostIPs") && before != now => {
+                if let Value::Array(list) = now {
                     list.insert(0, json!({"$patch": "replace"}));
                 }
             }
