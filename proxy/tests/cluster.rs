@@ -340,6 +340,7 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
         exchange(stream, "before").expect("works before");
     }
     let before = cluster.nodes[0].snapshot();
+    let filters_before = filters(&cluster.nodes[0]);
     cluster.nodes[0].stop_agent();
     for stream in [&mut by_tc, &mut by_hook, &mut direct] {
         exchange(stream, "without").expect("works without an agent");
@@ -352,6 +353,9 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
     for stream in [&mut by_tc, &mut by_hook, &mut direct] {
         exchange(stream, "after").expect("works after");
     }
+    let filters_after = filters(&cluster.nodes[0]);
+    assert_eq!(filters_after.len(), filters_before.len(), "none was added: {filters_after:?}");
+    assert!(filters_before.iter().all(|filter| !filters_after.contains(filter)), "all were replaced");
     let after = cluster.nodes[0].snapshot();
     assert_eq!(sorted(&before.backends), sorted(&after.backends), "ids are stable");
     assert_eq!(sorted(&before.endpoints), sorted(&after.endpoints));
@@ -359,6 +363,30 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
     cluster.api.delete("services", "late");
     assert!(unhooked(a, || tcp(WEB, 80)).is_ok());
     assert!(unhooked(c, || tcp(a.ip, 8080)).is_ok());
+}
+
+/// Interface, direction and program id of every filter on the pods' interfaces.
+fn filters(node: &TestNode) -> Vec<String> {
+    let mut found = Vec::new();
+    let names = node.netns.run(|| {
+        let output = std::process::Command::new("ip").args(["-o", "link"]).output().expect("ip runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    });
+    let interfaces = names.split([' ', '@']).filter(|word| word.starts_with("hws"));
+    for interface in interfaces {
+        for direction in ["ingress", "egress"] {
+            let output = node.netns.run(|| {
+                std::process::Command::new("tc")
+                    .args(["filter", "show", "dev", interface, direction])
+                    .output()
+            });
+            let text = String::from_utf8_lossy(&output.expect("tc runs").stdout).into_owned();
+            let ids = text.lines().filter_map(|line| line.split(" id ").nth(1)?.split(' ').next());
+            found.extend(ids.map(|id| format!("{interface} {direction} {id}")));
+        }
+    }
+    assert!(!found.is_empty(), "no filters: {names}");
+    found
 }
 
 fn sorted<T: Clone + Ord>(items: &[T]) -> Vec<T> {
