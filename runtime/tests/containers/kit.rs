@@ -396,7 +396,7 @@ pub struct Pod {
     pub id: String,
     pub config: PodSandboxConfig,
     pub runtime: RuntimeServiceClient<Channel>,
-    counter: AtomicU32,
+    pub counter: AtomicU32,
 }
 
 /// How a container ended.
