@@ -159,7 +159,8 @@ pub async fn masks(node: Arc<Node>) -> Outcome {
 pub async fn devices(node: Arc<Node>) -> Outcome {
     let pod = node.pod().await?;
     // Making a node is allowed, opening it is not.
-    let script = "mknod /m c 1 1 && mknod /d b 254 0; cat /m; dd if=/d of=/dev/null count=1; echo x > /dev/null";
+    let script =
+        "mknod /m c 1 1 && mknod /d b 254 0; cat /m; dd if=/d of=/dev/null count=1; echo x > /dev/null";
     let ran = pod.run(sh(script)).await?;
     ensure!(ran.err.contains("can't open '/m': Operation not permitted"), "{ran:?}");
     ensure!(ran.err.contains("can't open '/d': Operation not permitted"), "{ran:?}");
@@ -199,7 +200,8 @@ pub async fn memory_limit(node: Arc<Node>) -> Outcome {
     let hog = sh_with("dd if=/dev/zero of=/dev/null bs=200M count=1", |r| r.memory_limit_in_bytes = 32 << 20);
     let ran = pod.run(hog).await?;
     ensure!(ran.code == 137 && ran.status.reason == "OOMKilled", "{ran:?}");
-    let modest = sh_with("dd if=/dev/zero of=/dev/null bs=1M count=1", |r| r.memory_limit_in_bytes = 32 << 20);
+    let modest =
+        sh_with("dd if=/dev/zero of=/dev/null bs=1M count=1", |r| r.memory_limit_in_bytes = 32 << 20);
     ensure!(pod.run(modest).await?.code == 0, "a modest program was killed");
     Ok(())
 }
@@ -248,9 +250,13 @@ pub async fn nothing_leaks_in(node: Arc<Node>) -> Outcome {
     let own: Vec<_> = out.lines().filter(|l| l.contains("memory:") || l.starts_with("0::")).collect();
     ensure!(own.iter().all(|l| l.ends_with(":/")), "{own:?}");
     // The shim's program cannot be written to through /proc, not even by root of a container that sees it.
-    let spy = sh_as("for p in /proc/[0-9]*; do (echo x > $p/exe) 2>/dev/null && echo wrote $p; done; echo done", |sc| {
-        sc.namespace_options = Some(NamespaceOption { pid: NamespaceMode::Pod as i32, ..Default::default() });
-    });
+    let spy = sh_as(
+        "for p in /proc/[0-9]*; do (echo x > $p/exe) 2>/dev/null && echo wrote $p; done; echo done",
+        |sc| {
+            sc.namespace_options =
+                Some(NamespaceOption { pid: NamespaceMode::Pod as i32, ..Default::default() });
+        },
+    );
     let out = pod.run(spy).await?.good()?;
     ensure!(out == "done\n", "{out}");
     eventually("the container still runs", async || {

@@ -40,7 +40,10 @@ impl Registry {
         );
         if let Some((name, line)) = user {
             fs::write(root.join("users"), line)?;
-            config += &format!("auth:\n  htpasswd:\n    realm: {name}\n    path: {}\n", root.join("users").display());
+            config += &format!(
+                "auth:\n  htpasswd:\n    realm: {name}\n    path: {}\n",
+                root.join("users").display()
+            );
         }
         let path = root.join("config.yml");
         fs::write(&path, config)?;
@@ -66,9 +69,15 @@ impl Registry {
     }
 
     /// Pushes an image; answers its manifest's digest.
-    pub async fn push(&self, image: &str, spec: &ImageSpecification, auth: &RegistryAuth) -> Result<String, Failure> {
+    pub async fn push(
+        &self,
+        image: &str,
+        spec: &ImageSpecification,
+        auth: &RegistryAuth,
+    ) -> Result<String, Failure> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = oci_client::Client::new(ClientConfig { protocol: ClientProtocol::Http, ..Default::default() });
+        let client =
+            oci_client::Client::new(ClientConfig { protocol: ClientProtocol::Http, ..Default::default() });
         let (config, blobs) = kit::busybox_image(spec)?;
         let kind = if spec.gzip {
             "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -199,7 +208,10 @@ pub async fn registry(node: Arc<Node>) -> Outcome {
     ensure!(missing.as_ref().is_err_and(|e| e.code() == tonic::Code::NotFound), "{missing:?}");
     let wrong = format!("{}@sha256:{}", registry.name("team/app"), "0".repeat(64));
     ensure!(pull(&node, &wrong, None).await.is_err(), "a digest that is not there was pulled");
-    ensure!(pull(&node, "Not A Name", None).await.is_err_and(|e| e.code() == tonic::Code::InvalidArgument), "name");
+    ensure!(
+        pull(&node, "Not A Name", None).await.is_err_and(|e| e.code() == tonic::Code::InvalidArgument),
+        "name"
+    );
 
     // A registry that serves other bytes than the digest promises is caught. The layer of this file is new.
     let tampered = ImageSpecification {

@@ -43,7 +43,9 @@ pub async fn stop(node: Arc<Node>) -> Outcome {
 pub async fn runtime_killed(node: Arc<Node>) -> Outcome {
     let pod = node.pod().await?;
     let ticking = pod.start(sh("i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done")).await?;
-    let ending = pod.start(sh("echo begin; while ! test -e /dev/shm/end; do sleep 0.05; done; echo end; exit 17")).await?;
+    let ending = pod
+        .start(sh("echo begin; while ! test -e /dev/shm/end; do sleep 0.05; done; echo end; exit 17"))
+        .await?;
     let ended = pod.start(sh("exit 5")).await?;
     pod.wait(&ended).await?;
     let created = pod.create(sh("echo late")).await?;
@@ -69,7 +71,8 @@ pub async fn runtime_killed(node: Arc<Node>) -> Outcome {
     ensure!(path.is_err(), "the runtime still answers");
     eventually("logs go on without the runtime", async || Ok(ticks()? > seen + 3)).await?;
     // One ends meanwhile.
-    let shm = fs::read_dir(node.dir.join("run/sandboxes"))?.flatten().next().map(|e| e.path().join("shm/end"));
+    let shm =
+        fs::read_dir(node.dir.join("run/sandboxes"))?.flatten().next().map(|e| e.path().join("shm/end"));
     fs::write(shm.unwrap_or_default(), "")?;
     let exit = node.dir.join("run/containers").join(&ending).join("exit.json");
     eventually("its end is recorded", async || Ok(exit.exists())).await?;

@@ -93,7 +93,8 @@ pub async fn exec_sync(node: Arc<Node>) -> Outcome {
     let id = pod.start(sh(FOREVER)).await?;
     let r = pod.exec(&id, "echo out; echo err >&2; exit 5").await?;
     ensure!(r.stdout == b"out\n" && r.stderr == b"err\n" && r.exit_code == 5, "{r:?}");
-    let own = pod.output(&id, "readlink /proc/self/ns/pid; hostname; cat /proc/1/cmdline | tr '\\0' ' '").await?;
+    let own =
+        pod.output(&id, "readlink /proc/self/ns/pid; hostname; cat /proc/1/cmdline | tr '\\0' ' '").await?;
     ensure!(own.contains("trap") && own.contains(&pod.config.hostname), "{own}");
     let begin = Instant::now();
     let request = ExecSyncRequest {
@@ -254,7 +255,8 @@ pub async fn what_streams_refuse(node: Arc<Node>) -> Outcome {
         runtime.exec(ExecRequest { container_id: "none".into(), ..request }).await.is_err(),
     ];
     ensure!(refused.iter().all(|r| *r), "{refused:?}");
-    let forward = runtime.port_forward(PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![80] }).await;
+    let forward =
+        runtime.port_forward(PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![80] }).await;
     ensure!(forward.is_err_and(|e| e.code() == tonic::Code::Unimplemented), "port forward");
     Ok(())
 }
