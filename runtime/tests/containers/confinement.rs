@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use k8s_cri::v1::*;
 
-use crate::kit::{
-    self, FOREVER, IMAGE, ImageSpecification, Node, Outcome, ensure, eventually, sh, sh_as, sh_with,
-};
+use crate::kit::{FOREVER, IMAGE, Node, Outcome, ensure, eventually, sh, sh_as, sh_with};
+use crate::kit_image::ImageSpecification;
 
 fn int(value: i64) -> Option<Int64Value> {
     Some(Int64Value { value })
@@ -40,8 +39,6 @@ pub async fn users(node: Arc<Node>) -> Outcome {
         config: serde_json::json!({ "User": "web:extra", "WorkingDir": "/tmp", "Env": ["FROM=image"] }),
         ..Default::default()
     };
-    let archive = node.dir.join("user.tar");
-    kit::busybox_archive(&archive, "test.local/user:1", &spec)?;
     crate::images::pull_through_registry(&node, "user", &spec).await?;
     let mut config = sh("id -u; id -g; pwd; echo $FROM");
     let image = crate::images::registry_name(&node, "user")?;

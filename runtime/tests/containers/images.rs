@@ -13,7 +13,8 @@ use oci_client::client::{ClientConfig, ClientProtocol, ImageLayer};
 use oci_client::manifest::OciImageManifest;
 use oci_client::secrets::RegistryAuth;
 
-use crate::kit::{self, Failure, ImageSpecification, Node, Outcome, ensure, eventually, sh};
+use crate::kit::{Failure, Node, Outcome, ensure, eventually, sh};
+use crate::kit_image::{self, ImageSpecification};
 
 /// A registry on loopback, ended with this object.
 pub struct Registry {
@@ -78,7 +79,7 @@ impl Registry {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client =
             oci_client::Client::new(ClientConfig { protocol: ClientProtocol::Http, ..Default::default() });
-        let (config, blobs) = kit::busybox_image(spec)?;
+        let (config, blobs) = kit_image::busybox_image(spec)?;
         let kind = if spec.gzip {
             "application/vnd.oci.image.layer.v1.tar+gzip"
         } else {
@@ -133,14 +134,14 @@ pub async fn archives(node: Arc<Node>) -> Outcome {
         BTreeMap::from([("data/gone", None), ("data/kept", Some("new\n"))]),
     ];
     let oci = ImageSpecification { layers: layers.clone(), gzip: true, ..Default::default() };
-    kit::busybox_archive(&scene.join("node/images/oci.tar"), "test.local/layers:oci", &oci)?;
+    kit_image::busybox_archive(&scene.join("node/images/oci.tar"), "test.local/layers:oci", &oci)?;
     let docker = ImageSpecification {
         layers,
         docker: true,
         config: serde_json::json!({ "Cmd": ["sh", "-c", "echo from docker"] }),
         ..Default::default()
     };
-    kit::busybox_archive(&scene.join("node/images/docker.tar"), "layers:docker", &docker)?;
+    kit_image::busybox_archive(&scene.join("node/images/docker.tar"), "layers:docker", &docker)?;
     // Archives that are none do no harm.
     fs::write(scene.join("node/images/a-broken.tar"), vec![7; 4096])?;
     let mut damaged = fs::read(scene.join("node/images/oci.tar"))?;
@@ -219,7 +220,7 @@ pub async fn registry(node: Arc<Node>) -> Outcome {
         ..Default::default()
     };
     registry.push("team/bad:v1", &tampered, &RegistryAuth::Anonymous).await?;
-    let (_, blobs) = kit::busybox_image(&tampered)?;
+    let (_, blobs) = kit_image::busybox_image(&tampered)?;
     let hex = Digest::of(&blobs[1]).hex().to_owned();
     let root = node.dir.join(format!("registry-{}", registry.address.replace(':', "-")));
     let blob = root.join(format!("data/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]));
@@ -248,7 +249,7 @@ pub async fn remove_and_collect(node: Arc<Node>) -> Outcome {
     };
     pull_through_registry(&node, "removed", &spec).await?;
     let name = registry_name(&node, "removed")?;
-    let (_, blobs) = kit::busybox_image(&spec)?;
+    let (_, blobs) = kit_image::busybox_image(&spec)?;
     let layer = node.dir.join("data/images/layers").join(Digest::of(&blobs[1]).hex());
     ensure!(layer.join("fs/only").exists(), "{}", layer.display());
     let pod = node.pod().await?;

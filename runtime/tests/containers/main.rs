@@ -8,6 +8,7 @@ mod basics;
 mod confinement;
 mod images;
 mod kit;
+mod kit_image;
 mod lifetime;
 mod streams;
 
