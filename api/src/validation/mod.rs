@@ -71,6 +71,10 @@ pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
         ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch", "Job") => {
             object.at(template).map(|t| pods::warnings(t, "spec.template.")).unwrap_or_default()
         }
+        ("", "Service") => service::warnings(object),
+        ("discovery.k8s.io", "EndpointSlice") if object.str_at("addressType") == "FQDN" => {
+            vec!["spec.addressType: FQDN endpoints are deprecated".into()]
+        }
         _ => Vec::new(),
     }
 }
@@ -136,6 +140,28 @@ mod tests {
             assert!(errors.iter().any(|e| e.field == "metadata.name"), "{}", kind.kind);
             assert!(to_status(kind, "", &errors).is_some());
         }
+    }
+
+    #[test]
+    fn warnings_of_what_is_accepted() {
+        let kind = |group: &str, plural: &str| crate::kinds::find(group, "v1", plural).expect("row");
+        let pod = json!({"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/c": "x"}},
+            "spec": {"nodeSelector": {"beta.kubernetes.io/os": "linux"}, "containers": [{"env": [{"name": "A"}, {"name": "A"}]}]}});
+        assert_eq!(
+            warnings(kind("", "pods"), &pod),
+            [
+                "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: deprecated since v1.30; use the \"appArmorProfile\" field instead",
+                "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
+                "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using apply",
+            ]
+        );
+        let service = json!({"spec": {"type": "ClusterIP", "externalName": "a.b"}});
+        assert_eq!(warnings(kind("", "services"), &service).len(), 1);
+        assert_eq!(
+            warnings(kind("discovery.k8s.io", "endpointslices"), &json!({"addressType": "FQDN"})).len(),
+            1
+        );
+        assert!(warnings(kind("", "configmaps"), &json!({})).is_empty());
     }
 
     proptest! {
