@@ -55,9 +55,9 @@ pub struct Config {
     /// The same for a node that has never given one.
     pub node_startup_grace_period: Duration,
     /// Nodes per second and zone whose pods may start being evicted.
-    pub node_eviction_rate: f32,
+    pub node_eviction_rate: f64,
     /// The same in a zone where many nodes are unhealthy.
-    pub secondary_node_eviction_rate: f32,
+    pub secondary_node_eviction_rate: f64,
     /// The share of unhealthy nodes from which a zone counts as disrupted.
     pub unhealthy_zone_threshold: f32,
     /// The size of zones up to which a disrupted zone is left alone.

@@ -14,6 +14,7 @@ use hawser_runtime::network::PodNetwork;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::dataplane_identity::DataplaneIdentity;
 use crate::flags::{AgentFlags, KubeletFlags, NodeFlags, ProxyFlags, RuntimeFlags};
 use crate::pod_network::{HostOnly, ProxyNetwork};
 use crate::server::{private_directory, source_address};
@@ -28,7 +29,7 @@ struct NodeSettings {
 
 impl NodeSettings {
     /// `server` is the URL of the API server, for the address that the node reaches it from.
-    fn new(flags: NodeFlags, server: &http_uri::Authority) -> Result<Self> {
+    fn new(flags: NodeFlags, server: &server_url::Authority) -> Result<Self> {
         let name = match &flags.node_name {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
@@ -128,8 +129,12 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         identity = identity => identity.context("joining the cluster")?,
         () = stop.cancelled() => return Ok(()),
     };
-    let client = clients::from_kubeconfig(&identity.kubeconfig).await?;
-    let proxy = Agent::start(proxy_config, client.clone()).await.context("dataplane")?;
+    let client = identity.client()?;
+    let dataplane = DataplaneIdentity::obtain(client.clone(), &node.flags.data_dir)
+        .await
+        .context("getting the dataplane's token")?;
+    let dataplane_client = dataplane.client(&flags.server, &node.flags.data_dir)?;
+    let proxy = Agent::start(proxy_config, dataplane_client).await.context("dataplane")?;
     let network = proxy.pod_network().context("the dataplane runs without a pod network")?;
     let network: Arc<dyn PodNetwork> = Arc::new(ProxyNetwork::new(network, proxy.synced()));
     let runtime_config = node.runtime_config(flags.images, &flags.insecure_registries);
@@ -143,6 +148,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         .spawn("dataplane", |token| async move { Ok(proxy.run(token).await?) })
         .spawn("container runtime", |token| async move { Ok(runtime.run(token).await?) })
         .spawn("kubelet", |token| async move { Ok(kubelet.run(token).await?) })
+        .spawn("dataplane's token", |token| dataplane.run(token))
         .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) })
         .run()
         .await
@@ -155,13 +161,21 @@ pub async fn kubelet(flags: KubeletFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
     let mut config = node.kubelet_config(flags.container_runtime_endpoint)?;
-    let serving = bootstrap::serving_certificate(&client, &node.name, &[node.address], &node.flags.data_dir);
-    let serving = tokio::select! {
-        serving = serving => serving.context("getting a serving certificate")?,
-        () = stop.cancelled() => return Ok(()),
+    config.tls = Some(bootstrap::serving_paths(&node.flags.data_dir));
+    let kubelet = Kubelet::new(config, client.clone()).context("kubelet")?;
+    // Signed once the kubelet has registered the Node, so the two run side by side.
+    let serving = async move {
+        let addresses = [node.address];
+        bootstrap::serving_certificate(&client, &node.name, &addresses, &node.flags.data_dir)
+            .await
+            .context("getting a serving certificate")
     };
-    config.tls = Some(serving);
-    Kubelet::new(config, client)?.run(stop).await.context("kubelet")
+    let mut running = tokio::spawn(kubelet.run(stop));
+    tokio::select! {
+        ended = &mut running => return ended?.context("kubelet"),
+        serving = serving => drop(serving?),
+    }
+    running.await?.context("kubelet")
 }
 
 /// `hawser proxy`.
@@ -189,7 +203,7 @@ pub async fn runtime(flags: RuntimeFlags) -> Result<()> {
     Runtime::new(config, Arc::new(HostOnly))?.run(stop).await.context("container runtime")
 }
 
-async fn server_of(kubeconfig: &std::path::Path) -> Result<http_uri::Authority> {
+async fn server_of(kubeconfig: &std::path::Path) -> Result<server_url::Authority> {
     let config = kube::config::Kubeconfig::read_from(kubeconfig)?;
     let cluster = config.clusters.iter().find_map(|c| c.cluster.as_ref()).context("a kubeconfig without cluster")?;
     cluster.server.as_deref().context("a kubeconfig without server")?.parse()
@@ -229,7 +243,7 @@ impl Components {
 }
 
 /// The host and port of a URL, for finding the route to it.
-mod http_uri {
+mod server_url {
     use std::net::{IpAddr, ToSocketAddrs};
     use std::str::FromStr;
 
@@ -245,7 +259,7 @@ mod http_uri {
         type Err = anyhow::Error;
 
         fn from_str(url: &str) -> Result<Self> {
-            let uri: kube::client::http::Uri = url.parse().with_context(|| format!("--server {url}: not a URL"))?;
+            let uri: http::Uri = url.parse().with_context(|| format!("--server {url}: not a URL"))?;
             ensure!(uri.scheme_str() == Some("https"), "--server {url}: must begin with https://");
             let host = uri.host().with_context(|| format!("--server {url}: names no host"))?;
             Ok(Authority { host: host.trim_matches(['[', ']']).to_owned(), port: uri.port_u16().unwrap_or(443) })

@@ -80,6 +80,8 @@ pub struct Node {
 pub struct Local {
     /// Name of this Node.
     pub node_name: String,
+    /// Its address, which is known before the Node says it.
+    pub node_ip: Option<Ipv4Addr>,
     /// Subnet of the uplink: a node in it is reached without a router.
     pub link: Option<Ipv4Net>,
     /// Addresses of Services.
@@ -110,11 +112,12 @@ pub struct Desired {
 impl Desired {
     /// Nothing but what the node knows without the API.
     pub fn new(local: Local) -> Self {
+        let here = |identity| IpcacheEntry4 { node_ip_be: 0, identity, flags: 0 };
+        let services = local.service_cidr.map(|cidr| (cidr.trunc(), here(IDENTITY_SERVICES)));
+        let host = local.node_ip.map(|address| (Ipv4Net::from(address), here(IDENTITY_HOST)));
         let mut prefixes = Claims::default();
-        if let Some(cidr) = local.service_cidr {
-            let entry = IpcacheEntry4 { node_ip_be: 0, identity: IDENTITY_SERVICES, flags: 0 };
-            prefixes.set(&ObjectName::from(""), vec![(cidr, entry)]);
-        }
+        // No object has an empty name, and none is smaller: nobody can claim these away.
+        prefixes.set(&ObjectName::from(""), services.into_iter().chain(host).collect());
         Self {
             local,
             services: HashMap::new(),
@@ -241,7 +244,8 @@ impl Desired {
     }
 
     fn node_prefixes(&self, node: &Node, local: bool) -> Vec<(Ipv4Net, IpcacheEntry4)> {
-        let Some(primary) = node.addresses.first() else { return Vec::new() };
+        let own = self.local.node_ip.filter(|_| local);
+        let Some(primary) = own.as_ref().or(node.addresses.first()) else { return Vec::new() };
         let flags = match self.local.link {
             Some(link) if link.contains(primary) => IPCACHE_ON_LINK,
             _ => 0,

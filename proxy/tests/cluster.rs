@@ -101,9 +101,11 @@ fn starts(result: &io::Result<String>, names: &[&str], source: Ipv4Addr) -> bool
 fn two_nodes() {
     isolated(|dir| {
         let mut cluster = Cluster::start(dir, 2);
+        let start = Instant::now();
         let a = cluster.nodes[0].add_pod("a");
         let b = cluster.nodes[0].add_pod("b");
         let c = cluster.nodes[1].add_pod("c");
+        eprintln!("three pods' networks: {:?}", start.elapsed());
         for (pod, name) in [(&a, "a"), (&b, "b"), (&c, "c")] {
             serve(&pod.netns, 8080, name);
         }
@@ -124,6 +126,7 @@ fn two_nodes() {
                 node.snapshot().services.len() == 4 + 6 && node.snapshot().backends.len() == 6
             });
         }
+        inspection(&cluster, &a);
         by_hooks(&cluster, &a, &c);
         by_tc(&cluster, &a, &c);
         refusals(&cluster, &a);
@@ -208,6 +211,39 @@ fn by_hooks(cluster: &Cluster, a: &TestPod, c: &TestPod) {
     // From the node itself.
     let answer = n1.netns.run_in(Some(&n1.cgroup), || tcp(WEB, 80));
     assert!(answer.is_ok(), "{answer:?}");
+}
+
+/// What the agent's socket tells is what the kernel holds.
+fn inspection(cluster: &Cluster, a: &TestPod) {
+    use hawser_proxy::inspect::proto::inspect_client::InspectClient;
+    use hawser_proxy::inspect::proto::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    let socket = cluster.nodes[0].run_dir.join("proxy.sock");
+    let mode = std::fs::metadata(&socket).expect("the socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let (lb, endpoints, ipcache) = runtime.block_on(async {
+        let uri = format!("unix:{}", socket.display());
+        let mut client = InspectClient::connect(uri).await.expect("connects");
+        let lb = client.list_lb(ListLbRequest {}).await.expect("answers").into_inner().frontends;
+        let endpoints =
+            client.list_endpoints(ListEndpointsRequest {}).await.expect("answers").into_inner().endpoints;
+        let ipcache = client.list_ipcache(ListIpcacheRequest {}).await.expect("answers").into_inner().entries;
+        (lb, endpoints, ipcache)
+    });
+    let backends: Vec<usize> = lb.iter().map(|frontend| frontend.backends.len()).collect();
+    assert_eq!(backends, [3, 3, 0, 0], "dns, web, and two that refuse: {lb:?}");
+    let pod = endpoints.iter().find(|endpoint| endpoint.address == a.ip.to_string()).expect("the pod");
+    assert_eq!((pod.pod_namespace.as_str(), pod.pod_name.as_str()), ("default", "a"));
+    let node_of = |prefix: &str| {
+        ipcache.iter().find(|e| e.prefix == prefix).map(|e| (e.identity.as_str(), e.node.as_str()))
+    };
+    assert_eq!(node_of("10.244.1.0/24"), Some(("pods", "")));
+    assert_eq!(node_of("10.244.2.0/24"), Some(("pods", "10.0.0.12")));
+    assert_eq!(node_of("10.0.0.11/32"), Some(("host", "")));
+    assert_eq!(node_of("10.0.0.12/32"), Some(("remote-node", "10.0.0.12")));
+    assert_eq!(node_of("10.96.0.0/12"), Some(("services", "")));
 }
 
 fn by_tc(cluster: &Cluster, a: &TestPod, c: &TestPod) {
@@ -304,6 +340,7 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
         exchange(stream, "before").expect("works before");
     }
     let before = cluster.nodes[0].snapshot();
+    let filters_before = filters(&cluster.nodes[0]);
     cluster.nodes[0].stop_agent();
     for stream in [&mut by_tc, &mut by_hook, &mut direct] {
         exchange(stream, "without").expect("works without an agent");
@@ -316,6 +353,9 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
     for stream in [&mut by_tc, &mut by_hook, &mut direct] {
         exchange(stream, "after").expect("works after");
     }
+    let filters_after = filters(&cluster.nodes[0]);
+    assert_eq!(filters_after.len(), filters_before.len(), "none was added: {filters_after:?}");
+    assert!(filters_before.iter().all(|filter| !filters_after.contains(filter)), "all were replaced");
     let after = cluster.nodes[0].snapshot();
     assert_eq!(sorted(&before.backends), sorted(&after.backends), "ids are stable");
     assert_eq!(sorted(&before.endpoints), sorted(&after.endpoints));
@@ -323,6 +363,30 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
     cluster.api.delete("services", "late");
     assert!(unhooked(a, || tcp(WEB, 80)).is_ok());
     assert!(unhooked(c, || tcp(a.ip, 8080)).is_ok());
+}
+
+/// Interface, direction and program id of every filter on the pods' interfaces.
+fn filters(node: &TestNode) -> Vec<String> {
+    let mut found = Vec::new();
+    let names = node.netns.run(|| {
+        let output = std::process::Command::new("ip").args(["-o", "link"]).output().expect("ip runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    });
+    let interfaces = names.split([' ', '@']).filter(|word| word.starts_with("hws"));
+    for interface in interfaces {
+        for direction in ["ingress", "egress"] {
+            let output = node.netns.run(|| {
+                std::process::Command::new("tc")
+                    .args(["filter", "show", "dev", interface, direction])
+                    .output()
+            });
+            let text = String::from_utf8_lossy(&output.expect("tc runs").stdout).into_owned();
+            let ids = text.lines().filter_map(|line| line.split(" id ").nth(1)?.split(' ').next());
+            found.extend(ids.map(|id| format!("{interface} {direction} {id}")));
+        }
+    }
+    assert!(!found.is_empty(), "no filters: {names}");
+    found
 }
 
 fn sorted<T: Clone + Ord>(items: &[T]) -> Vec<T> {

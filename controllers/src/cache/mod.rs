@@ -42,6 +42,8 @@ pub const BY_NODE: &str = "node";
 pub const BY_NAMESPACE: &str = "namespace";
 /// Index: slices by `namespace/service`.
 pub const BY_SERVICE: &str = "service";
+/// Index: ClusterRoles that aggregate others, all under one value.
+pub const AGGREGATES: &str = "aggregates";
 /// Index: terminated pods, all under one value.
 pub const TERMINATED: &str = "terminated";
 
@@ -237,7 +239,7 @@ caches! {
         |_| {},
     );
     /// CertificateSigningRequests.
-    csrs: CertificateSigningRequest = Store::new(Scope::default(), vec![], |_| {});
+    csrs: CertificateSigningRequest = Store::new(Scope::default(), vec![(BY_NODE, csr_node)], |_| {});
     /// Bootstrap token Secrets; no other Secret is ever held.
     tokens: Secret = Store::new(
         Scope {
@@ -249,7 +251,11 @@ caches! {
         |_| {},
     );
     /// ClusterRoles.
-    cluster_roles: ClusterRole = Store::new(Scope::default(), vec![], |_| {});
+    cluster_roles: ClusterRole = Store::new(
+        Scope::default(),
+        vec![(AGGREGATES, |r| r.aggregation_rule.iter().map(|_| String::new()).collect())],
+        |_| {},
+    );
 }
 
 impl Caches {
@@ -302,6 +308,12 @@ fn labels<K: Object>(object: &K) -> Vec<String> {
 fn pod_node(pod: &Pod) -> Vec<String> {
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
     node.into_iter().filter(|n| !n.is_empty()).collect()
+}
+
+/// The node that asks for a certificate.
+fn csr_node(csr: &CertificateSigningRequest) -> Vec<String> {
+    let user = csr.spec.username.as_deref();
+    user.and_then(|u| u.strip_prefix(crate::certificates::NODE_USER)).map(str::to_owned).into_iter().collect()
 }
 
 fn pod_terminated(pod: &Pod) -> Vec<String> {

@@ -228,7 +228,7 @@ impl Executor {
                 }
             }
             Action::Patch { subresource, patch, .. } => {
-                let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+                let (params, patch) = (PatchParams::default(), Patch::Merge(chained(target, patch, chain)));
                 match subresource {
                     Some(sub) => request.patch_subresource(sub, &target.name, &params, &patch),
                     None => request.patch(&target.name, &params, &patch),
@@ -252,11 +252,13 @@ impl Executor {
     }
 }
 
-/// The body with the resourceVersion that an earlier write of the same plan produced, if there was one.
+/// The body with the resourceVersion that an earlier write of the same plan produced, if there was one
+/// and if the body names a version at all.
 fn chained(target: &Target, body: &Value, chain: &Chain) -> Value {
     let mut body = body.clone();
     if let Some((uid, version)) = chain.lock().get(&chain_key(target))
-        && body["metadata"]["uid"] == uid.as_str()
+        && body["metadata"].get("uid").is_none_or(|own| own == uid.as_str())
+        && body["metadata"].get("resourceVersion").is_some()
     {
         body["metadata"]["resourceVersion"] = Value::from(version.as_str());
     }
