@@ -13,7 +13,6 @@ use serde_json::Value;
 use super::Call;
 use crate::negotiate::{self, Encoding};
 use crate::options::FieldValidation;
-use crate::protobuf;
 
 /// The type of the bytes that must be an object.
 const TYPE_META: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
@@ -25,9 +24,6 @@ impl Call<'_> {
     /// # Errors
     /// 415 for other encodings, 400 for what cannot be parsed.
     pub(crate) fn parse(&self, bytes: &Bytes, dropped: &mut Dropped) -> Result<Value, Status> {
-        if protobuf::is_protobuf(self.header(CONTENT_TYPE)) {
-            return protobuf::decode(bytes).map_err(|e| Status::bad_request(e.to_string()));
-        }
         match negotiate::content_type(self.header(CONTENT_TYPE))? {
             Encoding::Json => decode::parse_json(bytes, dropped).map_err(|e| {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
