@@ -28,6 +28,7 @@ pub mod openapi;
 pub mod options;
 pub mod pipeline;
 pub mod pki;
+pub mod protobuf;
 pub mod reader;
 pub mod registry;
 pub mod request_info;
@@ -156,7 +157,8 @@ impl ApiServer {
         let wanted = std::mem::take(&mut access.bootstrap);
         let allocators = restore(&feed, &kinds, config.service_cidr).await?;
         let service = allocators.first_address();
-        let registry = Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators });
+        let registry =
+            Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators, queues: Default::default() });
         let pipeline = Arc::new(Pipeline {
             registry,
             discovery: discovery::Discovery::default(),

@@ -5,7 +5,7 @@ use super::scheduling;
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
 use crate::status::Path;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
 const ROOT: Path<'static> = Path::ROOT;
@@ -111,9 +111,6 @@ pub fn lease(o: &Value, e: &mut Errors) {
     }
     if let Some(n) = o.int_at("spec.leaseTransitions").filter(|n| *n < 0) {
         e.invalid(SPEC.child("leaseTransitions"), n, NOT_NEGATIVE);
-    }
-    if o.at("spec.holderIdentity").and_then(Value::as_str) == Some("") {
-        e.required(SPEC.child("holderIdentity"), "must not be empty");
     }
 }
 

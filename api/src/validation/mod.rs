@@ -7,6 +7,7 @@ mod containers;
 mod core;
 mod cron;
 mod groups;
+mod handlers;
 mod jobs;
 mod meta;
 mod networking;

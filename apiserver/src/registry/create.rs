@@ -50,7 +50,7 @@ impl Registry {
     ) -> Result<Answer, Status> {
         let kind = &call.row.kind;
         if !object.resource_version().is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Status::plain_error("resourceVersion should not be set on objects to be created"));
         }
         self.feed.ensure(call.cache()?).await.map_err(|e| super::feed_status(&e))?;
         wipe(&mut object);
@@ -99,7 +99,7 @@ impl Registry {
         hooks::prepare_create(stored, &mut object, call.namespace(), &suffix());
         let allocation = self.allocators.create(stored, &mut object, options.dry_run)?;
         hooks::validate_create(stored, &object)?;
-        hooks::warnings(stored, &object, None).into_iter().for_each(|w| call.warn(w));
+        hooks::warnings(stored, &object).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Create) {
             let mut shown = convert::from_stored(&call.row, object.clone());
             let kind = &call.row.kind.kind;
@@ -183,8 +183,16 @@ impl Registry {
             // NodeRestriction judges the tokens that nodes ask for.
             let (kind, options) = (object.kind().to_owned(), Value::Null);
             self.admit(call, Operation::Create, &kind, Some(&mut object), None, dry_run, &options).await?;
-            self.validate_admission(call, Operation::Create, &kind, Some(&mut object), None, dry_run, &options)
-                .await?;
+            self.validate_admission(
+                call,
+                Operation::Create,
+                &kind,
+                Some(&mut object),
+                None,
+                dry_run,
+                &options,
+            )
+            .await?;
         }
         for virtual_resource in &self.access.virtuals {
             if virtual_resource.handles(&info.group, &info.resource, &info.subresource) {

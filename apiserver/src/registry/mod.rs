@@ -49,6 +49,8 @@ pub struct Registry {
     pub access: Access,
     /// Addresses and ports of Services.
     pub allocators: Allocators,
+    /// Where writers of the same object wait for each other.
+    pub queues: modify::Queues,
 }
 
 /// One request on one row.
@@ -261,7 +263,9 @@ pub fn storage_status(error: &StorageError) -> Status {
         )),
         StorageError::TooLarge { .. } => Status::too_large(error),
         StorageError::InvalidKey { .. } => Status::bad_request(error.to_string()),
-        StorageError::Closed | StorageError::Unavailable(_) | StorageError::InUse { .. } => Status::service_unavailable(error.to_string()),
+        StorageError::Closed | StorageError::Unavailable(_) | StorageError::InUse { .. } => {
+            Status::service_unavailable(error.to_string())
+        }
         StorageError::NotFound
         | StorageError::Conflict { .. }
         | StorageError::FutureRevision { .. }
