@@ -282,3 +282,23 @@ async fn services_get_addresses_once() {
     let own = other.get(&format!("{path}/kubernetes")).await.expect(200);
     assert_eq!(own["spec"]["clusterIP"], "10.96.0.1");
 }
+
+#[tokio::test]
+async fn old_events_go() {
+    let kit = kit().await;
+    let event = |name: &str, at: &str| {
+        json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": name, "namespace": "n"},
+            "involvedObject": {"kind": "Pod", "name": "p", "namespace": "n"}, "reason": "Tested", "type": "Normal",
+            "lastTimestamp": at})
+    };
+    for (name, at) in [("old", "2020-01-01T00:00:00Z"), ("new", "2020-01-01T00:00:00Z")] {
+        kit.post("/api/v1/namespaces/n/events", &event(name, at)).await.expect(201);
+    }
+    // Both were just created: nothing is old yet; two hours later both are.
+    let now = jiff::Timestamp::now();
+    let registry = kit.server.registry();
+    assert_eq!(hawser_apiserver::housekeeping::expire_events(&registry, now).await, 0);
+    let later = now + jiff::SignedDuration::from_hours(2);
+    assert_eq!(hawser_apiserver::housekeeping::expire_events(&registry, later).await, 2);
+    assert_eq!(names(&kit.get("/api/v1/events").await.expect(200)), [""; 0]);
+}

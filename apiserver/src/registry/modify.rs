@@ -9,7 +9,7 @@ use hawser_api::status::{FieldError, Status};
 use hawser_storage::{Error as StorageError, Precondition};
 use serde_json::Value;
 
-use super::{Answer, Call, Registry, storage_status};
+use super::{AdmissionStep, Answer, Call, Registry, storage_status};
 use crate::access::Operation;
 use crate::cache::entry::{Entry, Facts};
 use crate::managed::{self, Writer};
@@ -124,10 +124,14 @@ impl Registry {
             has_status: kind.has_status(),
         };
         managed::update(schema::of(kind), &current.object, &mut new, &writer);
-        let option_value = options.to_value(manner.options_kind);
-        let old = Some(&current.object);
-        self.admit(call, Operation::Update, &kind.kind, Some(&mut new), old, options.dry_run, &option_value)
-            .await?;
+        let step = AdmissionStep {
+            operation: Operation::Update,
+            kind: &kind.kind,
+            old: Some(&current.object),
+            dry_run: options.dry_run,
+            options: &options.to_value(manner.options_kind),
+        };
+        self.admit(call, step, Some(&mut new)).await?;
 
         let old_stored = current.entry.decode().map_err(Status::internal)?;
         let mut new = convert::to_stored(&call.row, new);
@@ -142,16 +146,7 @@ impl Registry {
         hooks::warnings(stored, &new).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Update) {
             let mut shown = convert::from_stored(&call.row, new.clone());
-            self.validate_admission(
-                call,
-                Operation::Update,
-                &kind.kind,
-                Some(&mut shown),
-                old,
-                options.dry_run,
-                &option_value,
-            )
-            .await?;
+            self.validate_admission(call, step, Some(&mut shown)).await?;
         }
         let value = cache.head().encode(&new);
         let entry = &current.entry;
