@@ -137,13 +137,7 @@ impl Layer {
     }
 
     fn entry(&mut self, path: &str, kind: tar::EntryType, mode: u32, content: &[u8]) -> Result<()> {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_size(content.len() as u64);
-        header.set_mtime(0);
-        header.set_uid(0);
-        header.set_gid(0);
+        let mut header = header(kind, mode, content.len() as u64);
         self.tar.append_data(&mut header, path, content).with_context(|| format!("adding {path}"))
     }
 
@@ -185,17 +179,24 @@ impl Layer {
     }
 
     fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_mode(0o777);
-        header.set_size(0);
-        header.set_mtime(0);
+        let mut header = header(tar::EntryType::Symlink, 0o777, 0);
         self.tar.append_link(&mut header, path, target).with_context(|| format!("adding {path}"))
     }
 
     fn finish(self) -> Result<Vec<u8>> {
         Ok(self.tar.into_inner()?)
     }
+}
+
+fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(size);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header
 }
 
 /// An image of one layer.
