@@ -197,6 +197,14 @@ impl PodNet {
         Ok(())
     }
 
+    /// Whether pods can get addresses: the node has its prefix.
+    ///
+    /// # Errors
+    /// `NoPodCidr` until then.
+    pub fn ready(&self) -> Result<(), PodNetError> {
+        if self.cidr.borrow().is_some() { Ok(()) } else { Err(PodNetError::NoPodCidr) }
+    }
+
     /// The addresses of a pod that was set up.
     pub fn addresses(&self, sandbox_id: &str) -> Vec<IpAddr> {
         self.state
