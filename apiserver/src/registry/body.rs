@@ -39,15 +39,8 @@ impl Call<'_> {
             BodyEncoding::Json => decode::parse_json(bytes, dropped).map_err(|e| {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
             }),
-<<<<<<< HEAD
-            BodyEncoding::Protobuf => protobuf::decode(bytes, ("", "")).map_err(|e| Status::bad_request(e.to_string())),
-            BodyEncoding::Yaml => {
-                let value: Value = serde_yaml_ng::from_slice(bytes)
-                    .map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
-                Ok(value)
-=======
             BodyEncoding::Protobuf => {
-                protobuf::decode(bytes, api_version, kind).map_err(|e| Status::bad_request(e.to_string()))
+                protobuf::decode(bytes, (api_version, kind)).map_err(|e| Status::bad_request(e.to_string()))
             }
             BodyEncoding::Yaml => {
                 // Of several documents the first one counts.
@@ -55,7 +48,6 @@ impl Call<'_> {
                     return Ok(Value::Null);
                 };
                 Value::deserialize(document).map_err(|e| Status::bad_request(format!("yaml: {e}")))
->>>>>>> apiserver
             }
         }
     }
