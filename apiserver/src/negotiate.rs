@@ -11,17 +11,6 @@ pub enum Encoding {
     Yaml,
 }
 
-/// How a request body is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyEncoding {
-    /// `application/json`
-    Json,
-    /// `application/yaml`
-    Yaml,
-    /// `application/vnd.kubernetes.protobuf`
-    Protobuf,
-}
-
 impl Encoding {
     /// The `Content-Type` of answers.
     pub fn content_type(self) -> &'static str {
@@ -170,6 +159,17 @@ pub fn accept_discovery(header: Option<&str>, aggregated: bool) -> Result<(Encod
         }
     }
     Err(Status::not_acceptable())
+}
+
+/// How a request body is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyEncoding {
+    /// `application/json`, and no Content-Type at all
+    Json,
+    /// `application/yaml`
+    Yaml,
+    /// `application/vnd.kubernetes.protobuf`
+    Protobuf,
 }
 
 /// The encoding of a request body.

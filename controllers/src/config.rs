@@ -55,9 +55,9 @@ pub struct Config {
     /// The same for a node that has never given one.
     pub node_startup_grace_period: Duration,
     /// Nodes per second and zone whose pods may start being evicted.
-    pub node_eviction_rate: f32,
+    pub node_eviction_rate: f64,
     /// The same in a zone where many nodes are unhealthy.
-    pub secondary_node_eviction_rate: f32,
+    pub secondary_node_eviction_rate: f64,
     /// The share of unhealthy nodes from which a zone counts as disrupted.
     pub unhealthy_zone_threshold: f32,
     /// The size of zones up to which a disrupted zone is left alone.
@@ -81,7 +81,10 @@ impl Default for Config {
             root_ca_pem: None,
             signing_ca: None,
             signing_duration: Duration::from_secs(365 * 24 * 3600),
-            cluster_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16))],
+            cluster_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(
+                std::net::Ipv4Addr::new(10, 244, 0, 0),
+                16,
+            ))],
             node_cidr_mask_size_v4: 24,
             node_cidr_mask_size_v6: 64,
             node_monitor_period: Duration::from_secs(5),

@@ -6,16 +6,20 @@
 //! - One module per controller.
 #![forbid(unsafe_code)]
 
+pub mod aggregation;
 pub mod cache;
+pub mod certificates;
 pub mod claim;
 pub mod config;
 pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod gc;
 pub mod hash;
 pub mod manager;
 pub mod namespace;
+pub mod node;
 pub mod nsdefaults;
 pub mod object;
 pub mod plan;
@@ -23,6 +27,7 @@ pub mod pods;
 pub mod replicaset;
 pub mod runner;
 pub mod services;
+pub mod tokens;
 
 pub use config::{ClientFor, Config, SigningCa};
 pub use manager::{ControllerManager, Error};

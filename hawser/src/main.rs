@@ -4,6 +4,7 @@
 mod agent;
 mod clients;
 mod components;
+mod dataplane_identity;
 mod encryption;
 mod flags;
 mod pod_network;
@@ -58,7 +59,7 @@ fn perform(cli: Cli) -> anyhow::Result<()> {
             Command::Kubelet(flags) => agent::kubelet(flags).await,
             Command::Proxy(flags) => agent::proxy(flags).await,
             Command::Runtime(flags) => agent::runtime(flags).await,
-            Command::Bpf(command) => command.run().await,
+            Command::Bpf(command) => Ok(command.run(&mut std::io::stdout()).await?),
         }
     });
     // Blocking threads may hang in system calls; what matters has been drained by now.

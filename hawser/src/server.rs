@@ -19,8 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clients::InProcess;
 use crate::flags::{ApiserverFlags, ControllerSettings, ServerFlags};
-use crate::encryption::SecretSeal;
-use crate::{components, signals};
+use crate::{components, encryption, signals};
 
 /// The whole control plane in one process.
 pub async fn server(flags: ServerFlags) -> Result<()> {
@@ -89,7 +88,7 @@ async fn start(flags: &ApiserverFlags, inherit_sockets: bool) -> Result<(ApiServ
     pki_config.advertise = vec![advertise, flags.bind.ip()];
     pki_config.extra_sans = flags.tls_sans.clone();
     let pki = Arc::new(Pki::load_or_create(&pki_config, SystemTime::now())?);
-    let seal = SecretSeal::open(&pki_dir.join("encryption.key"))?;
+    let seal = encryption::open(&pki_dir.join("encryption.key"))?;
     let storage = open_storage(flags).await?;
 
     let mut access = AccessConfig::new(pki.clone());

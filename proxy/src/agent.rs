@@ -26,7 +26,7 @@ use crate::config::{Config, ConfigError, Settings};
 use crate::convert;
 use crate::ct;
 use crate::dataplane::Dataplane;
-use crate::desired::{Local, ObjectName, Touched};
+use crate::desired::{self, Local, ObjectName, Touched};
 use crate::inspect::{self, InspectService};
 use crate::lock::{InstanceLock, LockError};
 use crate::maps::{KernelMaps, MapError};
@@ -36,7 +36,7 @@ use crate::programs::{Pins, Programs, ProgramsError, create_private};
 use crate::routes::Routes;
 use crate::sys::monotonic_ns;
 use crate::types::address_be;
-use crate::watch::Known;
+use crate::watch::{Known, Named, compact};
 
 /// Shortest and longest wait before a failed reconcile is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
@@ -100,9 +100,9 @@ pub struct Agent {
 
 /// What a watch delivers.
 enum Input {
-    Service(Event<Service>),
-    Slice(Event<EndpointSlice>),
-    Node(Event<Node>),
+    Service(Event<Named<desired::Service>>),
+    Slice(Event<Named<desired::Slice>>),
+    Node(Event<Named<desired::Node>>),
     Failed(&'static str, watcher::Error),
 }
 
@@ -124,8 +124,12 @@ impl Agent {
         let mut maps = KernelMaps::open(&pins.maps())?;
         let (cidr, cidr_receiver) = watch::channel(None);
 
-        let mut local =
-            Local { node_name: config.node_name.clone(), link: None, service_cidr: config.service_cidr };
+        let mut local = Local {
+            node_name: config.node_name.clone(),
+            node_ip: config.pod_network.then_some(config.node_ip),
+            link: None,
+            service_cidr: config.service_cidr,
+        };
         let mut network = None;
         if config.pod_network {
             let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
@@ -279,31 +283,26 @@ impl Engine {
 
     async fn on_input(&mut self, input: Input) {
         let was_synced = self.known_all();
-        let touched =
-            match input {
-                Input::Failed(kind, error) => {
-                    tracing::warn!(kind, %error, "watch failed; it starts again");
-                    return;
-                }
-                Input::Service(event) => {
-                    let desired = self.dataplane.desired();
-                    let changes = self.known.services.on_event(event);
-                    merge(changes.into_iter().map(|(name, object)| {
-                        desired.set_service(&name, object.as_ref().and_then(convert::service))
-                    }))
-                }
-                Input::Slice(event) => {
-                    let desired = self.dataplane.desired();
-                    let changes = self.known.slices.on_event(event);
-                    merge(changes.into_iter().map(|(name, object)| {
-                        desired.set_slice(&name, object.as_ref().and_then(convert::slice))
-                    }))
-                }
-                Input::Node(event) => {
-                    let changes = self.known.nodes.on_event(event);
-                    merge(changes.into_iter().map(|(name, object)| self.on_node(&name, object.as_ref())))
-                }
-            };
+        let touched = match input {
+            Input::Failed(kind, error) => {
+                tracing::warn!(kind, %error, "watch failed; it starts again");
+                return;
+            }
+            Input::Service(event) => {
+                let desired = self.dataplane.desired();
+                let changes = self.known.services.on_event(event);
+                merge(changes.into_iter().map(|change| desired.set_service(&change.name, change.value)))
+            }
+            Input::Slice(event) => {
+                let desired = self.dataplane.desired();
+                let changes = self.known.slices.on_event(event);
+                merge(changes.into_iter().map(|change| desired.set_slice(&change.name, change.value)))
+            }
+            Input::Node(event) => {
+                let changes = self.known.nodes.on_event(event);
+                merge(changes.into_iter().map(|change| self.on_node(&change.name, change.value.as_ref())))
+            }
+        };
         if !self.known_all() {
             return;
         }
@@ -327,10 +326,9 @@ impl Engine {
         }
     }
 
-    fn on_node(&mut self, name: &ObjectName, object: Option<&Node>) -> Touched {
-        let node = object.map(convert::node);
+    fn on_node(&mut self, name: &ObjectName, node: Option<&desired::Node>) -> Touched {
         if **name == *self.node_name {
-            let cidr = node.as_ref().and_then(|node| node.pod_cidrs.first().copied());
+            let cidr = node.and_then(|node| node.pod_cidrs.first().copied());
             // A Node that is deleted and comes back keeps its pods meanwhile.
             self.cidr.send_if_modified(|held| {
                 let changed = cidr.is_some() && *held != cidr;
@@ -340,7 +338,7 @@ impl Engine {
                 changed
             });
         }
-        self.dataplane.desired().set_node(name, node.as_ref())
+        self.dataplane.desired().set_node(name, node)
     }
 
     fn known_all(&self) -> bool {
@@ -400,12 +398,19 @@ fn inputs(client: Client) -> SelectAll<BoxStream<'static, Input>> {
     let services = watcher(Api::<Service>::all(client.clone()), ours()).default_backoff();
     let slices = watcher(Api::<EndpointSlice>::all(client.clone()), ours()).default_backoff();
     let nodes = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
-    let failed = |kind| move |error| Input::Failed(kind, error);
-    futures::stream::select_all([
-        services.map(move |event| event.map_or_else(failed("services"), Input::Service)).boxed(),
-        slices.map(move |event| event.map_or_else(failed("endpointslices"), Input::Slice)).boxed(),
-        nodes.map(move |event| event.map_or_else(failed("nodes"), Input::Node)).boxed(),
-    ])
+    let services = services.map(|event| match event {
+        Ok(event) => Input::Service(compact(event, convert::service)),
+        Err(error) => Input::Failed("services", error),
+    });
+    let slices = slices.map(|event| match event {
+        Ok(event) => Input::Slice(compact(event, convert::slice)),
+        Err(error) => Input::Failed("endpointslices", error),
+    });
+    let nodes = nodes.map(|event| match event {
+        Ok(event) => Input::Node(compact(event, |node| Some(convert::node(node)))),
+        Err(error) => Input::Failed("nodes", error),
+    });
+    futures::stream::select_all([services.boxed(), slices.boxed(), nodes.boxed()])
 }
 
 /// Removes entries of connections that are over, now and then.

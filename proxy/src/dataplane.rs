@@ -76,6 +76,8 @@ impl<M: Maps> Dataplane<M> {
         self.table = table;
         self.prefixes = snapshot.prefixes.iter().copied().collect();
         self.run(&stale)?;
+        // Before any id is given away again.
+        self.maps.forget_sockets()?;
         let frontends: Vec<L4Addr> = self.desired.frontends().map(|(frontend, _)| *frontend).collect();
         let gone: Vec<L4Addr> = self
             .table
@@ -88,7 +90,6 @@ impl<M: Maps> Dataplane<M> {
         self.apply_touched(&Touched { frontends: [frontends, gone].concat(), prefixes })?;
         let unused = self.table.sweep();
         self.run(&unused)?;
-        self.maps.forget_sockets()?;
         self.in_sync = true;
         Ok(())
     }

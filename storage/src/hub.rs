@@ -332,6 +332,9 @@ mod tests {
             log.0.lock().push(event.clone());
             hub.dispatch(&[event]);
         }
+        for slot in hub.0.lock().by_prefix.values().flatten() {
+            assert_eq!(slot.state.lock().queue.len(), QUEUE_EVENTS, "what nobody reads is bounded");
+        }
         let even: Vec<_> = (2..=last).filter(|r| r % 2 == 0).collect();
         assert_eq!(revisions(&mut watch, last).await, even);
         let odd: Vec<_> = (2..=last).filter(|r| r % 2 == 1).collect();

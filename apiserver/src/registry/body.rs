@@ -4,6 +4,7 @@ use bytes::Bytes;
 use hawser_api::decode::{self, Dropped};
 use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
+use hawser_api::protobuf;
 use hawser_api::schema;
 use hawser_api::status::Status;
 use hawser_api::text::{json_type, quote};
@@ -14,7 +15,6 @@ use serde_json::Value;
 use super::Call;
 use crate::negotiate::{self, BodyEncoding};
 use crate::options::FieldValidation;
-use crate::protobuf;
 
 /// The type of the bytes that must be an object.
 const TYPE_META: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
@@ -39,7 +39,7 @@ impl Call<'_> {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
             }),
             BodyEncoding::Protobuf => {
-                protobuf::decode(bytes, api_version, kind).map_err(|e| Status::bad_request(e.to_string()))
+                protobuf::decode(bytes, (api_version, kind)).map_err(|e| Status::bad_request(e.to_string()))
             }
             BodyEncoding::Yaml => {
                 // Of several documents the first one counts.

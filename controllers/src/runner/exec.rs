@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use kube::Client;
-use kube::core::params::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::core::Request;
+use kube::core::params::{
+    DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
 use kube::discovery::ApiResource;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -228,7 +230,7 @@ impl Executor {
                 }
             }
             Action::Patch { subresource, patch, .. } => {
-                let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+                let (params, patch) = (PatchParams::default(), Patch::Merge(chained(target, patch, chain)));
                 match subresource {
                     Some(sub) => request.patch_subresource(sub, &target.name, &params, &patch),
                     None => request.patch(&target.name, &params, &patch),
@@ -252,11 +254,13 @@ impl Executor {
     }
 }
 
-/// The body with the resourceVersion that an earlier write of the same plan produced, if there was one.
+/// The body with the resourceVersion that an earlier write of the same plan produced, if there was one
+/// and if the body names a version at all.
 fn chained(target: &Target, body: &Value, chain: &Chain) -> Value {
     let mut body = body.clone();
     if let Some((uid, version)) = chain.lock().get(&chain_key(target))
-        && body["metadata"]["uid"] == uid.as_str()
+        && body["metadata"].get("uid").is_none_or(|own| own == uid.as_str())
+        && body["metadata"].get("resourceVersion").is_some()
     {
         body["metadata"]["resourceVersion"] = Value::from(version.as_str());
     }
@@ -273,9 +277,8 @@ fn bytes(body: &Value) -> Result<Vec<u8>, kube::Error> {
 }
 
 fn delete_params(options: &DeleteOptions) -> DeleteParams {
-    let preconditions = (options.uid.is_some() || options.resource_version.is_some()).then(|| Preconditions {
-        uid: options.uid.clone(),
-        resource_version: options.resource_version.clone(),
+    let preconditions = (options.uid.is_some() || options.resource_version.is_some()).then(|| {
+        Preconditions { uid: options.uid.clone(), resource_version: options.resource_version.clone() }
     });
     DeleteParams {
         dry_run: false,
@@ -331,7 +334,9 @@ fn written(action: &Action, answer: &Answer) -> Option<Written> {
         Action::Delete { options, .. } => options.uid.clone().map(Written::Deleted).or_else(gone),
         Action::DeleteCollection { .. } => None,
         // Whoever takes the last finalizer of an object that is being deleted, deletes it.
-        _ if meta.deletion_timestamp.is_some() && meta.finalizers.as_ref().is_none_or(Vec::is_empty) => gone(),
+        _ if meta.deletion_timestamp.is_some() && meta.finalizers.as_ref().is_none_or(Vec::is_empty) => {
+            gone()
+        }
         _ => meta.resource_version.as_deref().and_then(object::version_number).map(Written::Version),
     }
 }

@@ -5,6 +5,6 @@ mod harness;
 mod http;
 mod model;
 
-pub use harness::{Harness, lag};
+pub use harness::{Harness, clock, lag};
 pub use http::client;
-pub use model::Fault;
+pub use model::{Fault, Model, Shared};

@@ -5,7 +5,7 @@ mod fake;
 mod faulty;
 mod kernel;
 
-pub use fake::FakeMaps;
+pub use fake::{FakeMaps, Lookup};
 pub use faulty::{Faults, FaultyMaps};
 pub use kernel::{CtRecord, KernelMaps, MetricsRecord};
 

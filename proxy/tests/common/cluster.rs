@@ -60,7 +60,9 @@ impl Cluster {
         let nodes = (1..=count).map(|number| TestNode::new(dir, &api, &fabric, number)).collect();
         let mut cluster = Self { api, fabric, nodes };
         for node in &mut cluster.nodes {
+            let start = std::time::Instant::now();
             node.start_agent();
+            eprintln!("agent of {}: {:?}", node.name, start.elapsed());
         }
         cluster
     }

@@ -4,6 +4,8 @@
 
 pub mod api;
 pub mod cluster;
+pub mod packet;
+pub mod world;
 
 use std::fs::File;
 use std::io::{self, Write};

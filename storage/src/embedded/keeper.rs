@@ -21,6 +21,8 @@ use crate::{Error, Event, Revision, hub::event_bytes};
 
 /// The most events a checkpoint moves at once.
 const CHECKPOINT_EVENTS: usize = 16 * 1024;
+/// The most bytes a checkpoint moves at once, give or take an event.
+const CHECKPOINT_BYTES: usize = 8 << 20;
 /// The most rows one transaction removes.
 const SWEEP_ROWS: usize = 4096;
 const TICK: Duration = Duration::from_secs(1);
@@ -128,7 +130,7 @@ impl Keeper {
             let state = self.store.state.read();
             let mut bytes = 0;
             let fits = |event: &&Event| {
-                let fits = bytes < self.options.checkpoint_bytes;
+                let fits = bytes < CHECKPOINT_BYTES;
                 bytes += event_bytes(event);
                 fits
             };

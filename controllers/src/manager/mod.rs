@@ -1,23 +1,38 @@
 //! The controller manager: one set of caches, the table of controllers, leader election.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::aggregation::RoleAggregation;
 use crate::cache::{AnyStore, Caches};
+use crate::certificates::approve::Approver;
+use crate::certificates::clean::Cleaner;
+use crate::certificates::sign::{Ca, Signer};
 use crate::config::Config;
 use crate::deployment::Deployments;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
+use crate::gc::GarbageCollector;
 use crate::namespace::Namespaces;
+use crate::node::eviction::TaintEviction;
+use crate::node::ipam::{NodeIpam, Pool};
+use crate::node::lifecycle::{self, NodeLifecycle};
+use crate::node::podgc::PodGc;
+use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
 use crate::replicaset::ReplicaSets;
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
+use crate::tokens::TokenCleaner;
 
 /// Why the manager ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +94,7 @@ impl Table {
 }
 
 /// Every controller. A new one is one more entry.
-fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder) -> Table {
+fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder) -> Result<Table, Error> {
     let mut t = Table { config, client, caches, recorder, starts: Vec::new() };
     t.add("replicaset", "replicaset-controller", |t, _| ReplicaSets::new(&t.caches));
     t.add("deployment", "deployment-controller", |t, _| Deployments::new(&t.caches));
@@ -94,7 +109,57 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
             RootCa::new(&t.caches, &bundle)
         });
     }
-    t
+    let clock: Clock = Arc::new(Timestamp::now);
+    t.add("node-lifecycle", "node-controller", |t, _| {
+        let c = &t.config;
+        let times = lifecycle::Times {
+            grace: c.node_monitor_grace_period,
+            startup_grace: c.node_startup_grace_period,
+            period: c.node_monitor_period,
+        };
+        let rates = zones::Rates {
+            normal: c.node_eviction_rate,
+            secondary: c.secondary_node_eviction_rate,
+            threshold: c.unhealthy_zone_threshold,
+            large: c.large_cluster_size_threshold,
+        };
+        NodeLifecycle::new(&t.caches, times, rates, clock.clone())
+    });
+    t.add("taint-eviction", "node-controller", |t, _| TaintEviction::new(&t.caches, clock.clone()));
+    t.add("pod-garbage-collector", "pod-garbage-collector", |t, client| {
+        let (threshold, quarantine) = (t.config.terminated_pod_gc_threshold, t.config.orphan_quarantine);
+        PodGc::new(&t.caches, client, clock.clone(), threshold, quarantine)
+    });
+    if !t.config.cluster_cidrs.is_empty() {
+        t.add("node-ipam", "node-controller", |t, _| {
+            let c = &t.config;
+            let mask = |cidr: &IpNet| match cidr {
+                IpNet::V4(_) => c.node_cidr_mask_size_v4,
+                IpNet::V6(_) => c.node_cidr_mask_size_v6,
+            };
+            let pools = c.cluster_cidrs.iter().map(|cidr| Pool::new(*cidr, mask(cidr)));
+            NodeIpam::new(&t.caches, pools.collect())
+        });
+    }
+    t.add("certificatesigningrequest-approving", "certificate-controller", |t, client| {
+        Approver::new(&t.caches, client)
+    });
+    if let Some(ca) = &t.config.signing_ca {
+        let ca = Ca::new(ca).map_err(|e| Error::Config(e.to_string()))?;
+        t.add("certificatesigningrequest-signing", "certificate-controller", |t, _| {
+            Signer::new(&t.caches, ca, t.config.signing_duration, clock.clone())
+        });
+    }
+    t.add("certificatesigningrequest-cleaner", "certificate-controller", |t, _| Cleaner::new(&t.caches));
+    t.add("tokencleaner", "token-cleaner", |t, _| TokenCleaner::new(&t.caches));
+    t.add("clusterrole-aggregation", "clusterrole-aggregation-controller", |t, _| {
+        RoleAggregation::new(&t.caches)
+    });
+    // Last, so that it finds out which caches are fed anyway.
+    t.add("garbage-collector", "generic-garbage-collector", |t, client| {
+        GarbageCollector::new(&t.caches, client, &t.client)
+    });
+    Ok(t)
 }
 
 impl ControllerManager {
@@ -105,8 +170,7 @@ impl ControllerManager {
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
         self.config.validate().map_err(Error::Config)?;
         let Some(election) = self.config.leader_election.clone() else {
-            self.lead(stop).await;
-            return Ok(());
+            return self.lead(stop).await;
         };
         let client = self.client.clone();
         if !leader::acquire(&client, &election, &stop).await {
@@ -116,20 +180,24 @@ impl ControllerManager {
         let work = stop.child_token();
         let mut led = Box::pin(self.lead(work.clone()));
         tokio::select! {
-            () = &mut led => Ok(()),
-            () = leader::hold(&client, &election, &stop) => {
+            // Given up only when all work has ended, so that no two processes ever act.
+            ended = &mut led => {
+                leader::release(&client, &election).await;
+                ended
+            }
+            () = leader::hold(&client, &election) => {
                 work.cancel();
-                led.await;
-                if stop.is_cancelled() { Ok(()) } else { Err(Error::LeadershipLost) }
+                led.await?;
+                Err(Error::LeadershipLost)
             }
         }
     }
 
-    async fn lead(self, stop: CancellationToken) {
+    async fn lead(self, stop: CancellationToken) -> Result<(), Error> {
         let (recorder, notes) = Recorder::channel();
         let caches = Caches::new();
         let client = self.client;
-        let table = table(self.config, client.clone(), caches.clone(), recorder);
+        let table = table(self.config, client.clone(), caches.clone(), recorder)?;
         let stores = caches.stores();
         let work = async {
             tokio::select! {
@@ -140,5 +208,6 @@ impl ControllerManager {
             futures::future::join_all(runs).await;
         };
         tokio::join!(work, caches.feed(&client, &stop), write_events(client.clone(), notes, stop.clone()));
+        Ok(())
     }
 }

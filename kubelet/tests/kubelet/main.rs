@@ -1,0 +1,5 @@
+//! The real kubelet between a fake API and a fake runtime.
+
+mod node;
+mod serving;
+mod support;
