@@ -68,11 +68,7 @@ pub async fn expire_events(registry: &Registry, now: Timestamp) -> usize {
         return 0;
     }
     let mut old = Vec::new();
-    let mut entries = Vec::new();
-    cache.scan(None, None, |e| {
-        entries.push(e.clone());
-        true
-    });
+    let Ok((entries, _)) = cache.entries(None) else { return 0 };
     for entry in entries {
         let Ok(event) = entry.decode() else { continue };
         if last_seen(&event).is_some_and(|seen| now.duration_since(seen) > EVENT_LIFE) {

@@ -244,11 +244,7 @@ async fn restore(feed: &Feed, kinds: &KindsRegistry, cidr: Ipv4Net) -> Result<Al
     let services = table.find_resource(&GroupResource::new("", "services")).and_then(|row| row.cache.clone());
     if let Some(cache) = services {
         feed.ensure(&cache).await?;
-        let mut entries = Vec::new();
-        cache.scan(None, None, |e| {
-            entries.push(e.clone());
-            true
-        });
+        let (entries, _) = cache.entries(None).map_err(cache::feed::FeedError::from)?;
         for entry in entries {
             match entry.decode() {
                 Ok(service) => {

@@ -65,7 +65,8 @@ impl ObjectReader for Reader {
         fresh: bool,
     ) -> Result<Option<ObjectRef>, ReadError> {
         let cache = self.ready(resource, fresh).await?;
-        Ok(cache.get(namespace, name).map(|entry| object(&cache, &entry)))
+        let found = cache.get(namespace, name).map_err(|e| ReadError::Storage(e.to_string()))?;
+        Ok(found.map(|entry| object(&cache, &entry)))
     }
 
     async fn list(
@@ -75,11 +76,7 @@ impl ObjectReader for Reader {
         fresh: bool,
     ) -> Result<Vec<ObjectRef>, ReadError> {
         let cache = self.ready(resource, fresh).await?;
-        let mut entries = Vec::new();
-        cache.scan(namespace, None, |e| {
-            entries.push(e.clone());
-            true
-        });
+        let (entries, _) = cache.entries(namespace).map_err(|e| ReadError::Storage(e.to_string()))?;
         Ok(entries.iter().map(|e| object(&cache, e)).collect())
     }
 
@@ -137,16 +134,20 @@ impl Follower {
     }
 
     async fn reset(&mut self) -> Change {
-        while let Err(e) = self.feed.ensure(&self.cache).await {
-            tracing::warn!(error = %e, prefix = self.cache.prefix(), "cannot read what others wait for");
+        let (ring, entries, revision) = loop {
+            let ring = self.cache.ring(&Scope::All);
+            let read = match self.feed.ensure(&self.cache).await {
+                Ok(()) => self.cache.entries(None).map_err(FeedError::from),
+                Err(e) => Err(e),
+            };
+            match read {
+                Ok((entries, revision)) => break (ring, entries, revision),
+                Err(e) => {
+                    tracing::warn!(error = %e, prefix = self.cache.prefix(), "cannot read what others wait for")
+                }
+            }
             tokio::time::sleep(RETRY).await;
-        }
-        let ring = self.cache.ring(&Scope::All);
-        let mut entries = Vec::new();
-        let revision = self.cache.scan(None, None, |e| {
-            entries.push(e.clone());
-            true
-        });
+        };
         self.position = Some((ring, revision));
         Change::Reset(entries.iter().map(|e| object(&self.cache, e)).collect())
     }

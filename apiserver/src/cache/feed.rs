@@ -41,6 +41,9 @@ pub enum FeedError {
     /// Storage failed.
     #[error(transparent)]
     Storage(#[from] Error),
+    /// A cache lost its state just now.
+    #[error(transparent)]
+    Reloading(#[from] super::Reloading),
     /// A stored value cannot be read.
     #[error("the stored object {key} cannot be read: {why}")]
     Unreadable {

@@ -23,6 +23,9 @@ use self::ring::{Event, EventType, Ring};
 use crate::encode::Head;
 use crate::kinds::REGISTRY;
 
+/// Floor of a ring whose history is lost: every cursor lags.
+pub const LOST: u64 = u64::MAX;
+
 /// Part of a resource that a watcher looks at. Events wake only the watchers of the scopes they are in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -35,6 +38,11 @@ pub enum Scope {
     /// Objects with this value in the indexed field (a pod's node).
     Field(Box<str>),
 }
+
+/// The cache has lost its state and is being read anew: it cannot say what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("storage is (re)initializing")]
+pub struct Reloading;
 
 /// A change as storage tells it.
 #[derive(Debug, Clone)]
@@ -155,54 +163,76 @@ impl ResourceCache {
     }
 
     /// One object.
-    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
+    ///
+    /// # Errors
+    /// When the cache is not live.
+    pub fn get(&self, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>, Reloading> {
         let state = self.state.read();
+        state.live()?;
         if namespace.is_empty() {
-            return state.objects.get(name).cloned();
+            return Ok(state.objects.get(name).cloned());
         }
         let mut key = String::with_capacity(namespace.len() + name.len() + 1);
         key.push_str(namespace);
         key.push('/');
         key.push_str(name);
-        state.objects.get(key.as_str()).cloned()
+        Ok(state.objects.get(key.as_str()).cloned())
     }
 
     /// Shows `visit` the objects in the order of their keys, those of one namespace or all, beginning at `from`,
     /// until it says stop. Answers the revision that this is the state of. The cache is locked for reading
     /// meanwhile: `visit` must not do more than look and clone.
+    ///
+    /// # Errors
+    /// When the cache is not live.
     pub fn scan(
         &self,
         namespace: Option<&str>,
         from: Option<&str>,
         mut visit: impl FnMut(&Arc<Entry>) -> bool,
-    ) -> u64 {
+    ) -> Result<u64, Reloading> {
         let state = self.state.read();
+        state.live()?;
         let (low, high) = bounds(namespace, from);
         for entry in state.objects.range::<str, _>((as_bound(&low), as_bound(&high))).map(|(_, e)| e) {
             if !visit(entry) {
                 break;
             }
         }
-        state.revision
+        Ok(state.revision)
+    }
+
+    /// All entries of a namespace, or of all.
+    ///
+    /// # Errors
+    /// When the cache is not live.
+    pub fn entries(&self, namespace: Option<&str>) -> Result<(Vec<Arc<Entry>>, u64), Reloading> {
+        let mut entries = Vec::new();
+        let revision = self.scan(namespace, None, |e| {
+            entries.push(e.clone());
+            true
+        })?;
+        Ok((entries, revision))
     }
 
     /// Like [`ResourceCache::scan`], for the state at an earlier revision, made by undoing the ring's events.
     /// None when the ring does not reach back that far.
+    ///
+    /// # Errors
+    /// When the cache is not live.
     pub fn scan_at(
         &self,
         revision: u64,
         namespace: Option<&str>,
         from: Option<&str>,
         mut visit: impl FnMut(&Arc<Entry>) -> bool,
-    ) -> Option<()> {
+    ) -> Result<Option<()>, Reloading> {
         let state = self.state.read();
-        if state.revision <= revision {
-            drop(state);
-            self.scan(namespace, from, visit);
-            return Some(());
-        }
+        state.live()?;
         let mut later = Vec::new();
-        self.all.read(revision, usize::MAX, &mut later).ok()?;
+        if state.revision > revision && self.all.read(revision, usize::MAX, &mut later).is_err() {
+            return Ok(None);
+        }
         // The first later event of a key knows what the key was before it. Events that the ring has and the state
         // has not yet do no harm: undone, they give what the state has.
         let mut overlay: BTreeMap<Arc<str>, Option<Arc<Entry>>> = BTreeMap::new();
@@ -215,7 +245,7 @@ impl ResourceCache {
         let mut then = overlay.range::<str, _>(range).peekable();
         loop {
             let entry = match (now.peek(), then.peek()) {
-                (None, None) => return Some(()),
+                (None, None) => return Ok(Some(())),
                 (Some((k, _)), Some((o, _))) if k < o => now.next().map(|(_, e)| e),
                 (Some(_), None) => now.next().map(|(_, e)| e),
                 (key, Some((o, _))) => {
@@ -228,7 +258,7 @@ impl ResourceCache {
             if let Some(entry) = entry
                 && !visit(entry)
             {
-                return Some(());
+                return Ok(Some(()));
             }
         }
     }
@@ -363,31 +393,30 @@ impl ResourceCache {
         Entry::load(&self.kind, &self.head, key.into(), revision, value)
     }
 
-    /// From now on events wait for [`ResourceCache::finish_loading`]. All watchers are cut off.
+    /// From now on events wait for [`ResourceCache::finish_loading`].
     fn begin_loading(&self) {
-        let mut state = self.state.write();
-        *state = State { phase: Phase::Loading(Vec::new()), objects: BTreeMap::new(), revision: 0, bytes: 0 };
+        self.lose(Phase::Loading(Vec::new()));
     }
 
-    /// Storage could not be read.
+    /// The state is lost, or could not be read.
     fn abort_loading(&self) {
-        let mut state = self.state.write();
-        *state = State { phase: Phase::Idle, objects: BTreeMap::new(), revision: 0, bytes: 0 };
+        self.lose(Phase::Idle);
+    }
+
+    /// Gives the state up. Watchers are cut off: nobody can say what they will have missed.
+    fn lose(&self, phase: Phase) {
+        *self.state.write() = State { phase, objects: BTreeMap::new(), revision: 0, bytes: 0 };
+        self.all.reset(LOST);
+        let mut scopes = self.scopes.write();
+        let Scopes { namespaces, objects, fields } = &mut *scopes;
+        for map in [namespaces, objects, fields] {
+            map.drain().filter_map(|(_, w)| w.upgrade()).for_each(|ring| ring.reset(LOST));
+        }
     }
 
     /// Takes what storage listed at a revision, then the events that came meanwhile.
     fn finish_loading(&self, entries: Vec<Entry>, revision: u64) {
         self.all.reset(revision);
-        {
-            let mut scopes = self.scopes.write();
-            let Scopes { namespaces, objects, fields } = &mut *scopes;
-            for map in [namespaces, objects, fields] {
-                for ring in map.drain().filter_map(|(_, w)| w.upgrade()) {
-                    // Its watchers find that they lag: nobody can say what they missed.
-                    ring.reset(u64::MAX);
-                }
-            }
-        }
         let mut events = Vec::new();
         {
             let mut state = self.state.write();
@@ -407,6 +436,10 @@ impl ResourceCache {
 }
 
 impl State {
+    fn live(&self) -> Result<(), Reloading> {
+        if matches!(self.phase, Phase::Live) { Ok(()) } else { Err(Reloading) }
+    }
+
     fn apply(&mut self, change: Applied) -> Option<Event> {
         let revision = change.revision();
         if revision <= self.revision {

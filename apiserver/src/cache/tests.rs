@@ -31,10 +31,11 @@ fn delete(cache: &ResourceCache, key: &str, revision: u64) {
 
 fn keys(cache: &ResourceCache, namespace: Option<&str>, from: Option<&str>) -> Vec<String> {
     let mut out = Vec::new();
-    cache.scan(namespace, from, |e| {
+    let scanned = cache.scan(namespace, from, |e| {
         out.push(e.key.to_string());
         true
     });
+    scanned.expect("a live cache");
     out
 }
 
@@ -104,6 +105,10 @@ fn a_new_start_cuts_watchers_off() {
     let scoped = cache.ring(&Scope::Namespace("a".into()));
     let all = cache.ring(&Scope::All);
     cache.begin_loading();
+    assert_eq!(cache.get("a", "1").map(|e| e.is_some()), Err(Reloading));
+    for ring in [&scoped, &all] {
+        assert!(ring.read(u64::MAX - 1, 1, &mut Vec::new()).is_err());
+    }
     cache.finish_loading(Vec::new(), 50);
     for ring in [scoped, all] {
         assert!(ring.read(10, 1, &mut Vec::new()).is_err());
@@ -135,10 +140,10 @@ proptest! {
                 got.insert(e.key.to_string(), e.revision);
                 true
             });
-            prop_assert!(reached.is_some());
+            prop_assert_eq!(reached, Ok(Some(())));
             let want: BTreeMap<_, _> = want.into_iter().filter(|(k, _)| *k >= from).collect();
             prop_assert_eq!(got, want);
         }
-        prop_assert!(cache.scan_at(0, None, None, |_| true).is_none());
+        prop_assert_eq!(cache.scan_at(0, None, None, |_| true), Ok(None));
     }
 }

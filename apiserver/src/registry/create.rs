@@ -114,7 +114,7 @@ impl Registry {
             };
             if step.dry_run {
                 self.consistent(call).await?;
-                if cache.get(call.namespace(), &name).is_some() {
+                if cache.get(call.namespace(), &name).map_err(super::reloading)?.is_some() {
                     return Err(taken());
                 }
                 return Ok(Answer::Object(201, convert::from_stored(&call.row, object)));

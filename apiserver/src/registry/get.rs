@@ -2,7 +2,7 @@
 
 use hawser_api::status::Status;
 
-use super::{Answer, Call, Registry, feed_status};
+use super::{Answer, Call, Registry, feed_status, reloading};
 use crate::options::parse_revision;
 
 impl Registry {
@@ -25,7 +25,8 @@ impl Registry {
             }
         }
         let name = &call.info.name;
-        let entry = cache.get(call.namespace(), name).ok_or_else(|| call.not_found(name))?;
+        let entry =
+            cache.get(call.namespace(), name).map_err(reloading)?.ok_or_else(|| call.not_found(name))?;
         Ok(Answer::Stored(200, entry.value.clone(), entry.revision))
     }
 }

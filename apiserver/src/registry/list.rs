@@ -7,11 +7,11 @@ use hawser_api::status::Status;
 use hawser_storage::Error as StorageError;
 
 use super::token::{INCONSISTENT, Token};
-use super::{Answer, Call, Registry, feed_status};
-use crate::cache::ResourceCache;
+use super::{Answer, Call, Registry, feed_status, reloading};
 use crate::cache::entry::Entry;
 use crate::cache::feed::FeedError;
 use crate::cache::filter::Filter;
+use crate::cache::{Reloading, ResourceCache};
 use crate::options::{ListOptions, VersionMatch};
 
 /// One page of a list.
@@ -106,18 +106,21 @@ impl Registry {
         match at {
             At::Now => {
                 let proven = self.feed.consistent(cache).await.map_err(status)?;
-                Ok(scan(cache, filter, start, limit, proven.max(seen)))
+                scan(cache, filter, start, limit, proven.max(seen)).map_err(reloading)
             }
             At::NotOlderThan(revision) => {
                 self.feed.ensure(cache).await.map_err(status)?;
                 self.feed.wait_for(revision).await.map_err(status)?;
-                Ok(scan(cache, filter, start, limit, revision.max(seen)))
+                scan(cache, filter, start, limit, revision.max(seen)).map_err(reloading)
             }
             At::Exactly(revision) => {
                 self.feed.ensure(cache).await.map_err(status)?;
                 self.feed.wait_for(revision).await.map_err(status)?;
                 let mut page = PageMaker::new(filter, limit);
-                if cache.scan_at(revision, filter.namespace(), start, |e| page.visit(e)).is_some() {
+                let known = cache
+                    .scan_at(revision, filter.namespace(), start, |e| page.visit(e))
+                    .map_err(reloading)?;
+                if known.is_some() {
                     return Ok(page.finish(revision));
                 }
                 self.page_from_storage(cache, filter, revision, start, limit).await
@@ -166,23 +169,29 @@ impl Registry {
 }
 
 /// Lists what the cache has. `floor` is a revision that the cache was known to have reached before.
-fn scan(cache: &ResourceCache, filter: &Filter, start: Option<&str>, limit: usize, floor: u64) -> Page {
+fn scan(
+    cache: &ResourceCache,
+    filter: &Filter,
+    start: Option<&str>,
+    limit: usize,
+    floor: u64,
+) -> Result<Page, Reloading> {
     let mut page = PageMaker::new(filter, limit);
     if let Some(key) = filter.exact_key(cache.kind().namespaced)
         && start.is_none()
     {
         let (ns, name) =
             if cache.kind().namespaced { key.split_once('/').unwrap_or(("", &key)) } else { ("", &*key) };
-        if let Some(entry) = cache.get(ns, name) {
+        if let Some(entry) = cache.get(ns, name)? {
             page.visit(&entry);
         }
-        return page.finish(floor);
+        return Ok(page.finish(floor));
     }
     if limit == 0 && !filter.selects() && filter.namespace().is_none() {
         page.entries.reserve(cache.size().0);
     }
-    let revision = cache.scan(filter.namespace(), start, |e| page.visit(e));
-    page.finish(revision.max(floor))
+    let revision = cache.scan(filter.namespace(), start, |e| page.visit(e))?;
+    Ok(page.finish(revision.max(floor)))
 }
 
 /// Collects a page.

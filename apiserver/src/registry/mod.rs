@@ -29,9 +29,9 @@ use serde_json::Value;
 use crate::access::{Access, AdmissionRequest, Operation, UserInfo};
 use crate::alloc::Allocators;
 use crate::body::Body;
-use crate::cache::ResourceCache;
 use crate::cache::entry::Entry;
 use crate::cache::feed::{Feed, FeedError};
+use crate::cache::{Reloading, ResourceCache};
 use crate::kinds::{KindsRegistry, Row};
 use crate::negotiate::Accepted;
 use crate::options::{DeleteOptions, WriteOptions};
@@ -183,7 +183,7 @@ impl Registry {
     /// An object, read consistently.
     pub(crate) async fn current(&self, call: &Call<'_>, name: &str) -> Result<Arc<Entry>, Status> {
         let cache = self.consistent(call).await?;
-        cache.get(call.namespace(), name).ok_or_else(|| call.not_found(name))
+        cache.get(call.namespace(), name).map_err(reloading)?.ok_or_else(|| call.not_found(name))
     }
 
     /// Runs the mutating half of admission on an object in the request's version.
@@ -263,7 +263,13 @@ pub fn feed_status(error: &FeedError) -> Status {
         FeedError::TooLarge { wanted, current } => Status::too_large_resource_version(*wanted, *current),
         FeedError::Storage(e) => storage_status(e),
         FeedError::Unreadable { .. } => Status::internal(error),
+        FeedError::Reloading(e) => reloading(*e),
     }
+}
+
+/// The Status of a cache that is being read anew: the client comes back.
+pub fn reloading(error: Reloading) -> Status {
+    Status::too_many_requests(error.to_string(), 1)
 }
 
 /// The Status of a storage error that no verb has an answer of its own for.

@@ -127,7 +127,7 @@ impl Registry {
     async fn known(&self, call: &Call<'_>, name: &str) -> Result<Option<Arc<Entry>>, Status> {
         let cache = call.cache()?;
         self.feed.ensure(cache).await.map_err(|e| super::feed_status(&e))?;
-        Ok(cache.get(call.namespace(), name))
+        cache.get(call.namespace(), name).map_err(super::reloading)
     }
 
     fn decode_current(&self, call: &Call<'_>, entry: &Entry) -> Result<Value, Status> {

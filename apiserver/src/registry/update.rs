@@ -24,7 +24,7 @@ impl Registry {
         let strategy = hooks::strategy(call.row.stored_kind());
         if strategy.create_on_update && subresource.is_empty() {
             let cache = self.consistent(call).await?;
-            if cache.get(call.namespace(), &call.info.name).is_none() {
+            if cache.get(call.namespace(), &call.info.name).map_err(super::reloading)?.is_none() {
                 self.authorize_create(call).await?;
                 return self.create_object(call, object, &options).await;
             }

@@ -13,12 +13,12 @@ use futures::Stream;
 use hawser_api::status::Status;
 use tokio::time::Instant;
 
-use super::{Call, Registry, feed_status};
-use crate::cache::ResourceCache;
+use super::{Call, Registry, feed_status, reloading};
 use crate::cache::entry::Entry;
 use crate::cache::feed::Feed;
 use crate::cache::filter::Filter;
 use crate::cache::ring::{Event, EventType, Ring};
+use crate::cache::{LOST, ResourceCache};
 use crate::options::ListOptions;
 use crate::respond::Renderer;
 
@@ -84,11 +84,12 @@ impl Registry {
                 }
                 true
             });
+            let state = state.map_err(reloading)?;
             state.max(seen)
         } else {
             revision.filter(|r| *r > 0).unwrap_or_else(|| cache.revision().max(seen))
         };
-        let failure = (cursor < ring.floor()).then(|| Status::too_old(cursor, ring.floor()));
+        let failure = (cursor < ring.floor()).then(|| too_old(cursor, ring.floor()));
         let now = Instant::now();
         let timeout = options.timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()));
         let deadline = now + timeout;
@@ -110,6 +111,14 @@ impl Registry {
         watch.schedule_bookmark(now);
         Ok(watch)
     }
+}
+
+/// The end of a watch that cannot go on.
+fn too_old(cursor: u64, floor: u64) -> Status {
+    if floor == LOST {
+        return Status::expired(format!("too old resource version: {cursor}, history was lost"));
+    }
+    Status::too_old(cursor, floor)
 }
 
 impl Watch {
@@ -151,7 +160,7 @@ impl Watch {
             let seen = self.feed.seen();
             let mut events = Vec::new();
             if let Err(lagged) = self.ring.read(self.cursor, BATCH, &mut events) {
-                self.failure = Some(Status::too_old(self.cursor, lagged.floor));
+                self.failure = Some(too_old(self.cursor, lagged.floor));
                 continue;
             }
             if !events.is_empty() {

@@ -14,7 +14,7 @@ use crate::cache::ResourceCache;
 use crate::cache::entry::{Entry, Facts};
 use crate::hooks;
 use crate::options::{DeleteOptions, WriteOptions};
-use crate::registry::{Answer, Call, Registry, feed_status, storage_status};
+use crate::registry::{Answer, Call, Registry, feed_status, reloading, storage_status};
 
 /// How often a budget is tried when others use it too.
 const ATTEMPTS: usize = 16;
@@ -99,11 +99,7 @@ fn budgets_of(
     namespace: &str,
     pod: &Value,
 ) -> Result<Vec<(Arc<Entry>, Value)>, Status> {
-    let mut entries = Vec::new();
-    cache.scan(Some(namespace), None, |e| {
-        entries.push(e.clone());
-        true
-    });
+    let (entries, _) = cache.entries(Some(namespace)).map_err(reloading)?;
     let mut out = Vec::new();
     for entry in entries {
         let budget = entry.decode().map_err(Status::internal)?;
