@@ -70,7 +70,7 @@ async fn empty_service_refuses(client: &Client) -> Result<()> {
     let empty = json!({"metadata": {"name": "empty"}, "spec": {"selector": {"app": "none"}, "ports": [{"port": 80}]}});
     let service = services.create(&PostParams::default(), &serde_json::from_value(empty)?).await?;
     let url = format!("http://{}/", cluster_ip(&service)?);
-    let got = exec(client, "client-1", &["curl", "-sS", "-m", "5", &url]).await?;
+    let got = exec(client, "client-1", &["curl", "-sv", "-m", "5", &url]).await?;
     ensure!(got.code != 0 && got.stderr.contains("refused"), "an empty Service must refuse: {got:?}");
     delete(&services, "empty").await
 }
