@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 /// A type with fields.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Type {
     /// Short name, `core.v1.PodSpec`.
     pub name: &'static str,
@@ -22,7 +22,7 @@ pub struct Type {
 }
 
 /// A field of a type.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Field {
     pub name: &'static str,
     pub ty: Ty,
@@ -37,6 +37,8 @@ pub struct Field {
     pub default: Option<&'static str>,
     /// Server-side apply replaces the map or object as a whole.
     pub atomic: bool,
+    /// The field's object is merged although its type is atomic.
+    granular: bool,
 }
 
 /// When a field is written.
@@ -223,7 +225,7 @@ pub fn object_meta() -> Option<&'static Type> {
 
 /// Every type, by name.
 pub fn all() -> &'static [Type] {
-    &schema().types
+    &schema().types[..schema().by_name.len()]
 }
 
 /// Reads the table; its format is described at its head. The tests check that every line is understood.
@@ -265,6 +267,7 @@ fn parse(text: &'static str) -> Schema {
             ty.fields.push(field);
         }
     }
+    make_granular(&mut schema);
     for ty in &mut schema.types {
         ty.fields.sort_unstable_by_key(|f| f.name);
         ty.fields.shrink_to_fit();
@@ -276,6 +279,24 @@ fn parse(text: &'static str) -> Schema {
         ty.always = always.filter_map(|(i, _)| u16::try_from(i).ok()).collect();
     }
     schema
+}
+
+/// Gives the fields that merge an atomic type a copy of that type which is not atomic.
+fn make_granular(schema: &mut Schema) {
+    let mut copies: Vec<(usize, usize, u16)> = Vec::new();
+    for (t, ty) in schema.types.iter().enumerate() {
+        for (f, field) in ty.fields.iter().enumerate() {
+            if let (true, Base::Struct(i)) = (field.granular, field.ty.base) {
+                copies.push((t, f, i));
+            }
+        }
+    }
+    for (t, f, i) in copies {
+        let copy = Type { atomic: false, kind: None, ..schema.types[usize::from(i)].clone() };
+        let Ok(index) = u16::try_from(schema.types.len()) else { continue };
+        schema.types.push(copy);
+        schema.types[t].fields[f].ty.base = Base::Struct(index);
+    }
 }
 
 fn parse_field(line: &'static str, types: &HashMap<&'static str, u16>) -> Option<Field> {
@@ -309,6 +330,7 @@ fn parse_field(line: &'static str, types: &HashMap<&'static str, u16>) -> Option
         merge_key: "",
         default: None,
         atomic: false,
+        granular: false,
     };
     for word in words {
         match word.split_once('=') {
@@ -323,6 +345,8 @@ fn parse_field(line: &'static str, types: &HashMap<&'static str, u16>) -> Option
             None if word == "always" => field.presence = Presence::Always,
             None if word == "zero" => field.presence = Presence::WhenNotZero,
             None if word == "atomic" => field.atomic = true,
+            // The type is settled when all types are known.
+            None if word == "granular" => field.granular = true,
             _ => return None,
         }
     }
@@ -363,6 +387,9 @@ mod tests {
         assert_eq!(ports.keys().collect::<Vec<_>>(), ["containerPort", "protocol"]);
         let strategy = find("apps.v1.DeploymentSpec").and_then(|t| t.field("strategy")).expect("strategy");
         assert!(strategy.has_patch_strategy("retainKeys") && strategy.presence == Presence::Always);
+        let claim = find("core.v1.PersistentVolumeSpec").and_then(|t| t.field("claimRef")).expect("claimRef");
+        assert!(claim.ty.inner_struct().is_some_and(|t| !t.atomic && t.name == "core.v1.ObjectReference"));
+        assert!(find("core.v1.ObjectReference").is_some_and(|t| t.atomic));
         let extra = find("authentication.v1.UserInfo").and_then(|t| t.field("extra")).expect("extra");
         assert!(matches!(extra.ty.shape(), Shape::Map(inner) if matches!(inner.shape(), Shape::List(_))));
         assert_eq!(spec.openapi_name(), "io.k8s.api.core.v1.PodSpec");

@@ -1,11 +1,11 @@
 //! What differs between kinds, asked of the api crate in one place; and the clock.
 
-use hawser_api::defaults as api_defaults;
 use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
 use hawser_api::status::Status;
 use hawser_api::strategy::{self, CreateContext, DefaultPropagation};
 use hawser_api::time::rfc3339;
+use hawser_api::{defaults as api_defaults, validation};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
@@ -120,27 +120,26 @@ pub fn prepare_update(kind: &Kind, subresource: &str, new: &mut Value, old: &Val
 /// # Errors
 /// 422 with all causes.
 pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
-    refuse(kind, object, &[])
+    refuse(kind, object, &validation::validate_create(kind, object))
 }
 
-/// Judges a changed object.
+/// Judges a changed object, or its changed part.
 ///
 /// # Errors
 /// 422 with all causes.
 pub fn validate_update(kind: &Kind, subresource: &str, new: &Value, old: &Value) -> Result<(), Status> {
-    let _ = (subresource, old);
-    refuse(kind, new, &[])
+    let errors = match subresource {
+        "" => validation::validate_update(kind, new, old),
+        sub => validation::validate_subresource_update(kind, sub, new, old),
+    };
+    refuse(kind, new, &errors)
 }
 
 fn refuse(kind: &Kind, object: &Value, errors: &[hawser_api::status::FieldError]) -> Result<(), Status> {
-    if errors.is_empty() {
-        return Ok(());
-    }
-    Err(Status::invalid(&kind.group, &kind.kind, object.name(), errors))
+    validation::to_status(kind, object.name(), errors).map_or(Ok(()), Err)
 }
 
 /// What a client should know about an accepted object.
-pub fn warnings(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
-    let _ = (kind, object, old);
-    Vec::new()
+pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
+    validation::warnings(kind, object)
 }

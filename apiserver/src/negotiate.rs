@@ -1,6 +1,6 @@
 //! `Accept` and `Content-Type`: in which form an answer is wanted and a body is sent.
 
-use hawser_api::status::Status;
+use hawser_api::status::{Status, StatusDetails};
 
 /// How bytes are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -9,6 +9,17 @@ pub enum Encoding {
     Json,
     /// `application/yaml`
     Yaml,
+}
+
+/// How a request body is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyEncoding {
+    /// `application/json`
+    Json,
+    /// `application/yaml`
+    Yaml,
+    /// `application/vnd.kubernetes.protobuf`
+    Protobuf,
 }
 
 impl Encoding {
@@ -108,8 +119,10 @@ impl Clause<'_> {
 /// 406 when nothing that is accepted can be sent.
 pub fn accept(header: Option<&str>, list: bool, transforms: bool) -> Result<Accepted, Status> {
     let Some(header) = header.filter(|h| !h.trim().is_empty()) else { return Ok(Accepted::default()) };
+    let mut known = false;
     for clause in clauses(header) {
         let Some(encoding) = clause.encoding() else { continue };
+        known = true;
         let transform = match clause.param("as") {
             "" => Transform::None,
             target if transforms && clause.param("g") == "meta.k8s.io" => {
@@ -130,7 +143,12 @@ pub fn accept(header: Option<&str>, list: bool, transforms: bool) -> Result<Acce
         };
         return Ok(Accepted { encoding, transform, pretty: false });
     }
-    Err(Status::not_acceptable())
+    // Kubernetes tells encodings that it does not know from forms that it cannot make.
+    Err(if known {
+        Status::not_acceptable()
+    } else {
+        Status::not_acceptable().with_details(StatusDetails::default())
+    })
 }
 
 /// Whether an Accept header asks for aggregated discovery, and is served by it before by plain discovery.
@@ -154,15 +172,27 @@ pub fn accept_discovery(header: Option<&str>, aggregated: bool) -> Result<(Encod
     Err(Status::not_acceptable())
 }
 
+/// How a request body is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyEncoding {
+    /// `application/json`, and no Content-Type at all
+    Json,
+    /// `application/yaml`
+    Yaml,
+    /// `application/vnd.kubernetes.protobuf`
+    Protobuf,
+}
+
 /// The encoding of a request body.
 ///
 /// # Errors
 /// 415 for what cannot be read.
-pub fn content_type(header: Option<&str>) -> Result<Encoding, Status> {
+pub fn content_type(header: Option<&str>) -> Result<BodyEncoding, Status> {
     let media = header.unwrap_or("").split(';').next().unwrap_or("").trim();
     match media.to_ascii_lowercase().as_str() {
-        "" | "application/json" => Ok(Encoding::Json),
-        "application/yaml" | "application/vnd.yaml" => Ok(Encoding::Yaml),
+        "" | "application/json" => Ok(BodyEncoding::Json),
+        "application/yaml" | "application/vnd.yaml" => Ok(BodyEncoding::Yaml),
+        "application/vnd.kubernetes.protobuf" => Ok(BodyEncoding::Protobuf),
         _ => Err(Status::unsupported_media_type("")),
     }
 }

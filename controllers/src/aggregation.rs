@@ -148,6 +148,7 @@ mod tests {
                     let name = format!("r{n}");
                     let label = if edit { "to-edit" } else { "to-admin" };
                     let role = part(&name, Some(label), &format!("verb{verb}"));
+                    {
                     let mut model = h.model.lock();
                     match model.get::<ClusterRole>("", &name) {
                         None => drop(model.put(&role)),
@@ -157,7 +158,7 @@ mod tests {
                             r.metadata.labels = role.metadata.labels;
                         }),
                     }
-                    drop(model);
+                    }
                     h.settle_lagging(200, &mut lagging).await;
                 }
                 h.settle(100).await;

@@ -16,6 +16,12 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// A resource that serves `verbs`.
+    #[cfg(test)]
+    pub fn for_tests(api: ApiResource, namespaced: bool, verbs: &[&str]) -> Self {
+        Self { api, namespaced, verbs: verbs.iter().map(|v| (*v).to_owned()).collect() }
+    }
+
     /// Whether every one of `verbs` is served.
     pub fn can(&self, verbs: &[&str]) -> bool {
         verbs.iter().all(|verb| self.verbs.contains(*verb))

@@ -15,6 +15,7 @@ pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod gc;
 pub mod hash;
 pub mod manager;
 pub mod namespace;

@@ -233,13 +233,14 @@ mod tests {
                 let mut lagging = lag(seed);
                 for (n, remove_account) in ops {
                     let name = format!("ns{n}");
+                    {
                     let mut model = h.model.lock();
                     if model.get::<Namespace>("", &name).is_none() {
                         model.put(&namespace(&name));
                     } else if remove_account && model.get::<ServiceAccount>(&name, ACCOUNT).is_some() {
                         model.delete_as_user::<ServiceAccount>(&name, ACCOUNT);
                     }
-                    drop(model);
+                    }
                     h.settle_lagging(200, &mut lagging).await;
                 }
                 h.settle(100).await;

@@ -14,6 +14,7 @@ use hawser_runtime::network::PodNetwork;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::dataplane_identity::DataplaneIdentity;
 use crate::flags::{AgentFlags, KubeletFlags, NodeFlags, ProxyFlags, RuntimeFlags};
 use crate::pod_network::{HostOnly, ProxyNetwork};
 use crate::server::{private_directory, source_address};
@@ -28,7 +29,7 @@ struct NodeSettings {
 
 impl NodeSettings {
     /// `server` is the URL of the API server, for the address that the node reaches it from.
-    fn new(flags: NodeFlags, server: &http_uri::Authority) -> Result<Self> {
+    fn new(flags: NodeFlags, server: &server_url::Authority) -> Result<Self> {
         let name = match &flags.node_name {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
@@ -128,22 +129,36 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         identity = identity => identity.context("joining the cluster")?,
         () = stop.cancelled() => return Ok(()),
     };
-    let client = clients::from_kubeconfig(&identity.kubeconfig).await?;
-    let proxy = Agent::start(proxy_config, client.clone()).await.context("dataplane")?;
+    let client = identity.client()?;
+    let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
+    kubelet_config.tls = Some(identity.tls);
+    let kubelet = Kubelet::new(kubelet_config, client.clone()).context("kubelet")?;
+    // The kubelet goes first, because it registers the Node that everything else is bound to; it waits for the
+    // runtime, and reports the node as not ready until then.
+    let mut components = Components::new(stop.clone())
+        .spawn("kubelet", |token| async move { Ok(kubelet.run(token).await?) })
+        .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) });
+    let joining = async {
+        let dataplane = DataplaneIdentity::obtain(client, &node.name, &node.flags.data_dir)
+            .await
+            .context("getting the dataplane's token")?;
+        let client = dataplane.client(&flags.server, &node.flags.data_dir)?;
+        let proxy = Agent::start(proxy_config, client).await.context("dataplane")?;
+        anyhow::Ok((dataplane, proxy))
+    };
+    let (dataplane, proxy) = tokio::select! {
+        joined = joining => joined?,
+        ended = components.ended() => return ended,
+        () = stop.cancelled() => return components.run().await,
+    };
     let network = proxy.pod_network().context("the dataplane runs without a pod network")?;
     let network: Arc<dyn PodNetwork> = Arc::new(ProxyNetwork::new(network, proxy.synced()));
     let runtime_config = node.runtime_config(flags.images, &flags.insecure_registries);
     let runtime = Runtime::new(runtime_config, network).context("container runtime")?;
-    let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
-    kubelet_config.tls = Some(identity.tls);
-    let kubelet = Kubelet::new(kubelet_config, client).context("kubelet")?;
-
-    let components = Components::new(stop);
     components
         .spawn("dataplane", |token| async move { Ok(proxy.run(token).await?) })
+        .spawn("dataplane's token", |token| dataplane.run(token))
         .spawn("container runtime", |token| async move { Ok(runtime.run(token).await?) })
-        .spawn("kubelet", |token| async move { Ok(kubelet.run(token).await?) })
-        .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) })
         .run()
         .await
 }
@@ -155,13 +170,21 @@ pub async fn kubelet(flags: KubeletFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
     let mut config = node.kubelet_config(flags.container_runtime_endpoint)?;
-    let serving = bootstrap::serving_certificate(&client, &node.name, &[node.address], &node.flags.data_dir);
-    let serving = tokio::select! {
-        serving = serving => serving.context("getting a serving certificate")?,
-        () = stop.cancelled() => return Ok(()),
+    config.tls = Some(bootstrap::serving_paths(&node.flags.data_dir));
+    let kubelet = Kubelet::new(config, client.clone()).context("kubelet")?;
+    // Signed once the kubelet has registered the Node, so the two run side by side.
+    let serving = async move {
+        let addresses = [node.address];
+        bootstrap::serving_certificate(&client, &node.name, &addresses, &node.flags.data_dir)
+            .await
+            .context("getting a serving certificate")
     };
-    config.tls = Some(serving);
-    Kubelet::new(config, client)?.run(stop).await.context("kubelet")
+    let mut running = tokio::spawn(kubelet.run(stop));
+    tokio::select! {
+        ended = &mut running => return ended?.context("kubelet"),
+        serving = serving => drop(serving?),
+    }
+    running.await?.context("kubelet")
 }
 
 /// `hawser proxy`.
@@ -189,13 +212,13 @@ pub async fn runtime(flags: RuntimeFlags) -> Result<()> {
     Runtime::new(config, Arc::new(HostOnly))?.run(stop).await.context("container runtime")
 }
 
-async fn server_of(kubeconfig: &std::path::Path) -> Result<http_uri::Authority> {
+async fn server_of(kubeconfig: &std::path::Path) -> Result<server_url::Authority> {
     let config = kube::config::Kubeconfig::read_from(kubeconfig)?;
     let cluster = config.clusters.iter().find_map(|c| c.cluster.as_ref()).context("a kubeconfig without cluster")?;
     cluster.server.as_deref().context("a kubeconfig without server")?.parse()
 }
 
-/// Components that run side by side; when one ends the others are stopped, the last started first.
+/// Components that run side by side; when one ends the others are stopped.
 struct Components {
     stop: CancellationToken,
     tasks: JoinSet<Result<()>>,
@@ -215,6 +238,14 @@ impl Components {
         self
     }
 
+    /// Waits for a component that ends before it was told to.
+    async fn ended(&mut self) -> Result<()> {
+        match self.tasks.join_next().await {
+            Some(ended) => ended?.and_then(|()| bail!("a component ended")),
+            None => std::future::pending().await,
+        }
+    }
+
     async fn run(mut self) -> Result<()> {
         let mut outcome = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
@@ -229,7 +260,7 @@ impl Components {
 }
 
 /// The host and port of a URL, for finding the route to it.
-mod http_uri {
+mod server_url {
     use std::net::{IpAddr, ToSocketAddrs};
     use std::str::FromStr;
 
@@ -245,7 +276,7 @@ mod http_uri {
         type Err = anyhow::Error;
 
         fn from_str(url: &str) -> Result<Self> {
-            let uri: kube::client::http::Uri = url.parse().with_context(|| format!("--server {url}: not a URL"))?;
+            let uri: http::Uri = url.parse().with_context(|| format!("--server {url}: not a URL"))?;
             ensure!(uri.scheme_str() == Some("https"), "--server {url}: must begin with https://");
             let host = uri.host().with_context(|| format!("--server {url}: names no host"))?;
             Ok(Authority { host: host.trim_matches(['[', ']']).to_owned(), port: uri.port_u16().unwrap_or(443) })

@@ -1,10 +1,13 @@
 //! The `hawser` binary: reads flags, wires the components together, and owns signals and the drain order.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod clients;
 mod components;
+mod dataplane_identity;
 mod encryption;
 mod flags;
+mod pod_network;
 mod server;
 mod signals;
 
@@ -16,7 +19,9 @@ use flags::{Cli, Command};
 fn main() -> ExitCode {
     // Shims and container inits are this same binary; they must run before any thread exists.
     let args: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    let _ = args;
+    if let Some(code) = hawser_runtime::reexec(&args) {
+        return code;
+    }
     let cli = Cli::parse();
     match perform(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,13 +52,13 @@ fn perform(cli: Cli) -> anyhow::Result<()> {
         match cli.command {
             Command::Version => Ok(()),
             Command::Server(flags) => server::server(flags).await,
-            Command::Agent(_) => Ok(()),
+            Command::Agent(flags) => agent::agent(flags).await,
             Command::Apiserver(flags) => server::apiserver(flags).await,
             Command::ControllerManager(flags) => components::controller_manager(flags).await,
             Command::Scheduler(flags) => components::scheduler(flags).await,
-            Command::Kubelet(_) => Ok(()),
-            Command::Proxy(_) => Ok(()),
-            Command::Runtime(_) => Ok(()),
+            Command::Kubelet(flags) => agent::kubelet(flags).await,
+            Command::Proxy(flags) => agent::proxy(flags).await,
+            Command::Runtime(flags) => agent::runtime(flags).await,
             Command::Bpf(command) => Ok(command.run(&mut std::io::stdout()).await?),
         }
     });

@@ -124,8 +124,12 @@ impl Agent {
         let mut maps = KernelMaps::open(&pins.maps())?;
         let (cidr, cidr_receiver) = watch::channel(None);
 
-        let mut local =
-            Local { node_name: config.node_name.clone(), link: None, service_cidr: config.service_cidr };
+        let mut local = Local {
+            node_name: config.node_name.clone(),
+            node_ip: config.pod_network.then_some(config.node_ip),
+            link: None,
+            service_cidr: config.service_cidr,
+        };
         let mut network = None;
         if config.pod_network {
             let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;

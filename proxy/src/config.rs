@@ -16,7 +16,7 @@ pub struct Config {
     /// Name of this machine's Node.
     pub node_name: String,
     /// Address of this machine, as the other nodes reach it. Pods' traffic comes from it when it is
-    /// masqueraded.
+    /// masqueraded. Not used without the pod network.
     pub node_ip: Ipv4Addr,
     /// Interface that carries `node_ip`; found by that address when absent.
     pub uplink: Option<String>,
@@ -60,7 +60,7 @@ impl Settings {
         if config.node_name.is_empty() {
             return wrong("node_name", "is empty");
         }
-        if config.node_ip.is_unspecified() || config.node_ip.is_multicast() {
+        if config.pod_network && (config.node_ip.is_unspecified() || config.node_ip.is_multicast()) {
             return wrong("node_ip", "is not the address of a machine");
         }
         if !config.run_dir.is_absolute() {

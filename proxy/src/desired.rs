@@ -80,6 +80,8 @@ pub struct Node {
 pub struct Local {
     /// Name of this Node.
     pub node_name: String,
+    /// Its address, which is known before the Node says it.
+    pub node_ip: Option<Ipv4Addr>,
     /// Subnet of the uplink: a node in it is reached without a router.
     pub link: Option<Ipv4Net>,
     /// Addresses of Services.
@@ -102,7 +104,7 @@ pub struct Desired {
     services: HashMap<ObjectName, Service>,
     slices: HashMap<ObjectName, Slice>,
     /// Slices of a Service, which may not be there (yet).
-    by_service: HashMap<ObjectName, BTreeMap<ObjectName, ()>>,
+    by_service: HashMap<ObjectName, Vec<ObjectName>>,
     frontends: Claims<L4Addr, ObjectName, FrontendSpec>,
     prefixes: Claims<Ipv4Net, ObjectName, IpcacheEntry4>,
 }
@@ -110,11 +112,12 @@ pub struct Desired {
 impl Desired {
     /// Nothing but what the node knows without the API.
     pub fn new(local: Local) -> Self {
+        let here = |identity| IpcacheEntry4 { node_ip_be: 0, identity, flags: 0 };
+        let services = local.service_cidr.map(|cidr| (cidr.trunc(), here(IDENTITY_SERVICES)));
+        let host = local.node_ip.map(|address| (Ipv4Net::from(address), here(IDENTITY_HOST)));
         let mut prefixes = Claims::default();
-        if let Some(cidr) = local.service_cidr {
-            let entry = IpcacheEntry4 { node_ip_be: 0, identity: IDENTITY_SERVICES, flags: 0 };
-            prefixes.set(&ObjectName::from(""), vec![(cidr, entry)]);
-        }
+        // No object has an empty name, and none is smaller: nobody can claim these away.
+        prefixes.set(&ObjectName::from(""), services.into_iter().chain(host).collect());
         Self {
             local,
             services: HashMap::new(),
@@ -150,7 +153,7 @@ impl Desired {
             && new_service.as_ref() != Some(&old.service)
         {
             if let Some(slices) = self.by_service.get_mut(&old.service) {
-                slices.remove(name);
+                slices.retain(|other| other != name);
                 if slices.is_empty() {
                     self.by_service.remove(&old.service);
                 }
@@ -158,7 +161,10 @@ impl Desired {
             touched = self.refresh(&old.service);
         }
         if let Some(service) = new_service {
-            self.by_service.entry(service.clone()).or_default().insert(name.clone(), ());
+            let slices = self.by_service.entry(service.clone()).or_default();
+            if !slices.contains(name) {
+                slices.push(name.clone());
+            }
             touched.frontends.extend(self.refresh(&service).frontends);
         }
         touched
@@ -217,10 +223,10 @@ impl Desired {
     }
 
     /// Ready endpoints; when there is none, those that terminate and still serve.
-    fn backends(&self, name: &ObjectName, service: &Service, port: &ServicePort) -> BTreeMap<L4Addr, u8> {
+    fn backends(&self, name: &ObjectName, service: &Service, port: &ServicePort) -> Vec<(L4Addr, u8)> {
         let mut ready = BTreeMap::new();
         let mut terminating = BTreeMap::new();
-        let names = self.by_service.get(name).into_iter().flat_map(BTreeMap::keys);
+        let names = self.by_service.get(name).into_iter().flatten();
         for slice in names.filter_map(|slice| self.slices.get(slice)) {
             let targets = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
             for target in targets {
@@ -237,11 +243,13 @@ impl Desired {
                 }
             }
         }
-        if ready.is_empty() { terminating } else { ready }
+        let chosen = if ready.is_empty() { terminating } else { ready };
+        chosen.into_iter().collect()
     }
 
     fn node_prefixes(&self, node: &Node, local: bool) -> Vec<(Ipv4Net, IpcacheEntry4)> {
-        let Some(primary) = node.addresses.first() else { return Vec::new() };
+        let own = self.local.node_ip.filter(|_| local);
+        let Some(primary) = own.as_ref().or(node.addresses.first()) else { return Vec::new() };
         let flags = match self.local.link {
             Some(link) if link.contains(primary) => IPCACHE_ON_LINK,
             _ => 0,

@@ -92,21 +92,17 @@ impl Netlink {
     }
 
     /// In the network namespace at a path. A socket keeps the namespace that it was opened in, so one
-    /// short-lived thread enters it and nothing else does. `also` runs on that thread.
+    /// short-lived thread enters it and nothing else does.
     ///
     /// # Errors
-    /// The namespace could not be entered, the socket not be made, or `also` failed.
-    pub async fn inside(
-        path: &Path,
-        also: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> io::Result<Self> {
+    /// The namespace could not be entered, or the socket not be made.
+    pub async fn inside(path: &Path) -> io::Result<Self> {
         let namespace = std::fs::File::open(path)?;
         let runtime = tokio::runtime::Handle::current();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         std::thread::Builder::new().name("netns".to_string()).spawn(move || {
             let result = (|| {
                 nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-                also()?;
                 let _context = runtime.enter();
                 rtnetlink::new_connection()
             })();
@@ -129,6 +125,16 @@ impl Netlink {
             Err(error) if is(&error, libc::ENODEV) => Ok(None),
             Err(error) => Err(failed(format!("reading interface {name}"))(error)),
         }
+    }
+
+    /// All interfaces.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let all: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed("reading interfaces"))?;
+        Ok(all.iter().map(read_link).collect())
     }
 
     /// The interface that carries an address, and the address' subnet.

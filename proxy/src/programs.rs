@@ -24,9 +24,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ha
 
 /// Cgroup programs.
 const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
-/// tc programs.
-const TC_PROGRAMS: [&str; 4] = ["from_pod", "to_pod", "from_uplink", "to_uplink"];
-/// Priority and handle of our filters where TCX is missing: fixed, so that a restart finds them.
+/// Priority and handle of our filters: fixed, so that a restart finds them.
 const NETLINK_PRIORITY: u16 = 1;
 const NETLINK_HANDLE: TcHandle = TcHandle::new(0, 0x68);
 /// `BPF_FS_MAGIC`.
@@ -96,16 +94,9 @@ impl Pins {
         self.root.join("links")
     }
 
-    /// Pin of a link; `target` is an interface or "cgroup". A bpffs allows no dot in names, an interface
-    /// does (but no slash and no exclamation mark is in use): see [`Self::parse_link`].
+    /// Pin of a link; `target` is an interface or "cgroup". A bpffs allows no dot in names, an interface does.
     fn link(&self, program: &str, target: &str) -> PathBuf {
         self.links().join(format!("{program}:{}", target.replace('.', "!")))
-    }
-
-    /// Program and target of a link's pin.
-    fn parse_link(name: &str) -> Option<(&str, String)> {
-        let (program, target) = name.split_once(':')?;
-        Some((program, target.replace('!', ".")))
     }
 
     /// Mounts a bpffs where there is none, and makes the directories.
@@ -211,51 +202,40 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches to a pod's interface, or replaces what is there.
+    /// Attaches to a pod's interface, or replaces what is there. By filters and not by TCX links, whatever
+    /// the kernel: nobody else has programs there, the filters live as long as the interface, and TCX
+    /// would make every pod wait for two RCU grace periods (25 ms in place of 2).
     ///
     /// # Errors
     /// See [`ProgramsError`].
     pub fn attach_pod(&mut self, interface: &str) -> Result<(), ProgramsError> {
-        self.attach_tc("from_pod", interface, TcAttachType::Ingress)?;
-        self.attach_tc("to_pod", interface, TcAttachType::Egress)
+        self.attach_netlink("from_pod", interface, TcAttachType::Ingress)?;
+        self.attach_netlink("to_pod", interface, TcAttachType::Egress)
     }
 
-    /// Attaches to the uplink, or replaces what is there.
+    /// Attaches to the uplink, or replaces what is there. Another interface that was the uplink of an
+    /// earlier agent is let go.
     ///
     /// # Errors
     /// See [`ProgramsError`].
     pub fn attach_uplink(&mut self, interface: &str) -> Result<(), ProgramsError> {
-        self.attach_tc("from_uplink", interface, TcAttachType::Ingress)?;
-        self.attach_tc("to_uplink", interface, TcAttachType::Egress)
-    }
-
-    /// Removes the pins of an interface that goes away, or that should have no programs any more.
-    ///
-    /// # Errors
-    /// See [`ProgramsError`].
-    pub fn detach(&mut self, interface: &str) -> Result<(), ProgramsError> {
-        TC_PROGRAMS.iter().try_for_each(|name| remove_if_there(&self.pins.link(name, interface)))
-    }
-
-    /// Interfaces that have pinned links.
-    ///
-    /// # Errors
-    /// The pin directory could not be read.
-    pub fn interfaces(&self) -> Result<Vec<String>, ProgramsError> {
-        let dir = self.pins.links();
-        let failed = |source| ProgramsError::Pin { path: dir.clone(), source };
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&dir).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            if let Some((program, interface)) = Pins::parse_link(&name)
-                && TC_PROGRAMS.contains(&program)
-            {
-                names.push(interface);
+        for (name, hook) in [("from_uplink", TcAttachType::Ingress), ("to_uplink", TcAttachType::Egress)] {
+            match self.tcx {
+                true => self.attach_tcx(name, interface, hook)?,
+                false => self.attach_netlink(name, interface, hook)?,
             }
         }
-        names.sort();
-        names.dedup();
-        Ok(names)
+        let dir = self.pins.links();
+        let failed = |source| ProgramsError::Pin { path: dir.clone(), source };
+        let ours = [self.pins.link("from_uplink", interface), self.pins.link("to_uplink", interface)];
+        for entry in std::fs::read_dir(&dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let is_uplink = path.file_name().is_some_and(|name| name.to_string_lossy().contains("_uplink:"));
+            if is_uplink && !ours.contains(&path) {
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// A loaded tc program, for `BPF_PROG_TEST_RUN`.
@@ -302,11 +282,8 @@ impl Programs {
         }
     }
 
-    fn attach_tc(&mut self, name: &str, interface: &str, hook: TcAttachType) -> Result<(), ProgramsError> {
+    fn attach_tcx(&mut self, name: &str, interface: &str, hook: TcAttachType) -> Result<(), ProgramsError> {
         let failed = attach_error(name, interface);
-        if !self.tcx {
-            return self.attach_netlink(name, interface, hook);
-        }
         let pin = self.pins.link(name, interface);
         if self.replace(name, interface, &pin)? {
             return Ok(());
@@ -319,7 +296,7 @@ impl Programs {
         link.pin(&pin).map(drop).map_err(|e| failed(&e))
     }
 
-    /// Before 6.6: a filter on clsact. It stays with the interface, so there is nothing to pin.
+    /// A filter on clsact. It stays with the interface, so there is nothing to pin.
     fn attach_netlink(
         &mut self,
         name: &str,

@@ -131,6 +131,9 @@ fn two_nodes() {
         by_tc(&cluster, &a, &c);
         refusals(&cluster, &a);
         from_outside(&cluster, &a, &c);
+        nodes_as_backends(&cluster, &a);
+        flows_and_their_backends(&cluster, &a, &c);
+        setup_is_idempotent(&mut cluster, &c);
         restart_under_connection(&mut cluster, &a, &c);
         second_agent_is_refused(&cluster);
         endpoints_leave(&cluster, &a, &c);
@@ -331,6 +334,122 @@ fn from_outside(cluster: &Cluster, a: &TestPod, c: &TestPod) {
     cluster.api.delete("endpointslices", "api");
 }
 
+/// Endpoints that are nodes themselves, as `kubernetes.default` has.
+fn nodes_as_backends(cluster: &Cluster, a: &TestPod) {
+    let vip = Ipv4Addr::new(10, 96, 0, 9);
+    let outside = Ipv4Addr::new(10, 0, 0, 1);
+    for node in &cluster.nodes {
+        cluster.api.put("services", service("node", "10.96.0.9", 443, "TCP"));
+        cluster.api.put("endpointslices", slice("node", &[node.ip], 9000, "TCP"));
+        eventually("the node's service", || {
+            unhooked(a, || tcp(vip, 443)).is_ok_and(|text| text.starts_with(&node.name))
+        });
+        let by_tc = unhooked(a, || tcp(vip, 443));
+        assert!(starts(&by_tc, &[&node.name], a.ip), "{by_tc:?}");
+        let by_hook = hooked(&cluster.nodes[0], a, || tcp(vip, 443));
+        assert!(starts(&by_hook, &[&node.name], a.ip), "{by_hook:?}");
+        let from_outside = cluster.fabric.run(|| tcp(vip, 443));
+        let source = if node.name == "n1" { outside } else { cluster.nodes[0].ip };
+        assert!(starts(&from_outside, &[&node.name], source), "{from_outside:?}");
+    }
+    cluster.api.delete("services", "node");
+    cluster.api.delete("endpointslices", "node");
+}
+
+/// A TCP connection stays with a backend that is no more an endpoint; datagrams move on.
+fn flows_and_their_backends(cluster: &Cluster, a: &TestPod, c: &TestPod) {
+    let n1 = &cluster.nodes[0];
+    let vip = Ipv4Addr::new(10, 96, 0, 10);
+    let wait_for = |frontends: usize, backends: usize| {
+        eventually("the maps", || {
+            let snapshot = n1.snapshot();
+            let ours = snapshot
+                .services
+                .iter()
+                .filter(|(key, _)| key.address_be == u32::from_ne_bytes(vip.octets()));
+            ours.count() == frontends + backends
+        });
+    };
+    for protocol in ["TCP", "UDP"] {
+        cluster.api.put(
+            "services",
+            service(&format!("flow-{}", protocol.to_lowercase()), "10.96.0.10", 80, protocol),
+        );
+        let mut endpoints = slice(&format!("flow-{}", protocol.to_lowercase()), &[c.ip], 8080, protocol);
+        endpoints["metadata"]["name"] = serde_json::json!(format!("flow-{}", protocol.to_lowercase()));
+        cluster.api.put("endpointslices", endpoints);
+    }
+    wait_for(2, 2);
+    let mut stream = unhooked(a, || TcpStream::connect((vip, 80)).expect("a connection"));
+    let socket = unhooked(a, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.set_read_timeout(Some(TIMEOUT)).expect("settable");
+        socket.connect((vip, 80)).expect("connects");
+        socket
+    });
+    let ask = |socket: &UdpSocket| -> io::Result<String> {
+        socket.send(b"hello")?;
+        let mut buffer = [0; 100];
+        let n = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..n]).into_owned())
+    };
+    assert!(exchange(&mut stream, "x").is_ok_and(|text| text.starts_with("c ")));
+    assert!(ask(&socket).is_ok_and(|text| text.starts_with("c ")));
+    for protocol in ["tcp", "udp"] {
+        cluster.api.put(
+            "endpointslices",
+            slice(&format!("flow-{protocol}"), &[a.ip], 8080, &protocol.to_uppercase()),
+        );
+    }
+    eventually("the datagrams move", || ask(&socket).is_ok_and(|text| text.starts_with("a 169.254.42.1 ")));
+    assert!(exchange(&mut stream, "x").is_ok_and(|text| text.starts_with("c ")), "the connection stays");
+    for protocol in ["tcp", "udp"] {
+        cluster.api.delete("endpointslices", &format!("flow-{protocol}"));
+    }
+    wait_for(2, 0);
+    let refused = ask(&socket).map(drop);
+    assert_eq!(errno(&refused), Some(libc::ECONNREFUSED), "nobody is left: {refused:?}");
+    assert!(
+        exchange(&mut stream, "x").is_ok_and(|text| text.starts_with("c ")),
+        "the connection still stays"
+    );
+    for protocol in ["tcp", "udp"] {
+        cluster.api.delete("services", &format!("flow-{protocol}"));
+    }
+    wait_for(0, 0);
+}
+
+/// Setup again, after a restart, and after the pod's namespace was made anew.
+fn setup_is_idempotent(cluster: &mut Cluster, c: &TestPod) {
+    let node = &mut cluster.nodes[0];
+    let pod = node.add_pod("again");
+    let set_up = |node: &TestNode, netns: &common::Netns| {
+        let request = node.request("again", netns);
+        node.on_agent(|podnet| async move { podnet.setup(&request).await }).expect("setup")
+    };
+    assert_eq!(set_up(node, &pod.netns), [std::net::IpAddr::V4(pod.ip)]);
+    assert!(unhooked(&pod, || tcp(c.ip, 8080)).is_ok());
+    node.stop_agent();
+    node.start_agent();
+    assert_eq!(set_up(node, &pod.netns), [std::net::IpAddr::V4(pod.ip)]);
+    assert!(unhooked(&pod, || tcp(c.ip, 8080)).is_ok());
+    let anew = TestPod { netns: common::Netns::new(), ip: pod.ip, sandbox: pod.sandbox.clone() };
+    assert_eq!(set_up(node, &anew.netns), [std::net::IpAddr::V4(pod.ip)]);
+    assert!(unhooked(&anew, || tcp(c.ip, 8080)).is_ok());
+    // Teardown after the namespace, and the interface with it, is gone.
+    drop(pod);
+    drop(anew.netns);
+    let sandbox = anew.sandbox;
+    node.on_agent(|podnet| async move { podnet.teardown(&sandbox).await }).expect("teardown");
+    let missing = TestPod { netns: common::Netns::new(), ip: anew.ip, sandbox: "bad".into() };
+    let mut request = node.request("bad", &missing.netns);
+    request.netns = "/nonexistent".into();
+    let failed = node.on_agent(|podnet| async move { podnet.setup(&request).await });
+    assert!(failed.is_err());
+    node.remove_pod(&missing);
+    assert_eq!(node.snapshot().endpoints.len(), 2);
+}
+
 fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
     let connect = || TcpStream::connect_timeout(&(WEB, 80).into(), TIMEOUT).expect("a connection");
     let mut by_tc = unhooked(a, connect);
@@ -340,6 +459,7 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
         exchange(stream, "before").expect("works before");
     }
     let before = cluster.nodes[0].snapshot();
+    let filters_before = filters(&cluster.nodes[0]);
     cluster.nodes[0].stop_agent();
     for stream in [&mut by_tc, &mut by_hook, &mut direct] {
         exchange(stream, "without").expect("works without an agent");
@@ -352,6 +472,9 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
     for stream in [&mut by_tc, &mut by_hook, &mut direct] {
         exchange(stream, "after").expect("works after");
     }
+    let filters_after = filters(&cluster.nodes[0]);
+    assert_eq!(filters_after.len(), filters_before.len(), "none was added: {filters_after:?}");
+    assert!(filters_before.iter().all(|filter| !filters_after.contains(filter)), "all were replaced");
     let after = cluster.nodes[0].snapshot();
     assert_eq!(sorted(&before.backends), sorted(&after.backends), "ids are stable");
     assert_eq!(sorted(&before.endpoints), sorted(&after.endpoints));
@@ -359,6 +482,30 @@ fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {
     cluster.api.delete("services", "late");
     assert!(unhooked(a, || tcp(WEB, 80)).is_ok());
     assert!(unhooked(c, || tcp(a.ip, 8080)).is_ok());
+}
+
+/// Interface, direction and program id of every filter on the pods' interfaces.
+fn filters(node: &TestNode) -> Vec<String> {
+    let mut found = Vec::new();
+    let names = node.netns.run(|| {
+        let output = std::process::Command::new("ip").args(["-o", "link"]).output().expect("ip runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    });
+    let interfaces = names.split([' ', '@']).filter(|word| word.starts_with("hws"));
+    for interface in interfaces {
+        for direction in ["ingress", "egress"] {
+            let output = node.netns.run(|| {
+                std::process::Command::new("tc")
+                    .args(["filter", "show", "dev", interface, direction])
+                    .output()
+            });
+            let text = String::from_utf8_lossy(&output.expect("tc runs").stdout).into_owned();
+            let ids = text.lines().filter_map(|line| line.split(" id ").nth(1)?.split(' ').next());
+            found.extend(ids.map(|id| format!("{interface} {direction} {id}")));
+        }
+    }
+    assert!(!found.is_empty(), "no filters: {names}");
+    found
 }
 
 fn sorted<T: Clone + Ord>(items: &[T]) -> Vec<T> {

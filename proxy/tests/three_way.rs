@@ -69,11 +69,30 @@ impl Kernel {
         prop_assert_eq!(back.source, sent.destination, "the answer comes from the frontend");
         prop_assert_eq!(back.destination, sent.source);
         prop_assert_eq!(back.ttl, answer.ttl - 1);
+        for by in [got.destination.0, Ipv4Addr::new(192, 0, 2, 7)] {
+            self.error_comes_back(&sent, &got, by)?;
+        }
         // The connection stays with its backend.
         let (_, bytes) = self.run("from_pod", &Packet { transport: sent.transport.next(), ..sent }.bytes());
         let again = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
         prop_assert_eq!(again.destination, got.destination);
         Ok(Decision::OneOf([(got.destination.0, got.destination.1)].into()))
+    }
+
+    /// An ICMP error about the translated packet reaches the pod as one about the packet it sent.
+    fn error_comes_back(&mut self, sent: &Packet, got: &Packet, by: Ipv4Addr) -> Result<(), TestCaseError> {
+        let (code, bytes) = self.run("from_uplink", &Packet::error(got, by).bytes());
+        prop_assert_eq!(code, REDIRECT, "delivered to the pod");
+        let error = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
+        let said_by = if by == got.destination.0 { sent.destination.0 } else { by };
+        prop_assert_eq!((error.source.0, error.destination.0), (said_by, sent.source.0));
+        let Transport::Icmp { quoted, .. } = &error.transport else {
+            return Err(TestCaseError::fail(format!("{error:?}")));
+        };
+        let original = &sent.bytes()[14..14 + 28];
+        let without_l4_checksum = if matches!(sent.transport, Transport::Udp { .. }) { 26 } else { 28 };
+        prop_assert_eq!(&quoted[..without_l4_checksum], &original[..without_l4_checksum]);
+        Ok(())
     }
 
     /// A RST or an ICMP port unreachable that the sender will believe.

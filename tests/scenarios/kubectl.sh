@@ -62,7 +62,7 @@ expect 'StrategyType: +RollingUpdate' describe deployment web
 expect 'started' logs client
 expect 'uid=0' exec client -- id
 address=$(k get service web -o jsonpath='{.spec.clusterIP}')
-expect 'Served by nginx' exec client -- wget -q -T 5 -O - "http://$address/"
+expect 'Served by nginx' exec client -- curl -sS -m 5 "http://$address/"
 if k exec client -- sh -c 'exit 7'; then fail "an exit code was lost"; else [ $? -eq 7 ] || fail "exit code $?, not 7"; fi
 
 work=$(mktemp -d)

@@ -32,6 +32,9 @@ enum Task {
         /// Load every OCI or docker archive of this folder on each node
         #[arg(long, value_name = "DIR")]
         images: Option<PathBuf>,
+        /// Build without optimisation, which is faster to build and slower to run
+        #[arg(long)]
+        dev: bool,
     },
     /// Stops the cluster of `up` and removes every namespace, mount, cgroup, pin and process it made
     Down,
@@ -72,8 +75,9 @@ fn perform(task: Task) -> Result<()> {
             println!("{} ({toolchain:?})", output.display());
             Ok(())
         }
-        Task::Up { nodes, no_demo, images } => {
-            sandbox::up(&sandbox::Options { nodes, demo: !no_demo, images })
+        Task::Up { nodes, no_demo, images, dev } => {
+            let profile = if dev { build::Profile::Dev } else { build::Profile::Release };
+            sandbox::up(&sandbox::Options { nodes, demo: !no_demo, images, profile })
         }
         Task::Down => sandbox::down(),
         Task::Images => {

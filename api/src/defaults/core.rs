@@ -35,7 +35,6 @@ pub fn persistent_volume(o: &mut Object) {
 pub fn persistent_volume_claim(o: &mut Object) {
     if let Some(spec) = ensure(o, "spec") {
         claim_spec(spec);
-        mirror_data_source(spec);
     }
     if let Some(status) = ensure(o, "status") {
         set(status, "phase", "Pending");
@@ -51,22 +50,6 @@ pub fn claim_spec(spec: &mut Object) {
                 super::pod::round_resources(list);
             }
         }
-    }
-}
-
-/// `dataSource` and `dataSourceRef` say the same within the claim's namespace.
-fn mirror_data_source(spec: &mut Object) {
-    let (source, reference) = (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned());
-    match (source.filter(|s| !s.is_null()), reference.filter(|r| !r.is_null())) {
-        (Some(source), None) => set(spec, "dataSourceRef", source),
-        (None, Some(reference)) if reference.get("namespace").is_none() => {
-            let claim = reference.get("kind").and_then(Value::as_str) == Some("PersistentVolumeClaim");
-            let snapshot = reference.get("kind").and_then(Value::as_str) == Some("VolumeSnapshot");
-            if claim || snapshot {
-                set(spec, "dataSource", reference);
-            }
-        }
-        _ => {}
     }
 }
 

@@ -10,6 +10,7 @@ mod service;
 mod workloads;
 
 pub use pod::image_pull_policy;
+pub use workloads::TEMPLATE_GENERATION;
 
 use crate::kinds::Kind;
 use crate::object::Object;

@@ -1,6 +1,6 @@
 //! Defaults of pods and pod templates.
 
-use super::{absent, child, each, ensure, set, text};
+use super::{child, each, ensure, set, text};
 use crate::object::Object;
 use crate::quantity::Quantity;
 use serde_json::{Value, json};
@@ -8,11 +8,8 @@ use serde_json::{Value, json};
 /// Mode of files of configMap, secret, downwardAPI and projected volumes: 0644.
 const FILE_MODE: i64 = 0o644;
 
-const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
-
 /// A pod: its spec, plus what only pods (not templates) get.
 pub fn pod(o: &mut Object) {
-    apparmor_from_annotations(o);
     let Some(spec) = ensure(o, "spec") else { return };
     pod_spec(spec);
     set(spec, "enableServiceLinks", true);
@@ -281,40 +278,6 @@ pub fn round_resources(list: &mut Value) {
         {
             *value = json!(Quantity::from_milli(q.milli_value()).to_string());
         }
-    }
-}
-
-/// The annotation that AppArmor had before it had a field.
-fn apparmor_from_annotations(pod: &mut Object) {
-    let profiles: Vec<(String, Value)> = pod
-        .get("metadata")
-        .and_then(|m| m.get("annotations"))
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-        .filter_map(|(k, v)| {
-            let profile = match v.as_str()? {
-                "runtime/default" => json!({"type": "RuntimeDefault"}),
-                "unconfined" => json!({"type": "Unconfined"}),
-                other => json!({"type": "Localhost", "localhostProfile": other.strip_prefix("localhost/")?}),
-            };
-            Some((k.strip_prefix(APPARMOR_ANNOTATION)?.to_owned(), profile))
-        })
-        .collect();
-    if profiles.is_empty() {
-        return;
-    }
-    let Some(spec) = child(pod, "spec") else { return };
-    for list in ["containers", "initContainers"] {
-        each(spec, list, |c| {
-            let name = text(c, "name").to_owned();
-            if let Some((_, profile)) = profiles.iter().find(|(n, _)| *n == name)
-                && let Some(context) = ensure(c, "securityContext")
-                && absent(context, "appArmorProfile")
-            {
-                set(context, "appArmorProfile", profile.clone());
-            }
-        });
     }
 }
 

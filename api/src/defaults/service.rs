@@ -1,6 +1,6 @@
 //! Defaults of services and endpoints. Addresses and node ports are allocated by the API server, not here.
 
-use super::{absent, child, each, ensure, set, text};
+use super::{child, each, ensure, set, text};
 use crate::object::Object;
 use serde_json::{Value, json};
 
@@ -43,7 +43,6 @@ pub fn service(o: &mut Object) {
         if kind == "LoadBalancer" {
             set(spec, "allocateLoadBalancerNodePorts", true);
         }
-        mirror_cluster_ip(spec);
     }
     if let Some(status) = child(o, "status")
         && let Some(balancer) = child(status, "loadBalancer")
@@ -57,15 +56,6 @@ pub fn service(o: &mut Object) {
     }
 }
 
-/// `clusterIP` and the first of `clusterIPs` say the same; on their own they imply each other.
-fn mirror_cluster_ip(spec: &mut Object) {
-    let one = text(spec, "clusterIP").to_owned();
-    let many = spec.get("clusterIPs").and_then(Value::as_array);
-    if !one.is_empty() && many.is_none_or(Vec::is_empty) {
-        spec.insert("clusterIPs".into(), json!([one]));
-    }
-}
-
 pub fn endpoints(o: &mut Object) {
     each(o, "subsets", |s| each(s, "ports", |p| set(p, "protocol", "TCP")));
 }
@@ -76,8 +66,4 @@ pub fn endpoint_slice(o: &mut Object) {
         set(p, "protocol", "TCP");
     });
     each(o, "endpoints", |e| set(e, "conditions", Object::new()));
-    // The ports of a slice are a Go slice that is written as null when it is empty.
-    if o.get("ports").and_then(Value::as_array).is_some_and(Vec::is_empty) || absent(o, "ports") {
-        o.insert("ports".into(), Value::Null);
-    }
 }

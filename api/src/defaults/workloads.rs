@@ -75,8 +75,14 @@ pub fn stateful_set(o: &mut Object) {
     });
 }
 
+/// The annotation that counts the changes of a DaemonSet's template.
+pub const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 pub fn daemon_set(o: &mut Object) {
     super::pod::template_of(o);
+    if let Some(annotations) = ensure(o, "metadata").and_then(|m| ensure(m, "annotations")) {
+        set(annotations, TEMPLATE_GENERATION, "0");
+    }
     let Some(spec) = ensure(o, "spec") else { return };
     set(spec, "revisionHistoryLimit", 10);
     if let Some(strategy) = ensure(spec, "updateStrategy") {

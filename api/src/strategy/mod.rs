@@ -4,10 +4,11 @@
 //! Order of a create: decode, default, admission, [`prepare_for_create`], validation, store. Of an update:
 //! decode, default, [`prepare_for_update`] (or [`prepare_for_subresource_update`]), validation, store.
 
+mod apparmor;
 mod service;
 mod special;
 
-pub use special::{TEMPLATE_GENERATION, qos_class};
+pub use special::qos_class;
 
 use crate::kinds::Kind;
 use crate::names::NameRule;

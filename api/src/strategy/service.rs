@@ -19,6 +19,23 @@ fn needs_health_check(o: &Value) -> bool {
     o.str_at("spec.type") == "LoadBalancer" && o.str_at("spec.externalTrafficPolicy") == "Local"
 }
 
+/// `clusterIP` and the first of `clusterIPs` say the same: whichever the request gave or changed counts.
+pub fn align_cluster_ips(new: &mut Value, old: Option<&Value>) {
+    let one = new.str_at("spec.clusterIP").to_owned();
+    let unchanged = match old {
+        None => new.items_at("spec.clusterIPs").is_empty(),
+        Some(old) => {
+            old.str_at("spec.clusterIP") != one
+                && old.items_at("spec.clusterIPs") == new.items_at("spec.clusterIPs")
+        }
+    };
+    if unchanged && one.is_empty() {
+        new.remove_path(&["spec", "clusterIPs"]);
+    } else if unchanged {
+        new.set_path(&["spec", "clusterIPs"], json!([one]));
+    }
+}
+
 /// An update that leaves out an allocated address or port keeps it.
 pub fn keep_allocated(new: &mut Value, old: &Value) {
     if needs_cluster_ip(old) && needs_cluster_ip(new) {
@@ -105,12 +122,6 @@ pub fn drop_unused(new: &mut Value, old: Option<&Value>) {
     };
     if external(old) && !external(new) && same(new, "spec.externalTrafficPolicy") {
         drop(new, &["externalTrafficPolicy"]);
-    }
-    if old.str_at("spec.type") == "ExternalName"
-        && new.str_at("spec.type") != "ExternalName"
-        && same(new, "spec.externalName")
-    {
-        drop(new, &["externalName"]);
     }
 }
 

@@ -1,15 +1,13 @@
 //! What single kinds do on top of the common steps.
 
 use super::{CreateContext, object_at};
+use crate::defaults::{TEMPLATE_GENERATION, set};
 use crate::kinds::Kind;
 use crate::object::ObjectExt as _;
 use crate::quantity::Quantity;
 use crate::time::rfc3339;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-
-/// The annotation that counts the changes of a DaemonSet's template.
-pub const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 /// On create, after the common steps.
 pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {
@@ -28,8 +26,13 @@ pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {
         ("", "PersistentVolume") => {
             o.set_path(&["status"], json!({"phase": "Pending", "lastPhaseTransitionTime": rfc3339(ctx.now)}));
         }
-        ("", "PersistentVolumeClaim") => o.set_path(&["status"], json!({"phase": "Pending"})),
+        ("", "PersistentVolumeClaim") => {
+            mirror_data_source(o);
+            o.set_path(&["status"], json!({"phase": "Pending"}));
+        }
+        ("discovery.k8s.io", "EndpointSlice") => null_ports(o),
         ("", "Service") => {
+            super::service::align_cluster_ips(o, None);
             super::service::drop_unused(o, None);
             o.set_path(&["status"], json!({"loadBalancer": {}}));
         }
@@ -42,6 +45,9 @@ pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {
 
 /// A new pod is Pending, knows its QoS class, and says when gates hold it back.
 fn pod_created(o: &mut Value, now: Timestamp) {
+    if let Some(pod) = o.as_object_mut() {
+        super::apparmor::from_annotations(pod);
+    }
     let mut status = json!({"phase": "Pending", "qosClass": qos_class(o)});
     if !o.items_at("spec.schedulingGates").is_empty() {
         status["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
@@ -51,6 +57,30 @@ fn pod_created(o: &mut Value, now: Timestamp) {
     o.set_path(&["status"], status);
     if o.int_at("spec.terminationGracePeriodSeconds").is_some_and(|n| n < 0) {
         o.set_path(&["spec", "terminationGracePeriodSeconds"], json!(1));
+    }
+}
+
+/// A slice without ports has `null` for them, however the request put it.
+fn null_ports(slice: &mut Value) {
+    if slice.items_at("ports").is_empty() {
+        slice.set_path(&["ports"], Value::Null);
+    }
+}
+
+/// `dataSource` and `dataSourceRef` say the same within the claim's namespace.
+fn mirror_data_source(claim: &mut Value) {
+    let Some(Value::Object(spec)) = claim.get_mut("spec") else { return };
+    let (source, reference) = (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned());
+    match (source.filter(|s| !s.is_null()), reference.filter(|r| !r.is_null())) {
+        (Some(source), None) => set(spec, "dataSourceRef", source),
+        (None, Some(reference)) if reference.get("namespace").is_none() => {
+            let claim = reference.get("kind").and_then(Value::as_str) == Some("PersistentVolumeClaim");
+            let snapshot = reference.get("kind").and_then(Value::as_str) == Some("VolumeSnapshot");
+            if claim || snapshot {
+                set(spec, "dataSource", reference);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -149,7 +179,10 @@ pub fn update(kind: &Kind, new: &mut Value, old: &Value, _now: Timestamp) {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Namespace") => restore(new, old, &["spec", "finalizers"]),
         ("", "Secret") if new.str_at("type").is_empty() => restore(new, old, &["type"]),
+        ("", "PersistentVolumeClaim") => mirror_data_source(new),
+        ("discovery.k8s.io", "EndpointSlice") => null_ports(new),
         ("", "Service") => {
+            super::service::align_cluster_ips(new, Some(old));
             super::service::keep_allocated(new, old);
             super::service::drop_unused(new, Some(old));
         }

@@ -217,7 +217,7 @@ pub fn row_value(kind: &Kind, object: &Value, now: Timestamp, include: IncludeOb
         IncludeObject::Metadata => {
             let mut partial = partial_metadata(object);
             // Kubernetes takes a table's metadata from its internal types, which hold this one elsewhere.
-            partial.remove_path(&["metadata", "annotations", crate::strategy::TEMPLATE_GENERATION]);
+            partial.remove_path(&["metadata", "annotations", crate::defaults::TEMPLATE_GENERATION]);
             if partial.annotations().is_empty() {
                 partial.remove_path(&["metadata", "annotations"]);
             }

@@ -80,13 +80,12 @@ pub fn ephemeral(s: &Value, at: Path<'_>, e: &mut Errors) {
             e.push(FieldError::not_found(item.child("targetContainerName"), target));
         }
         let resources = c.get("resources").and_then(Value::as_object).is_some_and(|r| !r.is_empty());
-        for name in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {
-            if c.get(name).is_some_and(|v| !v.is_null()) {
+        for name in ["ports", "resources", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {
+            let given =
+                if name == "resources" { resources } else { c.get(name).is_some_and(|v| !v.is_null()) };
+            if given {
                 e.forbidden(item.child(name), "cannot be set for an Ephemeral Container");
             }
-        }
-        if resources {
-            e.forbidden(item.child("resources"), "cannot be set for an Ephemeral Container");
         }
     }
 }

@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
@@ -47,6 +48,9 @@ pub const AGGREGATES: &str = "aggregates";
 /// Index: terminated pods, all under one value.
 pub const TERMINATED: &str = "terminated";
 
+/// Sees metadata, and whether the object is there.
+pub type MetaObserver = Box<dyn Fn(&ObjectMeta, bool) + Send + Sync>;
+
 /// A store whose kind is not known statically.
 #[async_trait]
 pub trait AnyStore: Send + Sync {
@@ -60,6 +64,11 @@ pub trait AnyStore: Send + Sync {
     async fn feed(&self, client: Client, stop: CancellationToken);
     /// Waits for the first complete list.
     async fn synced(&self);
+    /// Whether the store is fed, and with every object of its kind.
+    fn holds_all(&self) -> bool;
+    /// Shows the metadata of every object that is there, and from now on of every change: whether the
+    /// object is there afterwards, or this was its last state.
+    fn observe(&self, observer: MetaObserver);
     /// See [`Store::list_mark`].
     fn mark(&self) -> u64;
     /// See [`Store::wait_written`].
@@ -83,6 +92,30 @@ where
         self.scope.fields.is_none()
             && self.scope.namespace.is_none_or(|n| n == key.namespace)
             && self.scope.name.is_none_or(|n| n == key.name)
+    }
+
+    fn holds_all(&self) -> bool {
+        let scope = &self.scope;
+        Store::is_wanted(self) && scope.namespace.is_none() && scope.name.is_none() && scope.fields.is_none()
+    }
+
+    fn observe(&self, observer: MetaObserver) {
+        let observer = Arc::new(observer);
+        let later = observer.clone();
+        self.on_change(move |change| match (change.old, change.new) {
+            (_, Some(new)) => later(new.meta(), true),
+            (Some(old), None) => later(old.meta(), false),
+            (None, None) => {}
+        });
+        // After the handler is in place: what changes in between is shown twice, which does no harm,
+        // and not missed. What went in between was perhaps shown as gone before it was shown as there.
+        for object in self.all() {
+            observer(object.meta(), true);
+            let held = self.get(&Key::of(object.as_ref()));
+            if held.is_none_or(|held| held.meta().uid != object.meta().uid) {
+                observer(object.meta(), false);
+            }
+        }
     }
 
     async fn feed(&self, client: Client, stop: CancellationToken) {

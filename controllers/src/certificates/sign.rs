@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
@@ -134,9 +135,7 @@ impl Ca {
 }
 
 fn pem(label: &str, der: &[u8]) -> String {
-    // `ByteString` is how Kubernetes' JSON writes bytes: base64, standard alphabet, padded.
-    let text = serde_json::to_value(ByteString(der.to_vec()));
-    let text = text.ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<&str> =
         (0..text.len()).step_by(64).filter_map(|i| text.get(i..text.len().min(i + 64))).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))

@@ -176,16 +176,20 @@ fn sync_new_set(plan: &mut Plan, deployment: &Deployment, sets: &Sets) {
     let Some(new) = &sets.new else { return };
     let mut synced = ReplicaSet::clone(new);
     annotations::sync_new(&mut synced, deployment, next_revision(sets));
-    if let (Some(set), Some(spec)) = (synced.spec.as_mut(), deployment.spec.as_ref()) {
-        if set.min_ready_seconds.unwrap_or(0) != spec.min_ready_seconds.unwrap_or(0) {
-            set.min_ready_seconds = spec.min_ready_seconds;
-        }
+    if let (Some(set), Some(spec)) = (synced.spec.as_mut(), deployment.spec.as_ref())
+        && set.min_ready_seconds.unwrap_or(0) != spec.min_ready_seconds.unwrap_or(0)
+    {
+        set.min_ready_seconds = spec.min_ready_seconds;
     }
     if plan.update(new.as_ref(), &synced) {
         return;
     }
     let mut marked = deployment.clone();
-    object::set_annotation(&mut marked.metadata, annotations::REVISION, annotations::revision(new).to_string());
+    object::set_annotation(
+        &mut marked.metadata,
+        annotations::REVISION,
+        annotations::revision(new).to_string(),
+    );
     plan.update(deployment, &marked);
 }
 
@@ -381,11 +385,7 @@ fn clean_up(plan: &mut Plan, deployment: &Deployment, old: &[Arc<ReplicaSet>]) {
     }
 }
 
-fn finish(
-    plan: &mut Plan,
-    deployment: &Deployment,
-    status: k8s_openapi::api::apps::v1::DeploymentStatus,
-) {
+fn finish(plan: &mut Plan, deployment: &Deployment, status: k8s_openapi::api::apps::v1::DeploymentStatus) {
     let mut updated = deployment.clone();
     updated.status = Some(status);
     plan.update_status(deployment, &updated);

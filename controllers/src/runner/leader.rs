@@ -68,7 +68,11 @@ fn claim(
         lease_duration_seconds: Some(i32::try_from(config.lease_duration.as_secs()).unwrap_or(i32::MAX)),
         acquire_time: Some(acquired.unwrap_or(MicroTime(now))),
         renew_time: Some(MicroTime(now)),
-        lease_transitions: Some(if ours || held.is_none() { transitions } else { transitions.saturating_add(1) }),
+        lease_transitions: Some(if ours || held.is_none() {
+            transitions
+        } else {
+            transitions.saturating_add(1)
+        }),
         ..LeaseSpec::default()
     })
 }
@@ -90,19 +94,13 @@ pub async fn acquire(client: &Client, config: &LeaderConfig, stop: &Cancellation
     }
 }
 
-/// Keeps leadership. Returns when it is lost, or released after cancellation.
-pub async fn hold(client: &Client, config: &LeaderConfig, stop: &CancellationToken) {
+/// Keeps leadership. Returns when it is lost.
+pub async fn hold(client: &Client, config: &LeaderConfig) {
     let api = Api::namespaced(client.clone(), &config.namespace);
     let mut seen = Observed::default();
     let mut renewed = Instant::now();
     loop {
-        tokio::select! {
-            () = stop.cancelled() => {
-                release(&api, config).await;
-                return;
-            }
-            () = tokio::time::sleep(config.retry_period) => {}
-        }
+        tokio::time::sleep(config.retry_period).await;
         let left = config.renew_deadline.saturating_sub(renewed.elapsed());
         match tokio::time::timeout(left, attempt(&api, config, &mut seen)).await {
             Ok(Ok(true)) => renewed = Instant::now(),
@@ -141,7 +139,8 @@ async fn attempt(api: &Api<Lease>, config: &LeaderConfig, seen: &mut Observed) -
 }
 
 /// Gives the lease up, so that another need not wait it out. Best effort.
-async fn release(api: &Api<Lease>, config: &LeaderConfig) {
+pub async fn release(client: &Client, config: &LeaderConfig) {
+    let api: Api<Lease> = Api::namespaced(client.clone(), &config.namespace);
     let Ok(Some(mut lease)) = api.get_opt(&config.name).await else { return };
     let Some(spec) = lease.spec.as_mut() else { return };
     if spec.holder_identity.as_deref() != Some(config.identity.as_str()) {

@@ -59,6 +59,9 @@ pub trait Controller: Send + Sync + 'static {
     /// Decides. PURE: the same view and time give the same plan.
     fn reconcile(&self, view: &Self::View, now: Timestamp) -> Plan;
 
+    /// What it does besides, until cancelled.
+    async fn background(self: Arc<Self>, _stop: CancellationToken) {}
+
     /// How many keys are worked on at once.
     fn workers(&self) -> usize {
         8
@@ -101,6 +104,7 @@ impl<C: Controller> Runner<C> {
         let this = Arc::new(self);
         let slots = Arc::new(Semaphore::new(this.controller.workers().max(1)));
         let mut tasks = JoinSet::new();
+        let background = tokio::spawn(this.controller.clone().background(stop.clone()));
         loop {
             let key = tokio::select! {
                 () = stop.cancelled() => break,
@@ -129,6 +133,9 @@ impl<C: Controller> Runner<C> {
             });
         }
         while tasks.join_next().await.is_some() {}
+        if let Err(error) = background.await {
+            tracing::error!(controller = this.controller.name(), %error, "background task failed");
+        }
     }
 
     /// One look, one decision, one execution.

@@ -25,6 +25,9 @@ pub fn lag(seed: u64) -> impl FnMut(usize) -> usize {
     }
 }
 
+/// Sees events.
+pub type Tap = Box<dyn Fn(&Logged)>;
+
 /// A controller on a model.
 pub struct Harness<C: Controller> {
     /// The model.
@@ -37,6 +40,8 @@ pub struct Harness<C: Controller> {
     pub queue: Arc<Queue>,
     /// Its clock.
     pub clock: Clock,
+    /// Sees every event as it is delivered.
+    pub tap: Option<Tap>,
     runner: Runner<C>,
     seen: HashMap<Kind, usize>,
     events: tokio::sync::mpsc::Receiver<(&'static str, crate::plan::Note)>,
@@ -66,7 +71,7 @@ impl<C: Controller> Harness<C> {
         let executor =
             Executor::new(client, &caches.stores(), recorder.for_component(controller.component()));
         let runner = Runner::new(controller.clone(), executor, queue.clone(), clock.clone());
-        Self { model, caches, controller, queue, clock, runner, seen: HashMap::new(), events }
+        Self { model, caches, controller, queue, clock, tap: None, runner, seen: HashMap::new(), events }
     }
 
     /// Delivers everything that the caches have not seen.
@@ -87,6 +92,9 @@ impl<C: Controller> Harness<C> {
             let take = how_many(left).min(left);
             for event in &events[seen..seen + take] {
                 give(&self.caches, event);
+                if let Some(tap) = &self.tap {
+                    tap(event);
+                }
             }
             self.seen.insert(kind, seen + take);
         }

@@ -7,4 +7,4 @@ mod model;
 
 pub use harness::{Harness, clock, lag};
 pub use http::client;
-pub use model::Fault;
+pub use model::{Fault, Model, Shared};

@@ -55,6 +55,14 @@ pub fn lookup(ctx: &TcContext, packet: &Packet) -> Option<CtEntry4> {
     }
 }
 
+/// Finds the entry of a tuple that is not the packet's own, and notes nothing.
+#[inline(always)]
+pub fn peek(tuple: &CtKey4) -> Option<CtEntry4> {
+    // SAFETY: copied at once; an element that the LRU map recycles meanwhile is of another flow, which
+    // harms one ICMP error.
+    unsafe { CT.get(tuple) }.copied()
+}
+
 /// Makes both entries of a new flow and returns the one of the packet's direction.
 #[inline(always)]
 pub fn create(ctx: &TcContext, packet: &Packet, to: &Translation) -> Result<CtEntry4, u32> {

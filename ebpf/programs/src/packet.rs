@@ -23,6 +23,11 @@ pub const TCP_ACK: u8 = 16;
 /// ICMP types with an identifier.
 const ICMP_ECHO_REPLY: u8 = 0;
 const ICMP_ECHO_REQUEST: u8 = 8;
+/// ICMP types that quote the packet they are about.
+const ICMP_UNREACHABLE: u8 = 3;
+const ICMP_TIME_EXCEEDED: u8 = 11;
+const ICMP_PARAMETER: u8 = 12;
+const ICMP_LEN: usize = 8;
 
 /// An IPv4 header without options (RFC 791).
 #[repr(C)]
@@ -55,6 +60,33 @@ pub struct Packet {
     /// A later fragment: it has no transport header.
     pub fragment: bool,
     pub icmp_request: bool,
+    /// An ICMP error: it is about the flow that it quotes.
+    pub icmp_error: bool,
+}
+
+/// The packet that an ICMP error quotes.
+#[derive(Clone, Copy)]
+pub struct Quoted {
+    pub tuple: CtKey4,
+    /// Offset of its IP header.
+    l3: usize,
+    /// Offset of its transport header.
+    l4: usize,
+}
+
+impl Quoted {
+    /// The tuple of packets in the other direction: those that an entry of the flow would match.
+    #[inline(always)]
+    pub fn reversed(&self) -> CtKey4 {
+        CtKey4 {
+            saddr_be: self.tuple.daddr_be,
+            daddr_be: self.tuple.saddr_be,
+            sport_be: self.tuple.dport_be,
+            dport_be: self.tuple.sport_be,
+            protocol: self.tuple.protocol,
+            pad: [0; 3],
+        }
+    }
 }
 
 impl Packet {
@@ -96,6 +128,7 @@ pub fn parse(ctx: &TcContext) -> Result<Option<Packet>, u32> {
         trackable: false,
         fragment: u16::from_be(ip.fragment_be) & 0x1fff != 0,
         icmp_request: false,
+        icmp_error: false,
     };
     if packet.fragment {
         return Ok(Some(packet));
@@ -124,11 +157,81 @@ pub fn parse(ctx: &TcContext) -> Result<Option<Packet>, u32> {
             } else if kind == ICMP_ECHO_REPLY {
                 packet.tuple.dport_be = header[2];
                 packet.trackable = true;
+            } else if kind == ICMP_UNREACHABLE || kind == ICMP_TIME_EXCEEDED || kind == ICMP_PARAMETER {
+                packet.icmp_error = true;
             }
         }
         _ => {}
     }
     Ok(Some(packet))
+}
+
+/// Reads what an ICMP error quotes; `None` when it is not about a flow.
+#[inline(always)]
+pub fn quoted(ctx: &TcContext, packet: &Packet) -> Option<Quoted> {
+    let l3 = packet.l4 + ICMP_LEN;
+    let ip: Ipv4Header = ctx.load(l3).ok()?;
+    let header_len = usize::from(ip.version_ihl & 0xf) * 4;
+    if ip.version_ihl >> 4 != 4 || header_len < 20 || u16::from_be(ip.fragment_be) & 0x1fff != 0 {
+        return None;
+    }
+    let l4 = l3 + header_len;
+    let (sport_be, dport_be) = match ip.protocol {
+        PROTO_TCP | PROTO_UDP => {
+            let ports: [u16; 2] = ctx.load(l4).ok()?;
+            (ports[0], ports[1])
+        }
+        PROTO_ICMP => {
+            let header: [u16; 4] = ctx.load(l4).ok()?;
+            match header[0].to_ne_bytes()[0] {
+                ICMP_ECHO_REQUEST => (header[2], 0),
+                ICMP_ECHO_REPLY => (0, header[2]),
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    let protocol = ip.protocol;
+    let tuple =
+        CtKey4 { saddr_be: ip.saddr_be, daddr_be: ip.daddr_be, sport_be, dport_be, protocol, pad: [0; 3] };
+    Some(Quoted { tuple, l3, l4 })
+}
+
+/// Translates an ICMP error with the entry of the flow's other direction: the quoted packet becomes what
+/// its sender sent, and the error goes to that sender.
+#[inline(always)]
+pub fn rewrite_error(ctx: &TcContext, packet: &mut Packet, quoted: &Quoted, entry: &CtEntry4) -> Result<(), u32> {
+    let old = quoted.tuple;
+    // The quoted header's own checksum makes up for the addresses, so the ICMP checksum stays right.
+    for (offset, from, to) in
+        [(12, old.saddr_be, entry.new_daddr_be), (16, old.daddr_be, entry.new_saddr_be)]
+    {
+        if from != to {
+            ctx.l3_csum_replace(quoted.l3 + 10, u64::from(from), u64::from(to), 4)
+                .map_err(|_| reason::WRITE_FAILED)?;
+            ctx.store(quoted.l3 + offset, &to, 0).map_err(|_| reason::WRITE_FAILED)?;
+        }
+    }
+    let (sport, dport) = match old.protocol {
+        PROTO_ICMP => (quoted.l4 + 4, quoted.l4 + 4),
+        _ => (quoted.l4, quoted.l4 + 2),
+    };
+    if old.sport_be != entry.new_dport_be {
+        replace_port(ctx, packet, sport, old.sport_be, entry.new_dport_be)?;
+    }
+    if old.dport_be != entry.new_sport_be {
+        replace_port(ctx, packet, dport, old.dport_be, entry.new_sport_be)?;
+    }
+    // Written by the one who got the packet: it goes by the name that the sender knows.
+    if packet.tuple.saddr_be == old.daddr_be && old.daddr_be != entry.new_saddr_be {
+        replace_address(ctx, packet, IP_SADDR, old.daddr_be, entry.new_saddr_be)?;
+        packet.tuple.saddr_be = entry.new_saddr_be;
+    }
+    if packet.tuple.daddr_be != entry.new_daddr_be {
+        replace_address(ctx, packet, IP_DADDR, packet.tuple.daddr_be, entry.new_daddr_be)?;
+        packet.tuple.daddr_be = entry.new_daddr_be;
+    }
+    Ok(())
 }
 
 /// Applies the rewrite of a CT entry; the packet's tuple is then the new one.

@@ -11,7 +11,7 @@ use crate::count::count;
 use crate::ct::{self, Translation};
 use crate::forward::{self, NEXT, Verdict};
 use crate::lb::{self, Choice, Selected};
-use crate::packet::{Packet, parse, rewrite};
+use crate::packet::{Packet, parse, quoted, rewrite, rewrite_error};
 use crate::reject::reject;
 
 /// `TC_ACT_SHOT`.
@@ -53,6 +53,8 @@ fn finish(ctx: &TcContext, direction: u32, outcome: Result<Verdict, u32>) -> i32
 enum Origin {
     Pod,
     Uplink,
+    /// On its way out of the node's stack.
+    Stack,
 }
 
 /// What translation did.
@@ -91,14 +93,10 @@ fn try_from_pod(ctx: &TcContext) -> Result<Verdict, u32> {
 #[inline(always)]
 fn try_to_pod(ctx: &TcContext) -> Result<Verdict, u32> {
     let Some(mut packet) = parse(ctx)? else { return Ok((NEXT, reason::STACK)) };
-    if packet.trackable
-        && let Some(entry) = ct::lookup(ctx, &packet)
-        && entry.flags & (CT_REPLY | CT_MASQUERADE) == CT_REPLY
-    {
-        rewrite(ctx, &mut packet, &entry)?;
-        return Ok((NEXT, reason::TRANSLATED));
+    match translate_known(ctx, &mut packet, Origin::Stack)? {
+        Known::Translated(_) => Ok((NEXT, reason::TRANSLATED)),
+        _ => Ok((NEXT, reason::FORWARDED)),
     }
-    Ok((NEXT, reason::FORWARDED))
 }
 
 #[inline(always)]
@@ -107,21 +105,14 @@ fn try_from_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
     if packet.ttl <= 1 {
         return Ok((NEXT, reason::STACK));
     }
-    let outcome = match translate(ctx, &mut packet, Origin::Uplink) {
-        Ok(Translated::Unmasqueraded) => {
-            // An answer to a pod whose Service led out of the cluster.
-            if let Some(entry) = ct::lookup(ctx, &packet)
-                && entry.flags & (CT_REPLY | CT_MASQUERADE) == CT_REPLY
-            {
-                rewrite(ctx, &mut packet, &entry)?;
-            }
-            Ok(Translated::Yes)
-        }
-        other => other,
-    };
-    let done = match outcome {
+    let done = match translate(ctx, &mut packet, Origin::Uplink) {
         Ok(Translated::No) => reason::FORWARDED,
-        Ok(_) => reason::TRANSLATED,
+        Ok(Translated::Yes) => reason::TRANSLATED,
+        Ok(Translated::Unmasqueraded) => {
+            // An answer to a pod; perhaps the pod asked a Service whose endpoint is out there.
+            translate_known(ctx, &mut packet, Origin::Pod)?;
+            reason::TRANSLATED
+        }
         Err(reason::NO_BACKEND) => return reject(ctx, &packet, reason::NO_BACKEND),
         Err(reason) => return Err(reason),
     };
@@ -145,7 +136,7 @@ fn try_from_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
         return Err(reason::NO_ENDPOINT);
     }
     if done == reason::TRANSLATED && daddr != forward::config().node_ip_be {
-        // Its source is this node now, so the stack would call it a martian.
+        // Its source may be this node now, and the stack would call it a martian.
         return forward::to_node(ctx, &packet, None, done);
     }
     Ok((NEXT, reason::STACK))
@@ -154,20 +145,15 @@ fn try_from_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
 #[inline(always)]
 fn try_to_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
     let Some(mut packet) = parse(ctx)? else { return Ok((NEXT, reason::STACK)) };
-    if !packet.trackable {
-        return Ok((NEXT, reason::FORWARDED));
-    }
-    if let Some(entry) = ct::lookup(ctx, &packet) {
-        let answer = entry.flags & (CT_REPLY | CT_MASQUERADE) == CT_REPLY;
-        let masquerade = entry.flags & (CT_REPLY | CT_MASQUERADE) == CT_MASQUERADE;
-        if answer || masquerade {
-            rewrite(ctx, &mut packet, &entry)?;
-            return Ok((NEXT, if answer { reason::TRANSLATED } else { reason::MASQUERADED }));
-        }
-        return Ok((NEXT, reason::FORWARDED));
+    match translate_known(ctx, &mut packet, Origin::Stack)? {
+        Known::Translated(entry) if entry.flags & CT_MASQUERADE != 0 => return Ok((NEXT, reason::MASQUERADED)),
+        Known::Translated(_) => return Ok((NEXT, reason::TRANSLATED)),
+        Known::Tracked => return Ok((NEXT, reason::FORWARDED)),
+        Known::Stale | Known::No => {}
     }
     let config = forward::config();
     if config.flags & CONFIG_MASQUERADE == 0
+        || !packet.trackable
         || !packet.opens()
         || forward::endpoint(packet.tuple.saddr_be).is_none()
         || forward::ipcache(packet.tuple.daddr_be).is_some()
@@ -189,29 +175,68 @@ fn try_to_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
     Ok((NEXT, reason::MASQUERADED))
 }
 
+/// What a flow's entry meant for a packet.
+enum Known {
+    /// There is none.
+    No,
+    /// There is one, and it is not for this place.
+    Tracked,
+    /// The packet was rewritten.
+    Translated(CtEntry4),
+    /// The flow opens anew and cannot keep its backend.
+    Stale,
+}
+
+/// Whether an entry is to be applied where the packet was seen.
+#[inline(always)]
+fn applies(flags: u32, origin: Origin) -> bool {
+    match flags & (CT_INBOUND | CT_MASQUERADE | CT_REPLY) {
+        CT_MASQUERADE => origin == Origin::Stack,
+        REPLY_OF_MASQUERADE => origin == Origin::Uplink,
+        CT_REPLY => true,
+        0 => origin != Origin::Stack,
+        _ => false,
+    }
+}
+
+const REPLY_OF_MASQUERADE: u32 = CT_MASQUERADE | CT_REPLY;
+
+/// Translates a packet of a known flow, or an ICMP error about one.
+#[inline(always)]
+fn translate_known(ctx: &TcContext, packet: &mut Packet, origin: Origin) -> Result<Known, u32> {
+    if packet.icmp_error {
+        let Some(quoted) = quoted(ctx, packet) else { return Ok(Known::No) };
+        let Some(entry) = ct::peek(&quoted.reversed()) else { return Ok(Known::No) };
+        if !applies(entry.flags, origin) {
+            return Ok(Known::Tracked);
+        }
+        rewrite_error(ctx, packet, &quoted, &entry)?;
+        return Ok(Known::Translated(entry));
+    }
+    if !packet.trackable {
+        return Ok(Known::No);
+    }
+    let Some(entry) = ct::lookup(ctx, packet) else { return Ok(Known::No) };
+    if !applies(entry.flags, origin) {
+        return Ok(Known::Tracked);
+    }
+    if entry.flags & (CT_REPLY | CT_MASQUERADE) == 0 && !still_holds(packet, &entry) {
+        return Ok(Known::Stale);
+    }
+    rewrite(ctx, packet, &entry)?;
+    Ok(Known::Translated(entry))
+}
+
 /// Translates a packet of a known flow, or one to a frontend.
 #[inline(always)]
 fn translate(ctx: &TcContext, packet: &mut Packet, origin: Origin) -> Result<Translated, u32> {
-    if !packet.trackable {
-        return Ok(Translated::No);
+    match translate_known(ctx, packet, origin)? {
+        Known::Translated(entry) if entry.flags & CT_MASQUERADE != 0 => return Ok(Translated::Unmasqueraded),
+        Known::Translated(_) => return Ok(Translated::Yes),
+        Known::Tracked => return Ok(Translated::No),
+        Known::Stale | Known::No => {}
     }
-    if let Some(entry) = ct::lookup(ctx, packet) {
-        if entry.flags & CT_INBOUND != 0 {
-            return Ok(Translated::No);
-        }
-        if entry.flags & CT_MASQUERADE != 0 {
-            if entry.flags & CT_REPLY == 0 || origin == Origin::Pod {
-                return Ok(Translated::No);
-            }
-            rewrite(ctx, packet, &entry)?;
-            return Ok(Translated::Unmasqueraded);
-        }
-        if entry.flags & CT_REPLY != 0 || still_holds(packet, &entry) {
-            rewrite(ctx, packet, &entry)?;
-            return Ok(Translated::Yes);
-        }
-    }
-    if packet.tuple.protocol == PROTO_ICMP {
+    if !packet.trackable || packet.tuple.protocol == PROTO_ICMP {
         return Ok(Translated::No);
     }
     let tuple = packet.tuple;

@@ -139,8 +139,11 @@ pub async fn bootstrap(b: Bootstrap) -> Result<Identity, BootstrapError> {
     }
     // The kubeconfig is made from the other files: a server that moved is found again.
     write_kubeconfig(&paths, &server, &b.node_name)?;
-    let client = paths.client(&server)?;
-    serving_certificate(&client, &b.node_name, &b.node_ips, &b.data_dir).await?;
+    // The serving certificate is signed only once the Node says that the addresses are its own, so it is got by
+    // `Renewal`, beside the kubelet that registers the Node. One for other addresses is of no use.
+    if paths.server.exists() && !serves(&paths.server, &b.node_ips) {
+        std::fs::remove_file(&paths.server).map_err(|e| BootstrapError::File(paths.server.clone(), e))?;
+    }
     Ok(Identity {
         kubeconfig: paths.kubeconfig.clone(),
         tls: paths.tls(),
@@ -222,11 +225,18 @@ fn write_kubeconfig(paths: &Paths, server: &http::Uri, node: &str) -> Result<(),
     write_private(&paths.kubeconfig, &text)
 }
 
+/// Where the serving certificate of a data directory is, or will be once [`serving_certificate`] has got it.
+pub fn serving_paths(data_dir: &Path) -> TlsPaths {
+    Paths::below(data_dir).tls()
+}
+
 /// A serving certificate for the kubelet's server: the one of an earlier run if it is good for these addresses, else
 /// a new one from the control plane. `pki/ca.crt` below the data directory, if it is there, signs its clients.
 ///
 /// # Errors
 /// When the control plane refuses, or a file cannot be written.
+///
+/// It is signed only once the Node is registered with these addresses: to be run beside the kubelet.
 pub async fn serving_certificate(
     client: &Client,
     node_name: &str,

@@ -191,13 +191,15 @@ fn tls_config(paths: &TlsPaths) -> Result<rustls::ServerConfig, ServerError> {
 #[derive(Debug)]
 struct Identity {
     paths: TlsPaths,
-    current: Mutex<(Option<SystemTime>, Arc<CertifiedKey>)>,
+    current: Mutex<(Option<SystemTime>, Option<Arc<CertifiedKey>>)>,
 }
 
 impl Identity {
+    /// A file that is not there yet is no error: handshakes fail until it is.
     fn load(paths: TlsPaths) -> Result<Identity, ServerError> {
-        let key = read_key(&paths)?;
-        Ok(Identity { current: Mutex::new((changed_at(&paths), Arc::new(key))), paths })
+        let changed = changed_at(&paths);
+        let key = changed.map(|_| read_key(&paths)).transpose()?;
+        Ok(Identity { current: Mutex::new((changed, key.map(Arc::new))), paths })
     }
 }
 
@@ -225,11 +227,11 @@ impl ResolvesServerCert for Identity {
         let changed = changed_at(&self.paths);
         if changed != current.0 {
             match read_key(&self.paths) {
-                Ok(key) => *current = (changed, Arc::new(key)),
+                Ok(key) => *current = (changed, Some(Arc::new(key))),
                 // Half written: the old one is good for a while.
                 Err(e) => tracing::debug!("reading the renewed certificate: {e}"),
             }
         }
-        Some(current.1.clone())
+        current.1.clone()
     }
 }

@@ -83,6 +83,9 @@ pub enum PodNetError {
     /// The programs could not be attached.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
+    /// The thread that attaches programs died.
+    #[error("attaching programs: {0}")]
+    Thread(#[from] tokio::task::JoinError),
     /// The endpoint map could not be written.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -181,7 +184,6 @@ impl PodNet {
         let record = self.state.lock().by_sandbox.get(sandbox_id).cloned();
         if let Some(mut record) = record {
             self.maps.lock().apply(&Op::DeleteEndpoint { address: record.address })?;
-            self.programs.lock().detach(&record.interface)?;
             self.netlink.delete_link(&record.interface).await?;
             let now = since_epoch();
             record.released_at = Some(now.as_secs());
@@ -231,20 +233,25 @@ impl PodNet {
             let Some(link) = self.netlink.link(&record.interface).await? else { continue };
             let endpoint = endpoint(record.address, link.index);
             self.maps.lock().apply(&Op::PutEndpoint { address: record.address, value: endpoint })?;
-            self.programs.lock().attach_pod(&record.interface)?;
+            self.attach(&record.interface).await?;
             endpoints.push(record.address);
         }
         let held = self.maps.lock().snapshot()?.endpoints;
         for (address, _) in held.into_iter().filter(|(address, _)| !endpoints.contains(address)) {
             self.maps.lock().apply(&Op::DeleteEndpoint { address })?;
         }
-        let pinned = self.programs.lock().interfaces()?;
-        for interface in pinned.into_iter().filter(|interface| interface.starts_with(PREFIX)) {
-            if !records.iter().any(|record| record.interface == interface) {
-                self.programs.lock().detach(&interface)?;
-                self.netlink.delete_link(&interface).await?;
+        for link in self.netlink.links().await?.iter().filter(|link| link.name.starts_with(PREFIX)) {
+            if !records.iter().any(|record| record.interface == link.name) {
+                self.netlink.delete_link(&link.name).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Attaches the programs, on a thread that may block.
+    async fn attach(&self, interface: &str) -> Result<(), PodNetError> {
+        let (programs, interface) = (self.programs.clone(), interface.to_string());
+        tokio::task::spawn_blocking(move || programs.lock().attach_pod(&interface)).await??;
         Ok(())
     }
 
@@ -276,7 +283,7 @@ impl PodNet {
 
     async fn connect(&self, record: &Record, request: &PodNetRequest) -> Result<(), PodNetError> {
         let namespace_error = |source| PodNetError::Namespace { path: request.netns.clone(), source };
-        let inside = Netlink::inside(&request.netns, || Ok(())).await.map_err(namespace_error)?;
+        let inside = Netlink::inside(&request.netns).await.map_err(namespace_error)?;
         let mut host = self.netlink.link(&record.interface).await?;
         let mut pod = inside.link(POD_INTERFACE).await?;
         if host.is_some() && pod.as_ref().and_then(|link| link.mac) != Some(pod_mac(record.address)) {
@@ -301,7 +308,7 @@ impl PodNet {
         let pod = pod.ok_or_else(|| gone(POD_INTERFACE))?;
 
         self.tune(&record.interface)?;
-        self.programs.lock().attach_pod(&record.interface)?;
+        self.attach(&record.interface).await?;
         self.netlink.set_up(host.index).await?;
         self.configure_pod(&inside, pod.index, record.address).await?;
 

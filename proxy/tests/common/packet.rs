@@ -52,6 +52,13 @@ impl Packet {
         Self { source: to.destination, destination: to.source, transport, ..to.clone() }
     }
 
+    /// An ICMP error about this packet, by someone on its way or at its end.
+    pub fn error(about: &Self, by: Ipv4Addr) -> Self {
+        let quoted = about.bytes()[14..14 + 28].to_vec();
+        let transport = Transport::Icmp { kind: 3, code: 3, quoted };
+        Self { source: (by, 0), destination: (about.source.0, 0), transport, ..about.clone() }
+    }
+
     /// The frame, with right checksums.
     pub fn bytes(&self) -> Vec<u8> {
         let (protocol, mut l4, checksum_at) = match &self.transport {
@@ -73,9 +80,16 @@ impl Packet {
                 l4.extend(payload);
                 (17, l4, 6)
             }
-            Transport::Icmp { .. } => panic!("tests do not send ICMP errors"),
+            Transport::Icmp { kind, code, quoted } => {
+                let mut l4 = vec![*kind, *code, 0, 0, 0, 0, 0, 0];
+                l4.extend(quoted);
+                (1, l4, 2)
+            }
         };
-        let sum = checksum(&[&pseudo(self.source.0, self.destination.0, protocol, l4.len()), &l4]);
+        let sum = match protocol {
+            1 => checksum(&[&l4]),
+            _ => checksum(&[&pseudo(self.source.0, self.destination.0, protocol, l4.len()), &l4]),
+        };
         l4[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
         let mut ip = vec![0x45, 0];
         ip.extend((20 + l4.len() as u16).to_be_bytes());

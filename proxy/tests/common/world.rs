@@ -227,7 +227,7 @@ fn slice_json(slice: &model::Slice) -> Value {
 
 /// The view of the node under test, with nothing but Services.
 pub fn local() -> Local {
-    Local { node_name: NODE.to_string(), link: None, service_cidr: None }
+    Local { node_name: NODE.to_string(), node_ip: None, link: None, service_cidr: None }
 }
 
 /// Every frontend that an event can name, and a few that none can.

@@ -15,6 +15,8 @@ use limits::Resources;
 
 /// v1 controllers that containers join.
 const V1_CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
+/// The leaf below the root that the agent's own processes live in.
+const AGENT: &str = "agent";
 /// v2 controllers switched on for the children of the root.
 const V2_CONTROLLERS: [&str; 4] = ["cpuset", "cpu", "memory", "pids"];
 
@@ -109,6 +111,13 @@ impl Cgroups {
                 }
                 let own = own.get(controller).map_or(Path::new("/"), PathBuf::as_path);
                 let own = own.strip_prefix(&mount.root).unwrap_or(own);
+                // This process may have moved into its leaf already; the root stays where it was.
+                let leaf = below(Path::new(""), root).join(AGENT);
+                let own = if own.ends_with(&leaf) {
+                    own.ancestors().nth(leaf.components().count()).unwrap_or(own)
+                } else {
+                    own
+                };
                 below(&below(&mount.point, own), root)
             };
             match &mount.controllers {
@@ -186,7 +195,7 @@ impl Cgroups {
             std::fs::create_dir_all(&dir).map_err(Error::path("create cgroup", &dir))?;
         }
         if self.is_v2()
-            && let Some(agent) = self.v2_dir(Path::new("agent"))
+            && let Some(agent) = self.v2_dir(Path::new(AGENT))
         {
             std::fs::create_dir_all(&agent).map_err(Error::path("create cgroup", &agent))?;
             write(&agent.join("cgroup.procs"), "0")?;
@@ -396,6 +405,14 @@ mod tests {
         assert_eq!(m.v1.len(), 2, "a combined mount is joined once: {:?}", m.v1);
         assert_eq!(m.oom_file, Some(PathBuf::from(memory).join("memory.oom_control")));
         assert_eq!(m.v1_names, ["cpu,cpuacct=cpu,cpuacct", "memory=memory"]);
+    }
+
+    #[test]
+    fn the_root_stays_when_the_agent_has_moved_into_its_leaf() {
+        for own in ["0::/u\n", "0::/u/a/b/agent\n"] {
+            let c = Cgroups::from_proc(HYBRID, own, Path::new("a/b"));
+            assert!(c.is_ok_and(|c| c.v2_root() == Some(Path::new("/sys/fs/cgroup/unified/u/a/b"))), "{own}");
+        }
     }
 
     #[test]

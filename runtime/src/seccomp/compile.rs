@@ -198,7 +198,9 @@ mod tests {
         let load = |offset: u32| match offset {
             NR => nr,
             ARCH => arch,
-            o => (args[(o - ARGS) as usize / 8] >> (if (o - ARGS) % 8 == 0 { 0 } else { 32 })) as u32,
+            o => {
+                (args[(o - ARGS) as usize / 8] >> (if (o - ARGS).is_multiple_of(8) { 0 } else { 32 })) as u32
+            }
         };
         let (mut pc, mut a) = (0usize, 0u32);
         loop {

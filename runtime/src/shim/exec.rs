@@ -57,7 +57,7 @@ fn open_console() -> io::Result<rootfs::Console> {
         .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
     let pts = openat2(&root, "dev/pts", how).map_err(context("open /dev/pts"))?;
-    if i64::from(fstatfs(&pts)?.filesystem_type().0) != DEVPTS_SUPER_MAGIC {
+    if fstatfs(&pts)?.filesystem_type().0 != DEVPTS_SUPER_MAGIC {
         return Err(io::Error::other("/dev/pts of the container is no devpts"));
     }
     let console = rootfs::open_console(pts.as_fd())?;

@@ -254,6 +254,14 @@ pub fn container(
     if namespaces.userns_options.as_ref().is_some_and(|u| u.mode == NamespaceMode::Pod as i32) {
         return Err(Error::Unimplemented("user namespaces are not supported".into()));
     }
+    let apparmor = sc.apparmor.as_ref().map(|a| a.profile_type);
+    if apparmor == Some(ProfileType::Localhost as i32) {
+        return Err(Error::Unimplemented("AppArmor profiles are not supported".into()));
+    }
+    let huge = linux.resources.as_ref().is_some_and(|r| r.hugepage_limits.iter().any(|l| l.limit > 0));
+    if huge {
+        return Err(Error::Unimplemented("limits of huge pages are not supported".into()));
+    }
     if !config.cdi_devices.is_empty() {
         return Err(Error::Unimplemented("CDI devices are not supported".into()));
     }

@@ -87,7 +87,7 @@ fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
     response
 }
 
-fn header<'a>(request: &'a Request<Incoming>, name: header::HeaderName) -> &'a str {
+fn header(request: &Request<Incoming>, name: header::HeaderName) -> &str {
     request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
 }
 

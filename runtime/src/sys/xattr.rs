@@ -19,11 +19,10 @@ pub fn path_in(dir: impl AsFd, name: &Path) -> PathBuf {
 pub fn set(dir: impl AsFd, name: &Path, attribute: &[u8], value: &[u8]) -> io::Result<()> {
     let path = cstring(&path_in(dir, name))?;
     let attribute = CString::new(attribute)?;
+    let path = path.as_ptr();
     // SAFETY: both strings and the value live over the call; the length is the value's.
-    check(
-        unsafe { libc::lsetxattr(path.as_ptr(), attribute.as_ptr(), value.as_ptr().cast(), value.len(), 0) }
-            .into(),
-    )?;
+    let rc = unsafe { libc::lsetxattr(path, attribute.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    check(rc.into())?;
     Ok(())
 }
 

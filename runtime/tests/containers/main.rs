@@ -5,7 +5,12 @@
 //! `cargo test -p hawser-runtime --test containers [-- PART_OF_A_NAME]`
 
 mod basics;
+mod confinement;
+mod images;
 mod kit;
+mod kit_image;
+mod lifetime;
+mod streams;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -43,6 +48,31 @@ const TESTS: &[Test] = tests![
     basics::events,
     basics::stats_and_updates,
     basics::names_are_unique,
+    confinement::users,
+    confinement::capabilities,
+    confinement::seccomp,
+    confinement::seccomp_from_a_file,
+    confinement::masks,
+    confinement::devices,
+    confinement::privileged,
+    confinement::read_only_root,
+    confinement::memory_limit,
+    confinement::pids_limit,
+    confinement::sysctls,
+    confinement::nothing_leaks_in,
+    streams::exec_sync,
+    streams::exec_over_websocket,
+    streams::exec_with_terminal,
+    streams::exec_much_output,
+    streams::attach,
+    streams::what_streams_refuse,
+    images::archives,
+    images::registry,
+    images::remove_and_collect,
+    lifetime::stop,
+    lifetime::runtime_killed,
+    lifetime::shim_killed,
+    lifetime::socket_is_private,
 ];
 
 fn main() -> ExitCode {

@@ -40,6 +40,8 @@ pub struct Options {
     pub demo: bool,
     /// A folder of OCI or docker archives to load on each node.
     pub images: Option<PathBuf>,
+    /// How to build.
+    pub profile: build::Profile,
 }
 
 /// `cargo xtask up`.
@@ -49,7 +51,7 @@ pub fn up(options: &Options) -> Result<()> {
         ensure!(folder.is_dir(), "--images {}: not a folder", folder.display());
     }
     setup::run()?;
-    let binary = build::hawser(build::Profile::Release)?;
+    let binary = build::hawser(options.profile)?;
     let mut archives = images::build_demo(&build::demo_images_dir())?;
     if let Some(folder) = &options.images {
         archives.extend(archives_of(folder)?);

@@ -1,5 +1,8 @@
 //! The controller manager: one set of caches, the table of controllers, leader election.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -18,6 +21,7 @@ use crate::config::Config;
 use crate::deployment::Deployments;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
+use crate::gc::GarbageCollector;
 use crate::namespace::Namespaces;
 use crate::node::eviction::TaintEviction;
 use crate::node::ipam::{NodeIpam, Pool};
@@ -27,8 +31,8 @@ use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
 use crate::replicaset::ReplicaSets;
 use crate::runner::events::{Recorder, write_events};
-use crate::tokens::TokenCleaner;
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
+use crate::tokens::TokenCleaner;
 
 /// Why the manager ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +155,10 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("clusterrole-aggregation", "clusterrole-aggregation-controller", |t, _| {
         RoleAggregation::new(&t.caches)
     });
+    // Last, so that it finds out which caches are fed anyway.
+    t.add("garbage-collector", "generic-garbage-collector", |t, client| {
+        GarbageCollector::new(&t.caches, client, &t.client)
+    });
     Ok(t)
 }
 
@@ -172,11 +180,15 @@ impl ControllerManager {
         let work = stop.child_token();
         let mut led = Box::pin(self.lead(work.clone()));
         tokio::select! {
-            ended = &mut led => ended,
-            () = leader::hold(&client, &election, &stop) => {
+            // Given up only when all work has ended, so that no two processes ever act.
+            ended = &mut led => {
+                leader::release(&client, &election).await;
+                ended
+            }
+            () = leader::hold(&client, &election) => {
                 work.cancel();
                 led.await?;
-                if stop.is_cancelled() { Ok(()) } else { Err(Error::LeadershipLost) }
+                Err(Error::LeadershipLost)
             }
         }
     }
