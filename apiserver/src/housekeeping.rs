@@ -63,7 +63,7 @@ pub async fn expire_events(registry: &Registry, now: Timestamp) -> usize {
     else {
         return 0;
     };
-    if registry.feed.ensure(&cache).await.is_err() {
+    if registry.feed.consistent(&cache).await.is_err() {
         // Storage's own troubles are told elsewhere; the next turn looks again.
         return 0;
     }

@@ -29,7 +29,6 @@ pub mod openapi;
 pub mod options;
 pub mod pipeline;
 pub mod pki;
-pub mod protobuf;
 pub mod reader;
 pub mod registry;
 pub mod request_info;

@@ -11,17 +11,6 @@ pub enum Encoding {
     Yaml,
 }
 
-/// How a request body is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyEncoding {
-    /// `application/json`
-    Json,
-    /// `application/yaml`
-    Yaml,
-    /// `application/vnd.kubernetes.protobuf`
-    Protobuf,
-}
-
 impl Encoding {
     /// The `Content-Type` of answers.
     pub fn content_type(self) -> &'static str {

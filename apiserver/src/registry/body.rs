@@ -15,7 +15,6 @@ use serde_json::Value;
 use super::Call;
 use crate::negotiate::{self, BodyEncoding};
 use crate::options::FieldValidation;
-use crate::protobuf;
 
 /// The type of the bytes that must be an object.
 const TYPE_META: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
@@ -39,15 +38,8 @@ impl Call<'_> {
             BodyEncoding::Json => decode::parse_json(bytes, dropped).map_err(|e| {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
             }),
-<<<<<<< HEAD
-            BodyEncoding::Protobuf => protobuf::decode(bytes, ("", "")).map_err(|e| Status::bad_request(e.to_string())),
-            BodyEncoding::Yaml => {
-                let value: Value = serde_yaml_ng::from_slice(bytes)
-                    .map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
-                Ok(value)
-=======
             BodyEncoding::Protobuf => {
-                protobuf::decode(bytes, api_version, kind).map_err(|e| Status::bad_request(e.to_string()))
+                protobuf::decode(bytes, (api_version, kind)).map_err(|e| Status::bad_request(e.to_string()))
             }
             BodyEncoding::Yaml => {
                 // Of several documents the first one counts.
@@ -55,7 +47,6 @@ impl Call<'_> {
                     return Ok(Value::Null);
                 };
                 Value::deserialize(document).map_err(|e| Status::bad_request(format!("yaml: {e}")))
->>>>>>> apiserver
             }
         }
     }
