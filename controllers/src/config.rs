@@ -81,7 +81,10 @@ impl Default for Config {
             root_ca_pem: None,
             signing_ca: None,
             signing_duration: Duration::from_secs(365 * 24 * 3600),
-            cluster_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16))],
+            cluster_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(
+                std::net::Ipv4Addr::new(10, 244, 0, 0),
+                16,
+            ))],
             node_cidr_mask_size_v4: 24,
             node_cidr_mask_size_v6: 64,
             node_monitor_period: Duration::from_secs(5),

@@ -42,7 +42,8 @@ pub fn reconcile(view: &View, _now: Timestamp) -> Plan {
     let mut plan = Plan::new();
     let Some(service) = view.service.as_deref() else {
         // Objects that were never a Service's (a leader election's, a user's) are not ours to delete.
-        let orphan = view.stored.as_deref().filter(|e| object::label(&e.metadata, MANAGED_BY) == Some(MANAGER));
+        let orphan =
+            view.stored.as_deref().filter(|e| object::label(&e.metadata, MANAGED_BY) == Some(MANAGER));
         if let Some(stored) = orphan {
             plan.push(Act::delete(stored));
         }
@@ -85,7 +86,11 @@ pub fn reconcile(view: &View, _now: Timestamp) -> Plan {
         None => {
             let about = object::reference(service);
             let message = format!("Failed to create endpoint for service {}: {{error}}", view.key);
-            plan.push(Act::create(&new).may_exist().err(Note::warning(about, "FailedToCreateEndpoint", message)));
+            plan.push(Act::create(&new).may_exist().err(Note::warning(
+                about,
+                "FailedToCreateEndpoint",
+                message,
+            )));
         }
     }
     plan
@@ -312,7 +317,8 @@ mod tests {
     #[test]
     fn too_many_addresses_are_cut_and_marked() {
         let pods = (0..1200).map(|n| Arc::new(pod(n, n >= 600))).collect();
-        let view = View { key: Key::new("ns", "web"), service: Some(Arc::new(service())), pods, stored: None };
+        let view =
+            View { key: Key::new("ns", "web"), service: Some(Arc::new(service())), pods, stored: None };
         let plan = reconcile(&view, Timestamp::UNIX_EPOCH);
         let acts: Vec<_> = plan.acts().collect();
         let crate::plan::Action::Create { body, .. } = &acts[0].action else { panic!() };

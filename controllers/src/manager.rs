@@ -27,8 +27,8 @@ use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
 use crate::replicaset::ReplicaSets;
 use crate::runner::events::{Recorder, write_events};
-use crate::tokens::TokenCleaner;
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
+use crate::tokens::TokenCleaner;
 
 /// Why the manager ended other than by being told to.
 #[derive(Debug, thiserror::Error)]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
-use kube::core::DynamicObject;
 use kube::api::ListParams;
+use kube::core::DynamicObject;
 use kube::discovery::ApiResource;
 use kube::{Api, Client};
 
@@ -107,7 +107,8 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
 
 /// Soon at first, rarer with time, and not before pods can have ended. Pods that end wake us anyway.
 fn next_look(age: i64, remaining: &[&Remaining]) -> Duration {
-    let by_age = Duration::from_millis(u64::try_from(age).unwrap_or(0).saturating_mul(250).clamp(100, 15_000));
+    let by_age =
+        Duration::from_millis(u64::try_from(age).unwrap_or(0).saturating_mul(250).clamp(100, 15_000));
     let grace = remaining.iter().map(|r| r.grace_seconds).max().unwrap_or(0);
     let half = Duration::from_secs(u64::try_from(grace).unwrap_or(0) / 2);
     by_age.max(half.min(Duration::from_secs(15)))
@@ -134,9 +135,7 @@ fn conditions_of(view: &View, discovered: &Result<Vec<String>, String>) -> Vec<N
     let ok = |text: &str| text.to_owned();
     let mut list = vec![
         match failed {
-            Some(message) => {
-                condition("NamespaceDeletionDiscoveryFailure", true, "DiscoveryFailed", message)
-            }
+            Some(message) => condition("NamespaceDeletionDiscoveryFailure", true, "DiscoveryFailed", message),
             None => {
                 let message = ok("All resources successfully discovered");
                 condition("NamespaceDeletionDiscoveryFailure", false, "ResourcesDiscovered", message)
@@ -174,7 +173,12 @@ fn conditions_of(view: &View, discovered: &Result<Vec<String>, String>) -> Vec<N
         .collect();
     parts.sort();
     list.push(if parts.is_empty() {
-        condition("NamespaceContentRemaining", false, "ContentRemoved", ok("All content successfully removed"))
+        condition(
+            "NamespaceContentRemaining",
+            false,
+            "ContentRemoved",
+            ok("All content successfully removed"),
+        )
     } else {
         let message = format!("Some resources are remaining: {}", parts.join(", "));
         condition("NamespaceContentRemaining", true, "SomeResourcesRemain", message)
@@ -378,9 +382,8 @@ mod tests {
         later(&mut h).await;
         let stuck: Namespace = h.model.lock().get("", "doomed").unwrap();
         let conditions = stuck.status.unwrap().conditions.unwrap();
-        let message = |kind: &str| {
-            conditions.iter().find(|c| c.type_ == kind).unwrap().message.clone().unwrap()
-        };
+        let message =
+            |kind: &str| conditions.iter().find(|c| c.type_ == kind).unwrap().message.clone().unwrap();
         assert_eq!(
             message("NamespaceContentRemaining"),
             "Some resources are remaining: configmaps. has 1 resource instances"

@@ -17,7 +17,15 @@ pub type Labels = BTreeMap<String, String>;
 
 /// A typed, built-in API object.
 pub trait Object:
-    kube::Resource<DynamicType = ()> + Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+    kube::Resource<DynamicType = ()>
+    + Clone
+    + Debug
+    + PartialEq
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
 {
 }
 

@@ -350,7 +350,8 @@ fn discard_other_layouts(pins: &Pins) -> Result<(), ProgramsError> {
     if !pins.maps().join(map_names::CONFIG).exists() {
         return Ok(());
     }
-    let layout = KernelMaps::open(&pins.maps()).and_then(|maps| maps.config()).map(|config| config.layout);
+    let layout = KernelMaps::pinned_config(&pins.maps()).map(|config| config.layout);
+    // 0: an agent died between making the maps and marking them.
     if layout.as_ref().is_ok_and(|layout| *layout == LAYOUT || *layout == 0) {
         return Ok(());
     }

@@ -29,7 +29,9 @@ impl Call<'_> {
             BodyEncoding::Json => decode::parse_json(bytes, dropped).map_err(|e| {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
             }),
-            BodyEncoding::Protobuf => protobuf::decode(bytes, ("", "")).map_err(|e| Status::bad_request(e.to_string())),
+            BodyEncoding::Protobuf => {
+                protobuf::decode(bytes, ("", "")).map_err(|e| Status::bad_request(e.to_string()))
+            }
             BodyEncoding::Yaml => {
                 let value: Value = serde_yaml_ng::from_slice(bytes)
                     .map_err(|e| Status::bad_request(format!("yaml: {e}")))?;

@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
-};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
@@ -48,7 +46,8 @@ fn client_kind(csr: &CertificateSigningRequest) -> Option<ClientKind> {
         return None;
     }
     let request = Request::parse(csr).ok()?;
-    if request.organizations != [NODES] || !request.common_name.starts_with(NODE_USER) || request.has_names() {
+    if request.organizations != [NODES] || !request.common_name.starts_with(NODE_USER) || request.has_names()
+    {
         return None;
     }
     let known = [

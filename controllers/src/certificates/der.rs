@@ -54,14 +54,8 @@ pub fn oid(arcs: &[u64]) -> Vec<u8> {
 /// A time as certificates hold it: UTCTime until 2049, then GeneralizedTime.
 pub fn time(at: jiff::Timestamp) -> Vec<u8> {
     let utc = at.to_zoned(jiff::tz::TimeZone::UTC);
-    let rest = format!(
-        "{:02}{:02}{:02}{:02}{:02}Z",
-        utc.month(),
-        utc.day(),
-        utc.hour(),
-        utc.minute(),
-        utc.second()
-    );
+    let rest =
+        format!("{:02}{:02}{:02}{:02}{:02}Z", utc.month(), utc.day(), utc.hour(), utc.minute(), utc.second());
     if (1950..2050).contains(&utc.year()) {
         tlv(0x17, format!("{:02}{rest}", utc.year() % 100).as_bytes())
     } else {

@@ -50,7 +50,8 @@ impl Request {
         let text = |a: &x509_parser::x509::AttributeTypeAndValue<'_>| {
             a.as_str().map(str::to_owned).map_err(|e| format!("subject: {e}"))
         };
-        let common_names: Vec<String> = info.subject.iter_common_name().map(text).collect::<Result<_, _>>()?;
+        let common_names: Vec<String> =
+            info.subject.iter_common_name().map(text).collect::<Result<_, _>>()?;
         let mut request = Self {
             common_name: common_names.last().cloned().unwrap_or_default(),
             organizations: info.subject.iter_organization().map(text).collect::<Result<_, _>>()?,

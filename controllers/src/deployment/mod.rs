@@ -37,7 +37,10 @@ impl Deployments {
     fn keys_of(&self, set: &ReplicaSet) -> Vec<Key> {
         let namespace = object::namespace(set);
         if let Some(owner) = object::controller_ref(&set.metadata) {
-            return (owner.kind == "Deployment").then(|| Key::new(namespace, &owner.name)).into_iter().collect();
+            return (owner.kind == "Deployment")
+                .then(|| Key::new(namespace, &owner.name))
+                .into_iter()
+                .collect();
         }
         let selects = |deployment: &Deployment| {
             let selector = deployment.spec.as_ref().and_then(|s| object::selector(&s.selector));

@@ -81,7 +81,10 @@ pub fn actual(set: &ReplicaSet) -> i32 {
 }
 
 /// The sum of a count over sets.
-pub fn sum<'a>(sets: impl IntoIterator<Item = &'a Arc<ReplicaSet>>, count: impl Fn(&ReplicaSet) -> i32) -> i32 {
+pub fn sum<'a>(
+    sets: impl IntoIterator<Item = &'a Arc<ReplicaSet>>,
+    count: impl Fn(&ReplicaSet) -> i32,
+) -> i32 {
     sets.into_iter().map(|set| count(set)).fold(0, i32::saturating_add)
 }
 

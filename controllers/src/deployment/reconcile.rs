@@ -185,7 +185,11 @@ fn sync_new_set(plan: &mut Plan, deployment: &Deployment, sets: &Sets) {
         return;
     }
     let mut marked = deployment.clone();
-    object::set_annotation(&mut marked.metadata, annotations::REVISION, annotations::revision(new).to_string());
+    object::set_annotation(
+        &mut marked.metadata,
+        annotations::REVISION,
+        annotations::revision(new).to_string(),
+    );
     plan.update(deployment, &marked);
 }
 
@@ -381,11 +385,7 @@ fn clean_up(plan: &mut Plan, deployment: &Deployment, old: &[Arc<ReplicaSet>]) {
     }
 }
 
-fn finish(
-    plan: &mut Plan,
-    deployment: &Deployment,
-    status: k8s_openapi::api::apps::v1::DeploymentStatus,
-) {
+fn finish(plan: &mut Plan, deployment: &Deployment, status: k8s_openapi::api::apps::v1::DeploymentStatus) {
     let mut updated = deployment.clone();
     updated.status = Some(status);
     plan.update_status(deployment, &updated);

@@ -39,7 +39,12 @@ pub fn resize(plan: &mut Plan, deployment: &Deployment, set: &ReplicaSet, to: i3
 }
 
 /// Answers a change of the Deployment's replicas: the sets that exist share it in proportion.
-pub fn spread(plan: &mut Plan, deployment: &Deployment, new: Option<&Arc<ReplicaSet>>, old: &[Arc<ReplicaSet>]) {
+pub fn spread(
+    plan: &mut Plan,
+    deployment: &Deployment,
+    new: Option<&Arc<ReplicaSet>>,
+    old: &[Arc<ReplicaSet>],
+) {
     let wanted = numbers::replicas(deployment);
     let mut active: Vec<&Arc<ReplicaSet>> = old.iter().chain(new).filter(|s| numbers::size(s) > 0).collect();
     if active.len() <= 1 {
@@ -67,7 +72,10 @@ pub fn spread(plan: &mut Plan, deployment: &Deployment, new: Option<&Arc<Replica
     };
     active.sort_by(|a, b| {
         let by_age = if to_add > 0 { newer(a, b) } else { newer(b, a) };
-        numbers::size(b).cmp(&numbers::size(a)).then(by_age).then_with(|| object::name(a.as_ref()).cmp(object::name(b.as_ref())))
+        numbers::size(b)
+            .cmp(&numbers::size(a))
+            .then(by_age)
+            .then_with(|| object::name(a.as_ref()).cmp(object::name(b.as_ref())))
     });
     let mut added = 0;
     let mut sizes: Vec<i32> = Vec::with_capacity(active.len());

@@ -96,7 +96,10 @@ pub fn counted(
         ready_replicas: count(of(|s| s.status.as_ref()?.ready_replicas), old.ready_replicas),
         available_replicas: count(available, old.available_replicas),
         unavailable_replicas: count((total - available).max(0), old.unavailable_replicas),
-        terminating_replicas: count(of(|s| s.status.as_ref()?.terminating_replicas), old.terminating_replicas),
+        terminating_replicas: count(
+            of(|s| s.status.as_ref()?.terminating_replicas),
+            old.terminating_replicas,
+        ),
         collision_count: old.collision_count,
         conditions: old.conditions,
     };

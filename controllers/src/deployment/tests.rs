@@ -128,7 +128,10 @@ async fn a_first_rollout_ends_complete() {
     assert_eq!(reason(&h, status::PROGRESSING), "ReplicaSetUpdated");
     roll_out(&mut h).await;
     let status = status_of(&h);
-    assert_eq!((status.replicas, status.updated_replicas, status.available_replicas), (Some(3), Some(3), Some(3)));
+    assert_eq!(
+        (status.replicas, status.updated_replicas, status.available_replicas),
+        (Some(3), Some(3), Some(3))
+    );
     assert_eq!(reason(&h, status::PROGRESSING), "NewReplicaSetAvailable");
     assert_eq!(reason(&h, status::AVAILABLE), "MinimumReplicasAvailable");
     assert_eq!(object::annotation(&current(&h).metadata, annotations::REVISION), Some("1"));
@@ -247,18 +250,18 @@ async fn a_refused_set_is_told_and_tried_again() {
     });
     h.model.lock().put(&deployment(1, 1, 0));
     roll_out(&mut h).await;
-    assert!(h.notes().iter().any(|n| n.contains("Warning ReplicaSetCreateError Failed to create new replica set")));
+    assert!(
+        h.notes()
+            .iter()
+            .any(|n| n.contains("Warning ReplicaSetCreateError Failed to create new replica set"))
+    );
     assert_eq!(sets(&h).len(), 1);
 }
 
 #[test]
 fn scaling_in_the_middle_of_a_rollout_is_shared_in_proportion() {
     // sizes of (old, new) with the Deployment at `from`, then scaled to `to`: expected sizes.
-    let cases = [
-        (10, 15, 3, (8, 5), (11, 7)),
-        (10, 5, 3, (8, 5), (5, 3)),
-        (10, 0, 3, (8, 5), (0, 0)),
-    ];
+    let cases = [(10, 15, 3, (8, 5), (11, 7)), (10, 5, 3, (8, 5), (5, 3)), (10, 0, 3, (8, 5), (0, 0))];
     for (from, to, surge, (old_size, new_size), want) in cases {
         let before = deployment(from, surge, 2);
         let mut after = deployment(to, surge, 2);
@@ -266,8 +269,7 @@ fn scaling_in_the_middle_of_a_rollout_is_shared_in_proportion() {
         let set = |name: &str, image: &str, size: i32, age: i64| {
             let mut set = ReplicaSet::default();
             set.metadata.name = Some(name.into());
-            set.metadata.creation_timestamp =
-                Some(object::time(jiff::Timestamp::from_second(age).unwrap()));
+            set.metadata.creation_timestamp = Some(object::time(jiff::Timestamp::from_second(age).unwrap()));
             let spec = set.spec.get_or_insert_default();
             spec.replicas = Some(size);
             spec.template = Some(template(image));

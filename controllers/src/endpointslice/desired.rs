@@ -76,7 +76,8 @@ pub fn families(service: &Service, slices: &[Arc<EndpointSlice>], pods: &[Arc<Po
     }
     // Without the field (an old object), its address tells, then what is there.
     let mut samples = spec.and_then(|s| s.cluster_ip.clone()).into_iter().collect::<Vec<_>>();
-    samples.extend(slices.iter().map(|s| if s.address_type == "IPv6" { "::".into() } else { "0.0.0.0".into() }));
+    samples
+        .extend(slices.iter().map(|s| if s.address_type == "IPv6" { "::".into() } else { "0.0.0.0".into() }));
     samples.extend(pods.iter().flat_map(|p| services::ips(p)));
     let v6 = samples.iter().find_map(|s| s.parse::<IpAddr>().ok()).is_some_and(|ip| ip.is_ipv6());
     vec![if v6 { "IPv6" } else { "IPv4" }]

@@ -71,7 +71,8 @@ pub fn reconcile(view: &View, _now: Timestamp) -> Plan {
         acts.extend(place::place(service, family, wanted.by_ports, &existing, view.max_endpoints));
     }
     if let Some(failure) = view.prior.as_ref().filter(|f| f.plural == "endpointslices") {
-        let message = format!("Error updating Endpoint Slices for Service {}: {}", Key::of(service), failure.message);
+        let message =
+            format!("Error updating Endpoint Slices for Service {}: {}", Key::of(service), failure.message);
         plan.events.push(Note::warning(object::reference(service), "FailedToUpdateEndpointSlices", message));
     }
     if !acts.is_empty() {

@@ -106,9 +106,15 @@ async fn an_endpoint_tells_all_about_its_pod() {
     assert_eq!(slice.address_type, "IPv4");
     assert!(slice.metadata.name.as_ref().unwrap().starts_with("web-"));
     let l = slice.metadata.labels.as_ref().unwrap();
-    assert_eq!((l[SERVICE_NAME].as_str(), l[MANAGED_BY].as_str(), l["app"].as_str()), ("web", MANAGER, "svc"));
+    assert_eq!(
+        (l[SERVICE_NAME].as_str(), l[MANAGED_BY].as_str(), l["app"].as_str()),
+        ("web", MANAGER, "svc")
+    );
     let port = &slice.ports.as_ref().unwrap()[0];
-    assert_eq!((port.name.as_deref(), port.port, port.protocol.as_deref()), (Some("http"), Some(8080), Some("TCP")));
+    assert_eq!(
+        (port.name.as_deref(), port.port, port.protocol.as_deref()),
+        (Some("http"), Some(8080), Some("TCP"))
+    );
     let e = &endpoints(slice)[0];
     assert_eq!(e.addresses, ["10.244.0.3"]);
     assert_eq!((e.node_name.as_deref(), e.zone.as_deref()), (Some("n1"), Some("z1")));
@@ -181,14 +187,30 @@ async fn headless_dual_stack_hostnames_and_several_ports() {
     all.sort_by_key(|s| (s.address_type.clone(), s.ports.as_ref().unwrap()[0].port));
     let got: Vec<_> = all
         .iter()
-        .map(|s| (s.address_type.as_str(), s.ports.as_ref().unwrap()[0].port.unwrap(), endpoints(s)[0].hostname.as_deref()))
+        .map(|s| {
+            (
+                s.address_type.as_str(),
+                s.ports.as_ref().unwrap()[0].port.unwrap(),
+                endpoints(s)[0].hostname.as_deref(),
+            )
+        })
         .collect();
-    assert_eq!(got, [("IPv4", 8080, Some("one")), ("IPv4", 9090, None), ("IPv6", 8080, Some("one")), ("IPv6", 9090, None)]);
+    assert_eq!(
+        got,
+        [
+            ("IPv4", 8080, Some("one")),
+            ("IPv4", 9090, None),
+            ("IPv6", 8080, Some("one")),
+            ("IPv6", 9090, None)
+        ]
+    );
     assert!(all.iter().all(|s| object::label(&s.metadata, services::HEADLESS) == Some("")));
     let hints = endpoints(&all[0])[0].hints.clone().unwrap();
     assert_eq!(hints.for_zones.unwrap()[0].name, "z1");
     // One family goes: so do its slices.
-    h.model.lock().edit::<Service>("ns", "web", |s| s.spec.as_mut().unwrap().ip_families = Some(vec!["IPv4".into()]));
+    h.model
+        .lock()
+        .edit::<Service>("ns", "web", |s| s.spec.as_mut().unwrap().ip_families = Some(vec!["IPv4".into()]));
     h.settle(100).await;
     assert!(slices(&h).iter().all(|s| s.address_type == "IPv4"));
     // The selector goes: so do all.
@@ -228,7 +250,8 @@ async fn one_changed_pod_is_one_write() {
 #[tokio::test(start_paused = true)]
 async fn foreign_slices_are_left_alone() {
     let mut h = harness(100);
-    let mut foreign = EndpointSlice { address_type: "IPv4".into(), metadata: meta("mine"), ..Default::default() };
+    let mut foreign =
+        EndpointSlice { address_type: "IPv4".into(), metadata: meta("mine"), ..Default::default() };
     foreign.metadata.labels = Some([(SERVICE_NAME.to_string(), "web".to_string())].into());
     h.model.lock().put(&foreign);
     h.model.lock().put(&service());

@@ -255,9 +255,12 @@ mod tests {
         h.settle(50).await;
         assert_eq!(names(&h), ["ever", "five"]);
         assert_eq!(h.notes(), ["Normal TaintManagerEviction Marking for deletion Pod ns/none"]);
-        let marked = h.model.lock().log.iter().any(|e| {
-            e.object["status"]["conditions"][0]["reason"] == "DeletionByTaintManager"
-        });
+        let marked = h
+            .model
+            .lock()
+            .log
+            .iter()
+            .any(|e| e.object["status"]["conditions"][0]["reason"] == "DeletionByTaintManager");
         assert!(marked);
         tokio::time::advance(Duration::from_secs(299)).await;
         h.settle(50).await;

@@ -62,11 +62,16 @@ impl Pool {
             match (ip, self.cluster.network()) {
                 (IpAddr::V4(ip), IpAddr::V4(base)) => {
                     let shift = 32u32.checked_sub(u32::from(self.mask))?;
-                    Some(u64::from(u32::from(ip).checked_sub(u32::from(base))?.checked_shr(shift).unwrap_or(0)))
+                    Some(u64::from(
+                        u32::from(ip).checked_sub(u32::from(base))?.checked_shr(shift).unwrap_or(0),
+                    ))
                 }
                 (IpAddr::V6(ip), IpAddr::V6(base)) => {
                     let shift = 128u32.checked_sub(u32::from(self.mask))?;
-                    u64::try_from(u128::from(ip).checked_sub(u128::from(base))?.checked_shr(shift).unwrap_or(0)).ok()
+                    u64::try_from(
+                        u128::from(ip).checked_sub(u128::from(base))?.checked_shr(shift).unwrap_or(0),
+                    )
+                    .ok()
                 }
                 _ => None,
             }
@@ -142,7 +147,8 @@ fn ranges(node: &Node) -> Vec<IpNet> {
 
 fn has_range(node: &Node) -> bool {
     node.spec.as_ref().is_some_and(|s| {
-        s.pod_cidr.as_ref().is_some_and(|c| !c.is_empty()) || s.pod_cidrs.as_ref().is_some_and(|c| !c.is_empty())
+        s.pod_cidr.as_ref().is_some_and(|c| !c.is_empty())
+            || s.pod_cidrs.as_ref().is_some_and(|c| !c.is_empty())
     })
 }
 
@@ -275,8 +281,7 @@ mod tests {
         p.occupy(&"10.244.2.128/25".parse().unwrap(), "small");
         assert_eq!(p.reserve("e").unwrap().to_string(), "10.244.3.0/24");
         let mut p = pool("fd00:10::/60", 64);
-        let all: BTreeSet<String> =
-            (0..16).map(|n| p.reserve(&n.to_string()).unwrap().to_string()).collect();
+        let all: BTreeSet<String> = (0..16).map(|n| p.reserve(&n.to_string()).unwrap().to_string()).collect();
         assert_eq!(all.len(), 16);
         assert_eq!(p.reserve("full"), None);
     }

@@ -219,7 +219,8 @@ impl NodeLifecycle {
         let is = conditions(node);
         let ready = taints::ready_status(&is) == "True";
         noted.zones.count(name, Some((zone_of(node), ready)));
-        let heartbeat = |c: &[NodeCondition]| taints::condition(c, "Ready").and_then(|c| c.last_heartbeat_time.clone());
+        let heartbeat =
+            |c: &[NodeCondition]| taints::condition(c, "Ready").and_then(|c| c.last_heartbeat_time.clone());
         let Some(old) = old else {
             noted.signs.entry(name.to_owned()).or_insert_with(|| (self.clock)());
             return true;
@@ -386,7 +387,11 @@ mod tests {
         pod.spec = Some(PodSpec { node_name: Some("b".into()), ..Default::default() });
         pod.status = Some(PodStatus {
             phase: Some("Running".into()),
-            conditions: Some(vec![PodCondition { type_: "Ready".into(), status: "True".into(), ..Default::default() }]),
+            conditions: Some(vec![PodCondition {
+                type_: "Ready".into(),
+                status: "True".into(),
+                ..Default::default()
+            }]),
             ..Default::default()
         });
         h.model.lock().put(&pod);
@@ -407,7 +412,10 @@ mod tests {
         assert_eq!(c.message.as_deref(), Some("Kubelet stopped posting node status."));
         assert!(!pods::is_ready(&h.model.lock().get::<Pod>("ns", "p").unwrap()));
         let notes = h.notes();
-        assert!(notes.contains(&"Normal NodeNotReady Node b status is now: NodeNotReady".into()), "{notes:?}");
+        assert!(
+            notes.contains(&"Normal NodeNotReady Node b status is now: NodeNotReady".into()),
+            "{notes:?}"
+        );
         assert!(notes.contains(&"Warning NodeNotReady Node is not ready".into()), "{notes:?}");
 
         let now = (h.clock)();
@@ -459,11 +467,8 @@ mod tests {
         let now = (h.clock)();
         h.model.lock().put(&node("a", "True", now));
         let mut b = node("b", "False", now);
-        b.spec.get_or_insert_default().taints = Some(vec![Taint {
-            key: "dedicated".into(),
-            effect: "NoExecute".into(),
-            ..Default::default()
-        }]);
+        b.spec.get_or_insert_default().taints =
+            Some(vec![Taint { key: "dedicated".into(), effect: "NoExecute".into(), ..Default::default() }]);
         h.model.lock().put(&b);
         pass(&mut h, 1, &["a", "b"]).await;
         assert_eq!(

@@ -99,11 +99,8 @@ fn fail(plan: &mut Plan, pod: &Pod, message: &str, now: Timestamp) {
 
 /// Deletes without grace: there is no kubelet that would give it.
 fn force_delete(pod: &Pod) -> Act {
-    let options = DeleteOptions {
-        uid: pod.metadata.uid.clone(),
-        grace_seconds: Some(0),
-        ..DeleteOptions::default()
-    };
+    let options =
+        DeleteOptions { uid: pod.metadata.uid.clone(), grace_seconds: Some(0), ..DeleteOptions::default() };
     Act::delete_with(Target::of(pod), options)
 }
 

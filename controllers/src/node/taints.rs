@@ -69,12 +69,7 @@ pub fn sync_no_schedule(taints: &mut Vec<Taint>, node: &Node, conditions: &[Node
 
 /// A taint that begins now.
 pub fn new(key: &str, effect: &str, now: Timestamp) -> Taint {
-    Taint {
-        key: key.to_owned(),
-        effect: effect.to_owned(),
-        value: None,
-        time_added: Some(object::time(now)),
-    }
+    Taint { key: key.to_owned(), effect: effect.to_owned(), value: None, time_added: Some(object::time(now)) }
 }
 
 /// Whether a toleration covers a taint.
@@ -146,7 +141,11 @@ mod tests {
         };
         let foreign = Taint { key: "mine".into(), effect: NO_SCHEDULE.into(), ..Default::default() };
         let mut taints = vec![foreign, new(UNREACHABLE, NO_SCHEDULE, Timestamp::UNIX_EPOCH)];
-        let conditions = [condition("Ready", "False"), condition("DiskPressure", "True"), condition("PIDPressure", "False")];
+        let conditions = [
+            condition("Ready", "False"),
+            condition("DiskPressure", "True"),
+            condition("PIDPressure", "False"),
+        ];
         sync_no_schedule(&mut taints, &node, &conditions, Timestamp::UNIX_EPOCH);
         let mut keys: Vec<_> = taints.iter().map(|t| t.key.as_str()).collect();
         keys.sort_unstable();

@@ -135,8 +135,7 @@ mod tests {
     use super::*;
 
     fn zones(ready: usize, unready: usize) -> Zones {
-        let mut zones =
-            Zones::new(Rates { normal: 0.1, secondary: 0.01, threshold: 0.55, large: 50 });
+        let mut zones = Zones::new(Rates { normal: 0.1, secondary: 0.01, threshold: 0.55, large: 50 });
         for n in 0..ready {
             zones.count(&format!("r{n}"), Some(("z".into(), true)));
         }

@@ -124,9 +124,7 @@ fn status(
     }
     ReplicaSetStatus {
         replicas: number(pods.len()),
-        fully_labeled_replicas: Some(count(&|p| {
-            object::matches_pairs(&template_labels, &p.metadata.labels)
-        })),
+        fully_labeled_replicas: Some(count(&|p| object::matches_pairs(&template_labels, &p.metadata.labels))),
         ready_replicas: Some(count(&pods::is_ready)),
         available_replicas: Some(count(&|p| pods::is_available(p, min_ready, now))),
         terminating_replicas: Some(number(terminating)),

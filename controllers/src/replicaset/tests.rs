@@ -75,7 +75,8 @@ async fn makes_as_many_pods_as_wanted_and_says_so() {
     assert_eq!(pods[0].metadata.owner_references.as_ref().unwrap()[0].kind, "ReplicaSet");
     let notes = h.notes();
     assert_eq!(notes.len(), 3);
-    let expected = format!("Normal SuccessfulCreate Created pod: {}", pods[0].metadata.name.as_ref().unwrap());
+    let expected =
+        format!("Normal SuccessfulCreate Created pod: {}", pods[0].metadata.name.as_ref().unwrap());
     assert!(notes.contains(&expected), "{notes:?}");
 
     let now = (h.clock)();
@@ -178,8 +179,12 @@ fn pods_are_deleted_in_the_documented_order() {
         pod("8-old", &|_| {}),
         pod("9-dear", &|p| cost(p, "10")),
         pod("1-unassigned", &|p| p.spec.as_mut().unwrap().node_name = None),
-        pod("2-pending", &|p| p.status = Some(PodStatus { phase: Some("Pending".into()), ..Default::default() })),
-        pod("3-notready", &|p| p.status = Some(PodStatus { phase: Some("Running".into()), ..Default::default() })),
+        pod("2-pending", &|p| {
+            p.status = Some(PodStatus { phase: Some("Pending".into()), ..Default::default() })
+        }),
+        pod("3-notready", &|p| {
+            p.status = Some(PodStatus { phase: Some("Running".into()), ..Default::default() })
+        }),
         pod("4-cheap", &|p| cost(p, "-1")),
         pod("5-crowded", &|p| p.spec.as_mut().unwrap().node_name = Some("n2".into())),
         pod("6-fresh", &|p| make_ready(p, jiff::Timestamp::from_second(1_000_000 - 10).unwrap())),

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use kube::Client;
-use kube::core::params::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::core::Request;
+use kube::core::params::{
+    DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
 use kube::discovery::ApiResource;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -275,9 +277,8 @@ fn bytes(body: &Value) -> Result<Vec<u8>, kube::Error> {
 }
 
 fn delete_params(options: &DeleteOptions) -> DeleteParams {
-    let preconditions = (options.uid.is_some() || options.resource_version.is_some()).then(|| Preconditions {
-        uid: options.uid.clone(),
-        resource_version: options.resource_version.clone(),
+    let preconditions = (options.uid.is_some() || options.resource_version.is_some()).then(|| {
+        Preconditions { uid: options.uid.clone(), resource_version: options.resource_version.clone() }
     });
     DeleteParams {
         dry_run: false,
@@ -333,7 +334,9 @@ fn written(action: &Action, answer: &Answer) -> Option<Written> {
         Action::Delete { options, .. } => options.uid.clone().map(Written::Deleted).or_else(gone),
         Action::DeleteCollection { .. } => None,
         // Whoever takes the last finalizer of an object that is being deleted, deletes it.
-        _ if meta.deletion_timestamp.is_some() && meta.finalizers.as_ref().is_none_or(Vec::is_empty) => gone(),
+        _ if meta.deletion_timestamp.is_some() && meta.finalizers.as_ref().is_none_or(Vec::is_empty) => {
+            gone()
+        }
         _ => meta.resource_version.as_deref().and_then(object::version_number).map(Written::Version),
     }
 }

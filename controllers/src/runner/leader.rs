@@ -68,7 +68,11 @@ fn claim(
         lease_duration_seconds: Some(i32::try_from(config.lease_duration.as_secs()).unwrap_or(i32::MAX)),
         acquire_time: Some(acquired.unwrap_or(MicroTime(now))),
         renew_time: Some(MicroTime(now)),
-        lease_transitions: Some(if ours || held.is_none() { transitions } else { transitions.saturating_add(1) }),
+        lease_transitions: Some(if ours || held.is_none() {
+            transitions
+        } else {
+            transitions.saturating_add(1)
+        }),
         ..LeaseSpec::default()
     })
 }

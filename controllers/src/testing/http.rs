@@ -56,7 +56,8 @@ async fn serve(model: &Shared, request: Request<Body>) -> Answer {
     let meta_only = accept.contains("PartialObjectMetadata");
     let query: Vec<(String, String)> =
         url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
-    let param = |name: &str| query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str()).unwrap_or_default();
+    let param =
+        |name: &str| query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str()).unwrap_or_default();
 
     let path: Vec<&str> = parts.uri.path().split('/').filter(|s| !s.is_empty()).collect();
     if let Some(list) = discovery(&path) {
@@ -157,7 +158,13 @@ fn list<'a>(
     }))
 }
 
-fn watch<'a>(model: &Shared, kind: Kind, key: &Key, param: impl Fn(&str) -> &'a str, meta_only: bool) -> Answer {
+fn watch<'a>(
+    model: &Shared,
+    kind: Kind,
+    key: &Key,
+    param: impl Fn(&str) -> &'a str,
+    meta_only: bool,
+) -> Answer {
     let from: usize = param("resourceVersion").parse().unwrap_or(0);
     let (fields, key) = (param("fieldSelector").to_owned(), key.clone());
     let lines = unfold_log(model.clone(), from).filter_map(move |event| {

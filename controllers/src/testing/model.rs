@@ -256,7 +256,8 @@ impl Model {
                 return refuse(409, "Conflict", format!("precondition failed: {field}"));
             }
         }
-        let mut finalizers: Vec<Value> = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        let mut finalizers: Vec<Value> =
+            object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
         finalizers.retain(|f| f != "orphan" && f != "foregroundDeletion");
         match options["propagationPolicy"].as_str() {
             Some("Orphan") => finalizers.push(json!("orphan")),
@@ -266,8 +267,8 @@ impl Model {
         let zero = options["gracePeriodSeconds"] == json!(0);
         let placed = object["spec"]["nodeName"].as_str().is_some_and(|n| !n.is_empty());
         let lingers = self.graceful && kind.1 == "pods" && placed && !zero;
-        let namespace = kind.1 == "namespaces"
-            && object["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+        let namespace =
+            kind.1 == "namespaces" && object["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         object["metadata"]["finalizers"] = json!(finalizers);
         prune(&mut object);
         if finalizers.is_empty() && !lingers && !namespace {
@@ -332,8 +333,18 @@ impl Model {
 fn has_status(kind: &Kind) -> bool {
     matches!(
         kind.1.as_str(),
-        "pods" | "nodes" | "replicasets" | "deployments" | "statefulsets" | "daemonsets" | "jobs" | "cronjobs"
-            | "namespaces" | "certificatesigningrequests" | "poddisruptionbudgets" | "services"
+        "pods"
+            | "nodes"
+            | "replicasets"
+            | "deployments"
+            | "statefulsets"
+            | "daemonsets"
+            | "jobs"
+            | "cronjobs"
+            | "namespaces"
+            | "certificatesigningrequests"
+            | "poddisruptionbudgets"
+            | "services"
     )
 }
 
