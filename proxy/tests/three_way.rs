@@ -299,6 +299,36 @@ fn maps_of_another_layout_are_not_adopted() {
     });
 }
 
+/// A restart keeps the links of the same cgroup, and lets go of another.
+#[test]
+fn links_follow_the_cgroup() {
+    isolated(|dir| {
+        let pins = Pins::new(dir.join("bpf"));
+        let links = || {
+            let entries = std::fs::read_dir(dir.join("bpf/links")).expect("pins");
+            let mut names: Vec<_> = entries.map(|entry| entry.expect("a pin").file_name()).collect();
+            names.sort();
+            names
+        };
+        let attach = |cgroup: &Cgroup| {
+            let mut programs = Programs::load(&pins).expect("the programs load");
+            programs.attach_cgroup(cgroup.path()).expect("the hooks attach");
+        };
+        let first = Cgroup::new();
+        attach(&first);
+        let before = links();
+        assert_eq!(before.len(), 4);
+        attach(&first);
+        assert_eq!(links(), before);
+        let second = Cgroup::new();
+        attach(&second);
+        assert_eq!(links().len(), 4);
+        assert!(links().iter().all(|name| !before.contains(name)));
+        attach(&first);
+        assert_eq!(links(), before, "the first cgroup was free again");
+    });
+}
+
 /// What the programs do with packets that no Service is about.
 #[test]
 fn odd_packets() {
