@@ -9,7 +9,7 @@ mod render;
 pub use bpf::{BpfCommand, Error, Output};
 
 /// Messages and client of `proxy/proto/inspect.proto`.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, dead_code, clippy::all)]
 mod proto {
     tonic::include_proto!("hawser.inspect.v1");
 }
