@@ -84,8 +84,8 @@ impl Inner {
         }
         let wanted = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
         let image = self
-            .images
-            .find(wanted)
+            .find_image(wanted)
+            .await
             .ok_or_else(|| Error::NotFound(format!("image {wanted:?} is not present; pull it first")))?;
         let name = container_name(&config, &sandbox.id);
         let id = new_id();
