@@ -109,6 +109,8 @@ pub async fn runtime_killed(node: Arc<Node>) -> Outcome {
 pub async fn shim_killed(node: Arc<Node>) -> Outcome {
     let pod = node.pod().await?;
     let id = pod.start(sh(FOREVER)).await?;
+    let log = pod.status(&id).await?.log_path;
+    eventually("it is up", async || Ok(log_text(Path::new(&log), "stdout")? == "up\n")).await?;
     for pid in kit::shims_below(&node.dir) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)?;
     }
@@ -142,5 +144,54 @@ pub async fn socket_is_private(node: Arc<Node>) -> Outcome {
     ensure!(good == ["RuntimeReady", "NetworkReady"], "{conditions:?}");
     let checkpoint = node.runtime().await?.checkpoint_container(CheckpointContainerRequest::default()).await;
     ensure!(checkpoint.is_err_and(|e| e.code() == tonic::Code::Unimplemented), "checkpoint");
+    Ok(())
+}
+
+pub async fn removed_while_starting(node: Arc<Node>) -> Outcome {
+    for round in 0..6u64 {
+        let pod = node.pod().await?;
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(pod.create(sh(FOREVER)).await?);
+        }
+        let starts = ids.iter().map(|id| {
+            let mut runtime = pod.runtime.clone();
+            let request = StartContainerRequest { container_id: id.clone() };
+            async move { runtime.start_container(request).await }
+        });
+        let removal = async {
+            // At another moment each time.
+            tokio::time::sleep(Duration::from_millis(round * 4)).await;
+            let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+            pod.runtime.clone().remove_pod_sandbox(request).await
+        };
+        let (_, removed) = tokio::join!(futures::future::join_all(starts), removal);
+        removed?;
+    }
+    ensure!(kit::shims_below(&node.dir).is_empty(), "shims are left");
+    ensure!(kit::mounts_below(&node.dir).is_empty(), "mounts are left");
+    let left = fs::read_dir(node.dir.join("run/containers"))?.count()
+        + fs::read_dir(node.dir.join("data/containers"))?.count();
+    ensure!(left == 0, "{left} directories are left");
+    Ok(())
+}
+
+pub async fn many_at_once(node: Arc<Node>) -> Outcome {
+    let begin = Instant::now();
+    let pods = futures::future::try_join_all((0..20).map(|_| async {
+        let pod = node.pod().await?;
+        let id = pod.start(sh("echo up; exec sleep 1000")).await?;
+        Ok::<_, kit::Failure>((pod, id))
+    }))
+    .await?;
+    println!("  {} pods in {:.1?}", pods.len(), begin.elapsed());
+    let begin = Instant::now();
+    futures::future::try_join_all(pods.iter().map(|(pod, _)| {
+        let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        let mut runtime = pod.runtime.clone();
+        async move { runtime.remove_pod_sandbox(request).await }
+    }))
+    .await?;
+    println!("  removed in {:.1?}", begin.elapsed());
     Ok(())
 }

@@ -72,6 +72,8 @@ const TESTS: &[Test] = tests![
     lifetime::stop,
     lifetime::runtime_killed,
     lifetime::shim_killed,
+    lifetime::removed_while_starting,
+    lifetime::many_at_once,
     lifetime::socket_is_private,
 ];
 
