@@ -1,2 +1,264 @@
-//! Placeholder.
+//! Hawser's API server: one generic registry over the kinds table, served from watch caches.
+//!
+//! A request's way: [`request_info`] → authentication, authorization and admission (behind the traits of
+//! [`access`]) → [`registry`], one file per verb → [`cache`] for reads, storage for writes → bytes.
 #![forbid(unsafe_code)]
+
+pub mod access;
+pub mod admission;
+pub mod alloc;
+pub mod authn;
+pub mod authz;
+pub mod body;
+pub mod bootstrap;
+pub mod cache;
+pub mod convert;
+pub mod discovery;
+pub mod encode;
+pub mod encryption;
+pub mod health;
+mod hooks;
+pub mod housekeeping;
+pub mod in_process;
+pub mod initial;
+pub mod kinds;
+pub mod managed;
+pub mod metrics;
+pub mod negotiate;
+pub mod openapi;
+pub mod options;
+pub mod pipeline;
+pub mod pki;
+pub mod reader;
+pub mod registry;
+pub mod request_info;
+pub mod respond;
+pub mod server;
+pub mod streaming;
+mod table;
+pub mod tokens;
+pub mod version;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hawser_storage::Storage;
+use ipnet::Ipv4Net;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access::{AccessBuilder, GroupResource, Host, UserInfo};
+use crate::alloc::Allocators;
+use crate::cache::feed::Feed;
+use crate::encryption::Transformer;
+use crate::in_process::{InProcessService, Local};
+use crate::kinds::KindsRegistry;
+use crate::pipeline::Pipeline;
+use crate::reader::Reader;
+use crate::registry::Registry;
+
+/// Settings of an API server.
+pub struct Config {
+    /// Addresses to listen on; none for a server that is used in process only.
+    pub listen: Vec<SocketAddr>,
+    /// Whether sockets that a supervisor passes (`LISTEN_FDS`) are taken too.
+    pub inherit_sockets: bool,
+    /// TLS with the server's certificate; client certificates are verified if sent.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Access control.
+    pub access: Arc<dyn AccessBuilder>,
+    /// Encryption at rest.
+    pub seal: Option<Arc<dyn Transformer>>,
+    /// Addresses of Services.
+    pub service_cidr: Ipv4Net,
+    /// Where the `kubernetes` Service leads to.
+    pub advertise: SocketAddr,
+    /// Group versions (`group/version`) to serve although they are off by default.
+    pub runtime_config: Vec<String>,
+}
+
+impl Config {
+    /// A server without sockets, with the defaults of ARCHITECTURE.md.
+    pub fn new(access: Arc<dyn AccessBuilder>) -> Self {
+        Self {
+            listen: Vec::new(),
+            inherit_sockets: false,
+            tls: None,
+            access,
+            seal: None,
+            service_cidr: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 96, 0, 0), 12),
+            advertise: SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 6443),
+            runtime_config: Vec::new(),
+        }
+    }
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Storage does not answer.
+    #[error("storage: {0}")]
+    Storage(#[from] hawser_storage::Error),
+    /// Objects cannot be read.
+    #[error(transparent)]
+    Cache(#[from] cache::feed::FeedError),
+    /// Access control cannot be put together.
+    #[error("access control: {0}")]
+    Access(String),
+    /// A socket cannot be opened.
+    #[error("{0}")]
+    Listen(String),
+    /// Addresses were given and no TLS to serve them with.
+    #[error("addresses to listen on need TLS")]
+    NoTls,
+    /// The objects of a fresh cluster cannot be put in place.
+    #[error("first objects: {0}")]
+    Initial(hawser_api::status::Status),
+}
+
+/// A running API server. Requests in process are answered from [`ApiServer::start`] on, those from the network while
+/// [`ApiServer::run`] runs.
+pub struct ApiServer {
+    pipeline: Arc<Pipeline>,
+    reader: Reader,
+    local: Arc<Local>,
+    listeners: Vec<TcpListener>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl ApiServer {
+    /// Opens the sockets, reads what must be known, and puts the first objects in place. The server is ready when this
+    /// returns.
+    ///
+    /// # Errors
+    /// When anything of that fails; nothing keeps running then.
+    pub async fn start(config: Config, storage: Arc<dyn Storage>) -> Result<Self, Error> {
+        let listeners = server::listen(&config.listen, config.inherit_sockets).map_err(Error::Listen)?;
+        if !listeners.is_empty() && config.tls.is_none() {
+            return Err(Error::NoTls);
+        }
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        let tasks = TaskTracker::new();
+        let kinds = Arc::new(KindsRegistry::builtin(&config.runtime_config));
+        let feed = Arc::new(Feed::new(storage, kinds.clone(), config.seal.clone()).await?);
+        tasks.spawn({
+            let (feed, stop) = (feed.clone(), stop.clone());
+            async move { feed.run(stop).await }
+        });
+        let reader = Reader { feed: feed.clone(), kinds: kinds.clone() };
+        let local = Arc::new(Local::default());
+        let host = Host { reader: Arc::new(reader.clone()), local: local.clone(), stop: stop.clone() };
+        let mut access = config.access.build(host).await.map_err(Error::Access)?;
+        let wanted = std::mem::take(&mut access.bootstrap);
+        let allocators = restore(&feed, &kinds, config.service_cidr).await?;
+        let service = allocators.first_address();
+        let registry =
+            Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators, queues: Default::default() });
+        tasks.spawn(housekeeping::run(registry.clone(), stop.clone()));
+        let pipeline = Arc::new(Pipeline {
+            registry,
+            discovery: discovery::Discovery::default(),
+            openapi: openapi::OpenApi,
+            health: Arc::default(),
+            metrics: Arc::default(),
+            address: config.advertise.to_string(),
+        });
+        local.connect(&pipeline);
+
+        let table = kinds.snapshot();
+        let endpoint =
+            initial::Endpoint { service, address: config.advertise.ip(), port: config.advertise.port() };
+        let mut objects = wanted;
+        objects.extend(initial::own_objects(endpoint, &config.service_cidr.to_string()));
+        objects.extend(initial::api_services(&table));
+        initial::reconcile(&*local, &table, objects).await.map_err(Error::Initial)?;
+        pipeline.health.bootstrapped.store(true, Ordering::Release);
+        guard.disarm();
+        Ok(Self { pipeline, reader, local, listeners, tls: config.tls, stop, tasks })
+    }
+
+    /// The addresses that are listened on.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|l| l.local_addr().ok()).collect()
+    }
+
+    /// The router as a service with an identity of the caller's choice; a `kube::Client` can sit on it.
+    pub fn in_process(&self, user: UserInfo) -> InProcessService {
+        InProcessService::new(self.pipeline.clone(), user)
+    }
+
+    /// Reads the watch caches.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// The verbs behind the router.
+    pub fn registry(&self) -> Arc<Registry> {
+        self.pipeline.registry.clone()
+    }
+
+    /// Requests in process, JSON in and out.
+    pub fn local(&self) -> Arc<Local> {
+        self.local.clone()
+    }
+
+    /// Serves the network until `stop`, then lets requests end, then stops what runs behind them.
+    ///
+    /// # Errors
+    /// Never at the moment; a component's `run` may fail.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        let Self { pipeline, listeners, tls, stop: inner, tasks, .. } = self;
+        let closing = CancellationToken::new();
+        let serving = async {
+            match tls {
+                Some(tls) if !listeners.is_empty() => {
+                    server::serve(listeners, tls, pipeline.clone(), closing.clone()).await;
+                }
+                _ => closing.cancelled().await,
+            }
+        };
+        let stopping = async {
+            stop.cancelled().await;
+            pipeline.health.stopping.store(true, Ordering::Release);
+            // Watches end first, so that their connections can.
+            pipeline.registry.feed.end_watches();
+            closing.cancel();
+        };
+        tokio::join!(serving, stopping);
+        inner.cancel();
+        tasks.close();
+        tasks.wait().await;
+        Ok(())
+    }
+}
+
+/// Rebuilds the allocators from the Services there are.
+async fn restore(feed: &Feed, kinds: &KindsRegistry, cidr: Ipv4Net) -> Result<Allocators, Error> {
+    let allocators = Allocators::new(cidr);
+    let table = kinds.snapshot();
+    let services = table.find_resource(&GroupResource::new("", "services")).and_then(|row| row.cache.clone());
+    if let Some(cache) = services {
+        feed.ensure(&cache).await?;
+        let mut entries = Vec::new();
+        cache.scan(None, None, |e| {
+            entries.push(e.clone());
+            true
+        });
+        for entry in entries {
+            match entry.decode() {
+                Ok(service) => {
+                    for twice in allocators.restore(&service) {
+                        tracing::error!(service = %entry.key, what = twice, "given out twice");
+                    }
+                }
+                Err(e) => tracing::error!(service = %entry.key, error = %e, "cannot be read"),
+            }
+        }
+    }
+    Ok(allocators)
+}

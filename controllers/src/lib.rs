@@ -1,2 +1,36 @@
-//! Placeholder.
+//! Hawser's controllers: each a pure `reconcile(&View, now) -> Plan`, all run by one generic runner.
+//!
+//! - [`plan`]: what a reconciler returns.
+//! - [`cache`]: one shared, indexed store per kind.
+//! - [`runner`]: work queue, execution of plans, events, leader election.
+//! - One module per controller.
 #![forbid(unsafe_code)]
+
+pub mod aggregation;
+pub mod cache;
+pub mod certificates;
+pub mod claim;
+pub mod config;
+pub mod deployment;
+pub mod discovery;
+pub mod endpoints;
+pub mod endpointslice;
+pub mod gc;
+pub mod hash;
+pub mod manager;
+pub mod namespace;
+pub mod node;
+pub mod nsdefaults;
+pub mod object;
+pub mod plan;
+pub mod pods;
+pub mod replicaset;
+pub mod runner;
+pub mod services;
+pub mod tokens;
+
+pub use config::{ClientFor, Config, SigningCa};
+pub use manager::{ControllerManager, Error};
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,121 @@
+//! The field numbers (`data/protobuf.txt`), parsed once on first use.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// A message.
+#[derive(Debug, Default)]
+pub struct Message {
+    /// By field number.
+    pub fields: HashMap<u32, Entry>,
+}
+
+/// What a field number stands for.
+#[derive(Debug, Clone, Copy)]
+pub enum Entry {
+    /// A field of the JSON object.
+    Field { name: &'static str, mark: Mark },
+    /// A message whose fields are the object's own.
+    Inline(&'static str),
+}
+
+/// Scalars and free values of JSON that are messages of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// As the schema says.
+    None,
+    /// `{1: bytes}` that are JSON: RawExtension, FieldsV1, JSON.
+    Json,
+    /// `{1: repeated string}`: ExtraValue, Verbs.
+    Strings,
+    /// A schema, or several.
+    SchemaOrArray,
+    /// A schema, or whether anything is allowed.
+    SchemaOrBool,
+    /// A schema, or names of properties.
+    SchemaOrStrings,
+}
+
+static MESSAGES: LazyLock<HashMap<&'static str, Message>> =
+    LazyLock::new(|| parse(include_str!("../../data/protobuf.txt")));
+
+/// The message of a type, by its short name in the schema table.
+pub fn find(name: &str) -> Option<&'static Message> {
+    MESSAGES.get(name)
+}
+
+fn parse(text: &'static str) -> HashMap<&'static str, Message> {
+    let mut messages: HashMap<&'static str, Message> = HashMap::new();
+    let mut current = None;
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("msg ") {
+            current = Some(name);
+            messages.entry(name).or_default();
+        } else if let Some(line) = line.strip_prefix(' ')
+            && let Some(message) = current.and_then(|name| messages.get_mut(name))
+            && let Some((number, entry)) = parse_field(line)
+        {
+            message.fields.insert(number, entry);
+        }
+    }
+    messages
+}
+
+fn parse_field(line: &'static str) -> Option<(u32, Entry)> {
+    let mut words = line.split(' ');
+    let (first, second) = (words.next()?, words.next()?);
+    if let Some(number) = first.strip_prefix('*') {
+        return Some((number.parse().ok()?, Entry::Inline(second)));
+    }
+    let mark = match words.next() {
+        None => Mark::None,
+        Some("RawExtension" | "FieldsV1" | "JSON") => Mark::Json,
+        Some("ExtraValue" | "Verbs") => Mark::Strings,
+        Some("JSONSchemaPropsOrArray") => Mark::SchemaOrArray,
+        Some("JSONSchemaPropsOrBool") => Mark::SchemaOrBool,
+        Some("JSONSchemaPropsOrStringArray") => Mark::SchemaOrStrings,
+        Some(_) => return None,
+    };
+    Some((second.parse().ok()?, Entry::Field { name: first, mark }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+
+    #[test]
+    fn every_line_is_understood() {
+        for line in include_str!("../../data/protobuf.txt").lines() {
+            let known = line.starts_with('#')
+                || line.starts_with("msg ")
+                || line.strip_prefix(' ').is_some_and(|line| parse_field(line).is_some());
+            assert!(known, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_named_field_exists_in_the_schema_and_every_inline_message_in_the_table() {
+        for (name, message) in MESSAGES.iter() {
+            for entry in message.fields.values() {
+                match entry {
+                    Entry::Inline(inner) => assert!(find(inner).is_some(), "{name}: {inner}"),
+                    Entry::Field { name: field, .. } => {
+                        // Inlined messages have no type; their fields are checked through the types they are in.
+                        if let Some(ty) = schema::find(name) {
+                            assert!(ty.field(field).is_some(), "{name}.{field}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_type_has_a_message() {
+        // The one that is never a body: the answer of /version.
+        for ty in schema::all().iter().filter(|ty| !ty.name.contains("version.Info")) {
+            assert!(find(ty.name).is_some(), "{}", ty.name);
+        }
+    }
+}

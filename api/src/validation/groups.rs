@@ -1,0 +1,412 @@
+//! Validation of the smaller groups.
+
+use super::checks::{Errors, IMMUTABLE, NOT_NEGATIVE, percent};
+use super::scheduling;
+use crate::names;
+use crate::object::{Labels, ObjectExt as _};
+use crate::status::Path;
+use serde_json::Value;
+
+const SPEC: Path<'static> = Path::new("spec");
+const ROOT: Path<'static> = Path::ROOT;
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+pub fn disruption_budget(o: &Value, e: &mut Errors) {
+    let empty = Value::Null;
+    let s = o.get("spec").unwrap_or(&empty);
+    let (min, max) = (s.get("minAvailable"), s.get("maxUnavailable"));
+    if min.is_some() && max.is_some() {
+        e.invalid(SPEC, s.clone(), "minAvailable and maxUnavailable cannot be both set");
+    }
+    for (field, value) in [("minAvailable", min), ("maxUnavailable", max)] {
+        e.int_or_percent(SPEC.child(field), value);
+        if let Some(Value::String(text)) = value
+            && percent(text).is_some_and(|n| n > 100)
+        {
+            e.invalid(SPEC.child(field), text.as_str(), "must not be greater than 100%");
+        }
+    }
+    e.selector(SPEC.child("selector"), s.get("selector"));
+    let policy = s.str_at("unhealthyPodEvictionPolicy");
+    e.optional_one_of(SPEC.child("unhealthyPodEvictionPolicy"), policy, &["AlwaysAllow", "IfHealthyBudget"]);
+}
+
+pub fn lease(o: &Value, e: &mut Errors) {
+    if let Some(n) = o.int_at("spec.leaseDurationSeconds").filter(|n| *n <= 0) {
+        e.invalid(SPEC.child("leaseDurationSeconds"), n, "must be greater than 0");
+    }
+    if let Some(n) = o.int_at("spec.leaseTransitions").filter(|n| *n < 0) {
+        e.invalid(SPEC.child("leaseTransitions"), n, NOT_NEGATIVE);
+    }
+}
+
+pub fn rbac(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
+    match kind {
+        "Role" | "ClusterRole" => {
+            let list = ROOT.child("rules");
+            for (i, rule) in o.items_at("rules").iter().enumerate() {
+                policy_rule(kind, rule, list.index(i), e);
+            }
+            if let Some(selectors) = o.at("aggregationRule").filter(|a| !a.is_null()) {
+                let list = ROOT.child("aggregationRule.clusterRoleSelectors");
+                if selectors.items_at("clusterRoleSelectors").is_empty() {
+                    e.required(
+                        list,
+                        "at least one clusterRoleSelector required if aggregationRule is non-nil",
+                    );
+                }
+                for (i, s) in selectors.items_at("clusterRoleSelectors").iter().enumerate() {
+                    e.selector(list.index(i), Some(s));
+                }
+            }
+        }
+        _ => role_binding(kind, o, old, e),
+    }
+}
+
+fn policy_rule(kind: &str, rule: &Value, at: Path<'_>, e: &mut Errors) {
+    if rule.items_at("verbs").is_empty() {
+        e.required(at.child("verbs"), "verbs must contain at least one value");
+    }
+    let urls = rule.items_at("nonResourceURLs");
+    if !urls.is_empty() {
+        if kind == "Role" {
+            let value = rule["nonResourceURLs"].clone();
+            e.invalid(
+                at.child("nonResourceURLs"),
+                value,
+                "namespaced rules cannot apply to non-resource URLs",
+            );
+        }
+        let resourceful =
+            ["apiGroups", "resources", "resourceNames"].iter().any(|f| !rule.items_at(f).is_empty());
+        if resourceful {
+            let value = rule["nonResourceURLs"].clone();
+            let detail = "rules cannot apply to both regular resources and non-resource URLs";
+            e.invalid(at.child("nonResourceURLs"), value, detail);
+        }
+        return;
+    }
+    if rule.items_at("apiGroups").is_empty() {
+        e.required(at.child("apiGroups"), "resource rules must supply at least one api group");
+    }
+    if rule.items_at("resources").is_empty() {
+        e.required(at.child("resources"), "resource rules must supply at least one resource");
+    }
+}
+
+fn role_binding(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
+    let at = ROOT.child("roleRef");
+    let empty = Value::Null;
+    let role = o.get("roleRef").unwrap_or(&empty);
+    let group = role.str_at("apiGroup");
+    if group != RBAC {
+        e.unsupported(at.child("apiGroup"), group, &[RBAC]);
+    }
+    let kinds: &[&str] = if kind == "RoleBinding" { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
+    if !kinds.contains(&role.str_at("kind")) {
+        e.unsupported(at.child("kind"), role.str_at("kind"), kinds);
+    }
+    match role.str_at("name") {
+        "" => e.required(at.child("name"), ""),
+        name => e.all(at.child("name"), name, names::path_segment(name)),
+    }
+    let list = ROOT.child("subjects");
+    for (i, subject) in o.items_at("subjects").iter().enumerate() {
+        let item = list.index(i);
+        let name = subject.str_at("name");
+        if name.is_empty() {
+            e.required(item.child("name"), "");
+        }
+        let group = subject.str_at("apiGroup");
+        match subject.str_at("kind") {
+            "ServiceAccount" => {
+                if !name.is_empty() {
+                    e.all(item.child("name"), name, names::dns1123_subdomain(name));
+                }
+                if !group.is_empty() {
+                    e.unsupported(item.child("apiGroup"), group, &[""]);
+                }
+                if kind == "ClusterRoleBinding" && subject.str_at("namespace").is_empty() {
+                    e.required(item.child("namespace"), "");
+                }
+            }
+            "User" | "Group" => {
+                if group != RBAC {
+                    e.unsupported(item.child("apiGroup"), group, &[RBAC]);
+                }
+            }
+            other => e.unsupported(item.child("kind"), other, &["ServiceAccount", "User", "Group"]),
+        }
+    }
+    if let Some(old) = old
+        && old.get("roleRef") != o.get("roleRef")
+    {
+        e.invalid(at, role.clone(), "cannot change roleRef");
+    }
+}
+
+pub fn priority_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    let value = o.int_at("value").unwrap_or(0);
+    let known = matches!(o.name(), "system-cluster-critical" | "system-node-critical");
+    if o.name().starts_with("system-") && !known {
+        let detail = format!(
+            "priority class names with 'system-' prefix are reserved for system use only. error: {} is not a known system priority class",
+            o.name()
+        );
+        e.forbidden(Path::new("metadata.name"), &detail);
+    } else if !known && value > 1_000_000_000 {
+        let detail = "maximum allowed value of a user defined priority is 1000000000";
+        e.forbidden(ROOT.child("value"), detail);
+    }
+    let policy = o.str_at("preemptionPolicy");
+    e.one_of(ROOT.child("preemptionPolicy"), policy, &["Never", "PreemptLowerPriority"]);
+    if let Some(old) = old {
+        if old.int_at("value") != o.int_at("value") {
+            e.forbidden(ROOT.child("value"), "may not be changed in an update.");
+        }
+        e.immutable(ROOT, o, old, "preemptionPolicy");
+    }
+}
+
+pub fn runtime_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    match o.str_at("handler") {
+        "" => e.required(ROOT.child("handler"), ""),
+        handler => e.all(ROOT.child("handler"), handler, names::dns1123_label(handler)),
+    }
+    if let Some(s) = o.get("scheduling").filter(|s| !s.is_null()) {
+        let at = ROOT.child("scheduling");
+        e.label_map(at.child("nodeSelector"), Labels::new(s.get("nodeSelector").and_then(Value::as_object)));
+        scheduling::tolerations(s, at, e);
+    }
+    if let Some(old) = old {
+        e.immutable(ROOT, o, old, "handler");
+    }
+}
+
+pub fn api_service(o: &Value, e: &mut Errors) {
+    let (version, group) = (o.str_at("spec.version"), o.str_at("spec.group"));
+    let wanted = format!("{version}.{group}");
+    if o.name() != wanted {
+        let detail = format!("must be `spec.version+\".\"+spec.group`: {}", crate::text::quote(&wanted));
+        e.invalid(Path::new("metadata.name"), o.name(), detail);
+    }
+    if version.is_empty() {
+        e.required(SPEC.child("version"), "");
+    }
+    for (field, max) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
+        let n = o.at("spec").and_then(|s| s.int_at(field)).unwrap_or(0);
+        if n <= 0 || n > max {
+            e.invalid(SPEC.child(field), n, format!("must be positive and less than {max}"));
+        }
+    }
+}
+
+pub fn signing_request(o: &Value, e: &mut Errors) {
+    if o.str_at("spec.request").is_empty() {
+        e.invalid(SPEC.child("request"), "", "PEM block type must be CERTIFICATE REQUEST");
+    }
+    if o.items_at("spec.usages").is_empty() {
+        e.required(SPEC.child("usages"), "usages must be provided");
+    }
+    let signer = o.str_at("spec.signerName");
+    if signer.is_empty() {
+        e.required(SPEC.child("signerName"), "");
+    } else if !signer.contains('/') {
+        let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+        e.invalid(SPEC.child("signerName"), signer, detail);
+    }
+    if let Some(n) = o.int_at("spec.expirationSeconds").filter(|n| *n < 600) {
+        e.invalid(
+            SPEC.child("expirationSeconds"),
+            n,
+            "may not specify a duration less than 600 seconds (10 minutes)",
+        );
+    }
+    request_conditions(o, e);
+}
+
+/// The conditions and the certificate of a signing request.
+pub fn request_conditions(o: &Value, e: &mut Errors) {
+    let status = Path::new("status");
+    let list = status.child("conditions");
+    let mut decided = Vec::new();
+    for (i, condition) in o.items_at("status.conditions").iter().enumerate() {
+        let item = list.index(i);
+        let ty = condition.str_at("type");
+        if ty.is_empty() {
+            e.required(item.child("type"), "");
+        }
+        match condition.str_at("status") {
+            "" => e.required(item.child("status"), ""),
+            s if matches!(ty, "Approved" | "Denied" | "Failed") && s != "True" => {
+                e.unsupported(item.child("status"), s, &["True"]);
+            }
+            _ => {}
+        }
+        if matches!(ty, "Approved" | "Denied") {
+            if decided.iter().any(|d| *d != ty) {
+                let detail = "Approved and Denied conditions are mutually exclusive";
+                e.invalid(item.child("type"), ty, detail);
+            }
+            decided.push(ty);
+        }
+    }
+    let certificate = o.str_at("status.certificate");
+    if !certificate.is_empty() {
+        use base64::Engine as _;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(certificate).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        if !text.contains("-----BEGIN CERTIFICATE-----") {
+            let detail = "must contain at least one CERTIFICATE PEM block";
+            e.invalid(status.child("certificate"), "<certificate data>", detail);
+        }
+    }
+}
+
+pub fn resource(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
+    if let Some(old) = old
+        && matches!(kind, "ResourceClaim" | "ResourceClaimTemplate")
+        && old.get("spec") != o.get("spec")
+    {
+        e.invalid(SPEC, o.get("spec").cloned().unwrap_or(Value::Null), IMMUTABLE);
+    }
+    let (spec, at) = match kind {
+        "ResourceClaim" => (o.get("spec"), SPEC),
+        "ResourceClaimTemplate" => (o.at("spec.spec"), Path::new("spec.spec")),
+        _ => return,
+    };
+    let list = at.child("devices.requests");
+    let mut seen = Vec::new();
+    for (i, request) in spec.map_or(&[][..], |s| s.items_at("devices.requests")).iter().enumerate() {
+        let item = list.index(i);
+        let name = request.str_at("name");
+        e.all(item.child("name"), name, names::dns1123_label(name));
+        let present = |f: &str| request.get(f).filter(|v| !v.is_null());
+        let flat = present("deviceClassName").map(|_| request);
+        match (present("exactly").or(flat), present("firstAvailable")) {
+            (Some(exactly), None) => {
+                let at = if flat.is_some() { item } else { item.child("exactly") };
+                match exactly.str_at("deviceClassName") {
+                    "" => e.required(at.child("deviceClassName"), ""),
+                    class => e.all(at.child("deviceClassName"), class, names::dns1123_subdomain(class)),
+                }
+                let mode = exactly.str_at("allocationMode");
+                e.optional_one_of(at.child("allocationMode"), mode, &["All", "ExactCount"]);
+            }
+            (None, Some(_)) => {}
+            (Some(_), Some(_)) => e.invalid(
+                item,
+                request.clone(),
+                "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set",
+            ),
+            (None, None) => e.required(item, "exactly one of `exactly` or `firstAvailable` is required"),
+        }
+        if seen.contains(&name) {
+            e.duplicate(item, name);
+        }
+        seen.push(name);
+    }
+}
+
+pub fn flow_schema(o: &Value, e: &mut Errors) {
+    let n = o.int_at("spec.matchingPrecedence").unwrap_or(0);
+    if n <= 0 {
+        e.invalid(SPEC.child("matchingPrecedence"), n, "must be a positive value");
+    } else if n > 10_000 {
+        e.invalid(SPEC.child("matchingPrecedence"), n, "must not be greater than 10000");
+    } else if n == 1 && o.name() != "exempt" {
+        e.invalid(
+            SPEC.child("matchingPrecedence"),
+            n,
+            "only the schema named 'exempt' may have matchingPrecedence 1",
+        );
+    }
+    if let Some(method) = o.at("spec.distinguisherMethod").filter(|m| !m.is_null()) {
+        let at = SPEC.child("distinguisherMethod");
+        let types = ["ByNamespace", "ByUser"];
+        if !types.contains(&method.str_at("type")) {
+            e.unsupported(at.child("type"), method.str_at("type"), &types);
+        }
+    }
+    let level = SPEC.child("priorityLevelConfiguration");
+    match o.str_at("spec.priorityLevelConfiguration.name") {
+        "" => e.required(level.child("name"), "must reference a priority level"),
+        name => e.all(level.child("name"), name, names::dns1123_subdomain(name)),
+    }
+    let list = SPEC.child("rules");
+    for (i, rule) in o.items_at("spec.rules").iter().enumerate() {
+        let item = list.index(i);
+        let subjects = item.child("subjects");
+        if rule.items_at("subjects").is_empty() {
+            e.required(subjects, "subjects must contain at least one value");
+        }
+        for (j, subject) in rule.items_at("subjects").iter().enumerate() {
+            let kinds = ["Group", "ServiceAccount", "User"];
+            if !kinds.contains(&subject.str_at("kind")) {
+                let at = subjects.index(j);
+                e.unsupported(at.child("kind"), subject.str_at("kind"), &kinds);
+            }
+        }
+        if rule.items_at("resourceRules").is_empty() && rule.items_at("nonResourceRules").is_empty() {
+            e.required(item, "at least one of resourceRules and nonResourceRules has to be non-empty");
+        }
+    }
+}
+
+pub fn priority_level(o: &Value, e: &mut Errors) {
+    let empty = Value::Null;
+    let spec = o.get("spec").unwrap_or(&empty);
+    let given = |f: &str| spec.get(f).is_some_and(|v| !v.is_null());
+    match spec.str_at("type") {
+        "Exempt" => {
+            if given("limited") {
+                e.forbidden(SPEC.child("limited"), "must be nil if the type is not Limited");
+            }
+        }
+        "Limited" => {
+            if given("exempt") {
+                e.forbidden(SPEC.child("exempt"), "must be nil if the type is Limited");
+            }
+            if !given("limited") {
+                e.required(SPEC.child("limited"), "must not be empty when type is Limited");
+                return;
+            }
+            let at = SPEC.child("limited");
+            let limited = &spec["limited"];
+            if let Some(n) = limited.int_at("nominalConcurrencyShares").filter(|n| *n < 0) {
+                e.invalid(at.child("nominalConcurrencyShares"), n, "must be a non-negative integer");
+            }
+            if let Some(n) = limited.int_at("lendablePercent").filter(|n| !(0..=100).contains(n)) {
+                e.invalid(at.child("lendablePercent"), n, "must be between 0 and 100, inclusive");
+            }
+            limit_response(limited.get("limitResponse").unwrap_or(&empty), at.child("limitResponse"), e);
+        }
+        other => e.unsupported(SPEC.child("type"), other, &["Exempt", "Limited"]),
+    }
+}
+
+fn limit_response(response: &Value, at: Path<'_>, e: &mut Errors) {
+    let queuing = response.get("queuing").filter(|q| !q.is_null());
+    match (response.str_at("type"), queuing) {
+        ("Reject", Some(_)) => {
+            e.forbidden(at.child("queuing"), "must be nil if limited.limitResponse.type is not Limited");
+        }
+        ("Queue", None) => {
+            e.required(at.child("queuing"), "must not be empty if limited.limitResponse.type is Limited");
+        }
+        ("Queue", Some(queuing)) => {
+            let at = at.child("queuing");
+            let n = |f: &str| queuing.int_at(f).unwrap_or(0);
+            for field in ["queueLengthLimit", "queues", "handSize"].into_iter().filter(|f| n(f) <= 0) {
+                e.invalid(at.child(field), n(field), "must be positive");
+            }
+            if n("handSize") > n("queues") {
+                let detail = format!("should not be greater than queues ({})", n("queues"));
+                e.invalid(at.child("handSize"), n("handSize"), detail);
+            }
+        }
+        ("Reject", None) => {}
+        (other, _) => e.unsupported(at.child("type"), other, &["Queue", "Reject"]),
+    }
+}

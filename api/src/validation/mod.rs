@@ -1,0 +1,187 @@
+//! Validation: what is wrong with an object, field by field, in Kubernetes' words and order.
+//!
+//! Objects are well-typed, defaulted and prepared (see [`crate::strategy`]) when they come here.
+
+mod admission;
+mod autoscaling;
+mod checks;
+mod containers;
+mod core;
+mod cron;
+mod groups;
+mod handlers;
+mod jobs;
+mod meta;
+mod networking;
+mod pods;
+mod scheduling;
+mod service;
+mod storage;
+mod volumes;
+mod workloads;
+
+pub use pods::warnings as pod_warnings;
+
+use crate::kinds::Kind;
+use crate::object::ObjectExt as _;
+use crate::status::{FieldError, Status};
+use checks::Errors;
+use serde_json::Value;
+
+/// What is wrong with an object that is to be created. Empty when nothing is.
+pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
+    let mut e = Errors::default();
+    meta::on_create(kind, object, &mut e);
+    if kind.builtin {
+        whole(kind, object, None, &mut e);
+    }
+    e.into_vec()
+}
+
+/// What is wrong with an update of a whole object.
+pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut e = Errors::default();
+    meta::on_update(kind, new, old, &mut e);
+    if kind.builtin {
+        whole(kind, new, Some(old), &mut e);
+    }
+    e.into_vec()
+}
+
+/// What is wrong with an update through a subresource (`status`, `ephemeralcontainers`, …).
+pub fn validate_subresource_update(
+    kind: &Kind,
+    subresource: &str,
+    new: &Value,
+    old: &Value,
+) -> Vec<FieldError> {
+    let mut e = Errors::default();
+    meta::on_update(kind, new, old, &mut e);
+    match (kind.kind.as_str(), subresource) {
+        ("Pod", "ephemeralcontainers") => pods::ephemeral_update(new, old, &mut e),
+        ("Pod", "resize") => pods::pod(new, Some(old), &mut e),
+        ("CertificateSigningRequest", "approval" | "status") => groups::request_conditions(new, &mut e),
+        _ => {}
+    }
+    e.into_vec()
+}
+
+/// Warnings that go with an accepted object.
+pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
+    let template = "spec.template";
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Pod") => pods::warnings(object, ""),
+        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch", "Job") => {
+            object.at(template).map(|t| pods::warnings(t, "spec.template.")).unwrap_or_default()
+        }
+        ("", "Service") => service::warnings(object),
+        ("discovery.k8s.io", "EndpointSlice") if object.str_at("addressType") == "FQDN" => {
+            vec!["spec.addressType: FQDN endpoints are deprecated".into()]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The answer for the errors found; `None` when there are none.
+pub fn to_status(kind: &Kind, name: &str, errors: &[FieldError]) -> Option<Status> {
+    (!errors.is_empty()).then(|| Status::invalid(&kind.group, &kind.kind, name, errors))
+}
+
+/// The kind's own rules, `old` being the stored object of an update.
+fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Pod") => pods::pod(o, old, e),
+        ("", "PodTemplate") => pods::template(o.get("template"), "template", e),
+        ("", "Service") => service::service(o, old, e),
+        ("", "Endpoints") => service::endpoints(o, e),
+        ("", "ConfigMap") => core::config_map(o, old, e),
+        ("", "Secret") => core::secret(o, old, e),
+        ("", "PersistentVolume") => core::persistent_volume(o, old, e),
+        ("", "PersistentVolumeClaim") => core::claim(o, old, e),
+        ("", "LimitRange") => core::limit_range(o, e),
+        ("", "ResourceQuota") => core::resource_quota(o, e),
+        ("", "Event") => core::event(o, e),
+        ("", "Node") => core::node(o, old, e),
+        ("", "ReplicationController") => workloads::replication_controller(o, e),
+        ("apps", "Deployment") => workloads::deployment(o, old, e),
+        ("apps", "ReplicaSet") => workloads::replica_set(o, old, e),
+        ("apps", "StatefulSet") => workloads::stateful_set(o, old, e),
+        ("apps", "DaemonSet") => workloads::daemon_set(o, old, e),
+        ("apps", "ControllerRevision") => workloads::controller_revision(o, old, e),
+        ("batch", "Job") => jobs::job(o, old, e),
+        ("batch", "CronJob") => jobs::cron_job(o, e),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::autoscaler(o, e),
+        ("discovery.k8s.io", "EndpointSlice") => service::endpoint_slice(o, old, e),
+        ("networking.k8s.io", name) => networking::kind(name, o, old, e),
+        ("policy", "PodDisruptionBudget") => groups::disruption_budget(o, e),
+        ("coordination.k8s.io", "Lease") => groups::lease(o, e),
+        ("rbac.authorization.k8s.io", name) => groups::rbac(name, o, old, e),
+        ("scheduling.k8s.io", "PriorityClass") => groups::priority_class(o, old, e),
+        ("node.k8s.io", "RuntimeClass") => groups::runtime_class(o, old, e),
+        ("storage.k8s.io", name) => storage::kind(name, o, old, e),
+        ("admissionregistration.k8s.io", name) => admission::kind(name, o, e),
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => groups::flow_schema(o, e),
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => groups::priority_level(o, e),
+        ("apiregistration.k8s.io", "APIService") => groups::api_service(o, e),
+        ("certificates.k8s.io", "CertificateSigningRequest") => groups::signing_request(o, e),
+        ("resource.k8s.io", name) => groups::resource(name, o, old, e),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn empty_objects_of_every_kind_are_judged() {
+        for kind in crate::kinds::builtin() {
+            let ty = crate::schema::of(kind).expect("type");
+            let mut o = crate::decode::empty(ty);
+            crate::defaults::apply(kind, &mut o);
+            let errors = validate_create(kind, &o);
+            assert!(errors.iter().any(|e| e.field == "metadata.name"), "{}", kind.kind);
+            assert!(to_status(kind, "", &errors).is_some());
+        }
+    }
+
+    #[test]
+    fn warnings_of_what_is_accepted() {
+        let kind = |group: &str, plural: &str| crate::kinds::find(group, "v1", plural).expect("row");
+        let pod = json!({"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/c": "x"}},
+            "spec": {"nodeSelector": {"beta.kubernetes.io/os": "linux"}, "containers": [{"env": [{"name": "A"}, {"name": "A"}]}]}});
+        assert_eq!(
+            warnings(kind("", "pods"), &pod),
+            [
+                "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: deprecated since v1.30; use the \"appArmorProfile\" field instead",
+                "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
+                "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using apply",
+            ]
+        );
+        let service = json!({"spec": {"type": "ClusterIP", "externalName": "a.b"}});
+        assert_eq!(warnings(kind("", "services"), &service).len(), 1);
+        assert_eq!(
+            warnings(kind("discovery.k8s.io", "endpointslices"), &json!({"addressType": "FQDN"})).len(),
+            1
+        );
+        assert!(warnings(kind("", "configmaps"), &json!({})).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_well_typed_pod_panics(name in ".{0,8}", port in any::<i32>(), key in ".{0,6}", op in "(In|Exists|Gt|)") {
+            let kind = crate::kinds::find("", "v1", "pods").expect("pods");
+            let mut pod = json!({"metadata": {"name": name, "labels": {key.clone(): name}}, "spec": {
+                "containers": [{"name": name, "image": key, "ports": [{"containerPort": port, "hostPort": port}],
+                    "env": [{"name": key, "valueFrom": {"fieldRef": {"fieldPath": key}}}], "volumeMounts": [{"name": key, "mountPath": name}]}],
+                "volumes": [{"name": key}], "tolerations": [{"key": key, "operator": op}],
+                "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": key, "operator": op}]}]}}}}});
+            crate::defaults::apply(kind, &mut pod);
+            let errors = validate_create(kind, &pod);
+            let _ = validate_update(kind, &pod, &json!({}));
+            let _ = to_status(kind, "x", &errors);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Validation of ingresses, network policies and address ranges.
+
+use super::checks::Errors;
+use crate::names;
+use crate::object::ObjectExt as _;
+use crate::status::Path;
+use serde_json::{Value, json};
+
+const SPEC: Path<'static> = Path::new("spec");
+
+pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
+    let fixed = match kind {
+        "IngressClass" => "controller",
+        "ServiceCIDR" => "cidrs",
+        "IPAddress" => "parentRef",
+        _ => "",
+    };
+    if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec")))
+        && !fixed.is_empty()
+    {
+        e.immutable(SPEC, new, old, fixed);
+    }
+    match kind {
+        "Ingress" => ingress(o, e),
+        "NetworkPolicy" => network_policy(o, e),
+        "IngressClass" if o.str_at("spec.controller").is_empty() => e.required(SPEC.child("controller"), ""),
+        "ServiceCIDR" => service_cidr(o, e),
+        "IPAddress" => {
+            let at = SPEC.child("parentRef");
+            match o.at("spec.parentRef").filter(|p| !p.is_null()) {
+                None => e.required(at, ""),
+                Some(parent) => {
+                    for field in ["resource", "name"].into_iter().filter(|f| parent.str_at(f).is_empty()) {
+                        e.required(at.child(field), "");
+                    }
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn service_cidr(o: &Value, e: &mut Errors) {
+    let at = SPEC.child("cidrs");
+    let cidrs: Vec<&str> = o.items_at("spec.cidrs").iter().filter_map(Value::as_str).collect();
+    if cidrs.is_empty() {
+        e.required(at, "at least one CIDR required");
+    }
+    let mut families = Vec::new();
+    for (i, text) in cidrs.iter().enumerate() {
+        match text.parse::<ipnet::IpNet>() {
+            Err(_) => e.invalid(
+                at.index(i),
+                *text,
+                "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            ),
+            Ok(net) => {
+                if net.addr() != net.network() {
+                    e.invalid(at.index(i), *text, "must not have bits set beyond the prefix length");
+                }
+                families.push(net.network().is_ipv4());
+            }
+        }
+    }
+    let twice = families.iter().filter(|f| **f).count() > 1 || families.iter().filter(|f| !**f).count() > 1;
+    if cidrs.len() > 2 || twice {
+        let detail =
+            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+        e.invalid(at, json!(cidrs), detail);
+    }
+}
+
+fn ingress(o: &Value, e: &mut Errors) {
+    let rules = o.items_at("spec.rules");
+    let default = o.at("spec.defaultBackend").filter(|b| !b.is_null());
+    if rules.is_empty() && default.is_none() {
+        e.invalid(
+            SPEC,
+            o.get("spec").cloned().unwrap_or(Value::Null),
+            "either `defaultBackend` or `rules` must be specified",
+        );
+    }
+    if let Some(backend) = default {
+        ingress_backend(backend, SPEC.child("defaultBackend"), e);
+    }
+    let list = SPEC.child("rules");
+    for (i, rule) in rules.iter().enumerate() {
+        let item = list.index(i);
+        let host = rule.str_at("host");
+        if host.contains('*') {
+            e.all(item.child("host"), host, names::wildcard_subdomain(host));
+        } else if host.parse::<std::net::IpAddr>().is_ok() {
+            e.invalid(item.child("host"), host, "must be a DNS name, not an IP address");
+        } else if !host.is_empty() {
+            e.all(item.child("host"), host, names::dns1123_subdomain(host));
+        }
+        let Some(http) = rule.get("http").filter(|h| !h.is_null()) else { continue };
+        let http_at = item.child("http");
+        let paths = http_at.child("paths");
+        if http.items_at("paths").is_empty() {
+            e.required(paths, "");
+        }
+        for (j, path) in http.items_at("paths").iter().enumerate() {
+            ingress_path(path, paths.index(j), e);
+        }
+    }
+    let class = o.str_at("spec.ingressClassName");
+    if !class.is_empty() {
+        e.all(SPEC.child("ingressClassName"), class, names::dns1123_subdomain(class));
+    }
+}
+
+fn ingress_path(path: &Value, at: Path<'_>, e: &mut Errors) {
+    let text = path.str_at("path");
+    match path.str_at("pathType") {
+        "" => {
+            e.required(at.child("pathType"), "pathType must be specified");
+        }
+        "Exact" | "Prefix" => {
+            if !text.starts_with('/') {
+                e.invalid(at.child("path"), text, "must be an absolute path");
+            }
+            for bad in ["//", "/./", "/../", "%2f", "%2F"].into_iter().filter(|b| text.contains(b)) {
+                e.invalid(at.child("path"), text, format!("must not contain '{bad}'"));
+            }
+            for bad in ["/..", "/."].into_iter().filter(|b| text.ends_with(b)) {
+                e.invalid(at.child("path"), text, format!("cannot end with '{bad}'"));
+            }
+        }
+        "ImplementationSpecific" => {
+            if !text.is_empty() && !text.starts_with('/') {
+                e.invalid(at.child("path"), text, "must be an absolute path");
+            }
+        }
+        other => e.unsupported(at.child("pathType"), other, &["Exact", "ImplementationSpecific", "Prefix"]),
+    }
+    ingress_backend(path.get("backend").unwrap_or(&Value::Null), at.child("backend"), e);
+}
+
+fn ingress_backend(backend: &Value, at: Path<'_>, e: &mut Errors) {
+    let present = |name: &str| backend.get(name).filter(|v| !v.is_null());
+    match (present("service"), present("resource")) {
+        (Some(_), Some(_)) => e.invalid(at, "", "cannot set both resource and service backends"),
+        (None, None) => e.required(at, "resource or service backend is required"),
+        (None, Some(_)) => {}
+        (Some(service), None) => {
+            let at = at.child("service");
+            match service.str_at("name") {
+                "" => e.required(at.child("name"), ""),
+                name => e.all(at.child("name"), name, names::dns1035_label(name)),
+            }
+            let (name, number) = (service.str_at("port.name"), service.int_at("port.number").unwrap_or(0));
+            match (name.is_empty(), number) {
+                (false, n) if n != 0 => {
+                    e.invalid(at, "", "cannot set both port name & port number");
+                }
+                (false, _) => e.all(at.child("port.name"), name, names::port_name(name)),
+                (true, 0) => e.required(at, "port name or number is required"),
+                (true, n) => {
+                    for message in names::port_number(n) {
+                        e.invalid(at.child("port.number"), n, message);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn network_policy(o: &Value, e: &mut Errors) {
+    e.selector(SPEC.child("podSelector"), o.at("spec.podSelector"));
+    for (direction, side) in [("ingress", "from"), ("egress", "to")] {
+        let list = SPEC.child(direction);
+        for (i, rule) in o.at("spec").map_or(&[][..], |s| s.items_at(direction)).iter().enumerate() {
+            let item = list.index(i);
+            let ports = item.child("ports");
+            for (j, port) in rule.items_at("ports").iter().enumerate() {
+                policy_port(port, ports.index(j), e);
+            }
+            let peers = item.child(side);
+            for (j, peer) in rule.items_at(side).iter().enumerate() {
+                policy_peer(peer, peers.index(j), e);
+            }
+        }
+    }
+    let list = SPEC.child("policyTypes");
+    let types = o.items_at("spec.policyTypes");
+    if types.len() > 2 {
+        e.invalid(list, o["spec"]["policyTypes"].clone(), "may not specify more than two policyTypes");
+    }
+    for (i, ty) in types.iter().filter_map(Value::as_str).enumerate() {
+        if !matches!(ty, "Ingress" | "Egress") {
+            e.unsupported(list.index(i), ty, &["Ingress", "Egress"]);
+        }
+    }
+}
+
+fn policy_port(port: &Value, at: Path<'_>, e: &mut Errors) {
+    let protocol = port.str_at("protocol");
+    let protocols = ["TCP", "UDP", "SCTP"];
+    if !protocol.is_empty() && !protocols.contains(&protocol) {
+        e.unsupported(at.child("protocol"), protocol, &protocols);
+    }
+    let number = port.get("port").filter(|p| !p.is_null());
+    let end = port.int_at("endPort");
+    match number {
+        Some(number) => {
+            e.port_or_name(at.child("port"), Some(number));
+            if let (Some(end), Some(start)) = (end, number.as_i64()) {
+                if end < start {
+                    e.invalid(at.child("endPort"), end, "must be greater than or equal to `port`");
+                }
+            } else if let Some(end) = end {
+                e.invalid(at.child("endPort"), end, "may not be specified when `port` is non-numeric");
+            }
+        }
+        None => {
+            if let Some(end) = end {
+                e.invalid(at.child("endPort"), end, "may not be specified when `port` is not specified");
+            }
+        }
+    }
+}
+
+fn policy_peer(peer: &Value, at: Path<'_>, e: &mut Errors) {
+    let present = |name: &str| peer.get(name).filter(|v| !v.is_null());
+    let mut count = 0;
+    for field in ["podSelector", "namespaceSelector"] {
+        if let Some(selector) = present(field) {
+            count += 1;
+            e.selector(at.child(field), Some(selector));
+        }
+    }
+    if let Some(block) = present("ipBlock") {
+        let ip = at.child("ipBlock");
+        if count > 0 {
+            e.forbidden(at, "may not specify both ipBlock and another peer");
+        }
+        count += 1;
+        let text = block.str_at("cidr");
+        let invalid = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+        let whole = text.parse::<ipnet::IpNet>();
+        if text.is_empty() {
+            e.required(ip.child("cidr"), "");
+        } else if whole.is_err() {
+            e.invalid(ip.child("cidr"), text, invalid);
+        }
+        let list = ip.child("except");
+        for (i, except) in block.items_at("except").iter().filter_map(Value::as_str).enumerate() {
+            match (except.parse::<ipnet::IpNet>(), &whole) {
+                (Err(_), _) => e.invalid(list.index(i), except, invalid),
+                (Ok(part), Ok(whole))
+                    if !whole.contains(&part) || part.prefix_len() <= whole.prefix_len() =>
+                {
+                    e.invalid(list.index(i), except, "must be a strict subset of `cidr`");
+                }
+                _ => {}
+            }
+        }
+    }
+    if count == 0 {
+        e.required(at, "must specify a peer");
+    }
+}

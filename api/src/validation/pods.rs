@@ -1,0 +1,378 @@
+//! Validation of pods and pod templates.
+
+use super::checks::Errors;
+use super::{containers, meta, scheduling, volumes};
+use crate::names;
+use crate::object::{Labels, ObjectExt as _};
+use crate::quantity::Quantity;
+use crate::status::Path;
+use serde_json::Value;
+
+/// The fields of a pod's spec that an update may change, as the refusal lists them.
+const MUTABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+/// A pod; `old` is the stored one of an update.
+pub fn pod(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    let at = Path::new("spec");
+    let empty = Value::Null;
+    let s = o.get("spec").unwrap_or(&empty);
+    match old {
+        None => {
+            spec(s, at, e);
+            if !s.items_at("ephemeralContainers").is_empty() {
+                e.forbidden(at.child("ephemeralContainers"), "cannot be set on create");
+            }
+            if !s.items_at("schedulingGates").is_empty() && !s.str_at("nodeName").is_empty() {
+                e.forbidden(
+                    at.child("nodeName"),
+                    "cannot be set until all schedulingGates have been cleared",
+                );
+            }
+        }
+        Some(old) => update(s, old.get("spec").unwrap_or(&empty), at, e),
+    }
+}
+
+/// The few fields of a running pod that may change.
+fn update(new: &Value, old: &Value, at: Path<'_>, e: &mut Errors) {
+    for list in ["containers", "initContainers"] {
+        let path = at.child(list);
+        let (a, b) = (new.items_at(list), old.items_at(list));
+        if a.len() != b.len() {
+            e.forbidden(path, "pod updates may not add or remove containers");
+            return;
+        }
+        for (i, c) in a.iter().enumerate() {
+            if c.str_at("image").is_empty() {
+                e.required(path.index(i).child("image"), "");
+            }
+        }
+    }
+    let (a, b) = (new.int_at("activeDeadlineSeconds"), old.int_at("activeDeadlineSeconds"));
+    if let Some(b) = b {
+        let path = at.child("activeDeadlineSeconds");
+        match a {
+            None => e.invalid(path, Value::Null, "must not update from a positive integer to nil value"),
+            Some(a) if a < 0 || a > b => e.invalid(path, a, "must be less than or equal to previous value"),
+            Some(_) => {}
+        }
+    }
+    gates(new, old, at, e);
+    tolerations(new, old, at, e);
+    let mut masked = new.clone();
+    for list in ["containers", "initContainers"] {
+        let images: Vec<Option<Value>> = old.items_at(list).iter().map(|c| c.get("image").cloned()).collect();
+        if let Some(Value::Array(items)) = masked.get_mut(list) {
+            for (item, image) in items.iter_mut().zip(images) {
+                if let Some(image) = image {
+                    item.set_path(&["image"], image);
+                }
+            }
+        }
+    }
+    let gated = !old.items_at("schedulingGates").is_empty();
+    let mut mutable =
+        vec!["activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"];
+    if gated {
+        // Pods that are not scheduled yet may be narrowed to fewer nodes.
+        mutable.push("nodeSelector");
+        mutable.push("affinity");
+        for (key, value) in Labels::new(old.get("nodeSelector").and_then(Value::as_object)).iter() {
+            let now = Labels::new(new.get("nodeSelector").and_then(Value::as_object)).get(key);
+            if now != Some(value) {
+                e.invalid(
+                    at.child("nodeSelector"),
+                    new.get("nodeSelector").cloned().unwrap_or(Value::Null),
+                    "nodeSelector has immutable keys; only additions are allowed",
+                );
+            }
+        }
+    }
+    let grace = (new.int_at("terminationGracePeriodSeconds"), old.int_at("terminationGracePeriodSeconds"));
+    if grace.0 != grace.1 && !matches!(grace, (Some(1), Some(n)) if n < 0) {
+        mutable.pop_if(|m| *m == "terminationGracePeriodSeconds");
+        mutable.retain(|m| *m != "terminationGracePeriodSeconds");
+    }
+    for field in mutable {
+        match old.get(field) {
+            Some(v) => masked.set_path(&[field], v.clone()),
+            None => {
+                masked.remove_path(&[field]);
+            }
+        }
+    }
+    if &masked != old {
+        let changed = difference(&masked, old);
+        e.forbidden(at, &format!("{MUTABLE}\n{changed}"));
+    }
+}
+
+/// The names of the top-level fields that differ.
+fn difference(new: &Value, old: &Value) -> String {
+    let (Some(n), Some(o)) = (new.as_object(), old.as_object()) else { return String::new() };
+    let mut fields: Vec<&str> =
+        n.keys().chain(o.keys()).filter(|k| n.get(*k) != o.get(*k)).map(String::as_str).collect();
+    fields.sort_unstable();
+    fields.dedup();
+    fields.join(", ")
+}
+
+/// Scheduling gates may only go.
+fn gates(new: &Value, old: &Value, at: Path<'_>, e: &mut Errors) {
+    let list = at.child("schedulingGates");
+    for (i, gate) in new.items_at("schedulingGates").iter().enumerate() {
+        if !old.items_at("schedulingGates").iter().any(|g| g.str_at("name") == gate.str_at("name")) {
+            let detail =
+                format!("only deletion is allowed, but found new scheduling gate '{}'", gate.str_at("name"));
+            e.forbidden(list.index(i).child("name"), &detail);
+        }
+    }
+}
+
+/// Tolerations may be added, and their seconds changed.
+fn tolerations(new: &Value, old: &Value, at: Path<'_>, e: &mut Errors) {
+    let bare = |t: &Value| {
+        let mut t = t.clone();
+        t.remove_path(&["tolerationSeconds"]);
+        t
+    };
+    let kept: Vec<Value> = new.items_at("tolerations").iter().map(bare).collect();
+    if old.items_at("tolerations").iter().any(|t| !kept.contains(&bare(t))) {
+        let detail = "existing toleration can not be modified except its tolerationSeconds";
+        e.forbidden(at.child("tolerations"), detail);
+    }
+    scheduling::tolerations(new, at, e);
+}
+
+/// Ephemeral containers may be added, and never changed or removed.
+pub fn ephemeral_update(new: &Value, old: &Value, e: &mut Errors) {
+    let spec_at = Path::new("spec");
+    let at = spec_at.child("ephemeralContainers");
+    let (now, before) = (new.items_at("spec.ephemeralContainers"), old.items_at("spec.ephemeralContainers"));
+    let empty = Value::Null;
+    containers::ephemeral(new.get("spec").unwrap_or(&empty), spec_at, e);
+    for c in before {
+        let name = crate::text::quote(c.str_at("name"));
+        match now.iter().find(|n| n.str_at("name") == c.str_at("name")) {
+            None => e.forbidden(at, &format!("existing ephemeral containers {name} may not be removed\n")),
+            Some(n) if n != c => {
+                e.forbidden(at, &format!("existing ephemeral containers {name} may not be changed\n"))
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// A pod template: labels, annotations and spec.
+pub fn template(template: Option<&Value>, name: &str, e: &mut Errors) {
+    let at = Path::new(name);
+    let Some(template) = template.filter(|t| !t.is_null()) else {
+        e.required(at, "");
+        return;
+    };
+    let meta = at.child("metadata");
+    e.label_map(meta.child("labels"), template.labels());
+    meta::annotations(meta.child("annotations"), template, e);
+    let empty = Value::Null;
+    let s = template.get("spec").unwrap_or(&empty);
+    spec(s, at.child("spec"), e);
+    if !s.items_at("ephemeralContainers").is_empty() {
+        let spec_at = at.child("spec");
+        e.forbidden(spec_at.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
+    }
+}
+
+/// A pod's spec.
+pub fn spec(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let names = volumes::volumes(s, at, e);
+    containers::all(s, at, &names, e);
+    e.one_of(at.child("restartPolicy"), s.str_at("restartPolicy"), &["Always", "OnFailure", "Never"]);
+    let dns = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
+    e.one_of(at.child("dnsPolicy"), s.str_at("dnsPolicy"), &dns);
+    e.label_map(at.child("nodeSelector"), Labels::new(s.get("nodeSelector").and_then(Value::as_object)));
+    security_context(s, at.child("securityContext"), e);
+    scheduling::affinity(s, at.child("affinity"), e);
+    dns_config(s, at, e);
+    let list = at.child("readinessGates");
+    for (i, gate) in s.items_at("readinessGates").iter().enumerate() {
+        let ty = gate.str_at("conditionType");
+        e.all(list.index(i).child("conditionType"), ty, names::qualified_name(ty));
+    }
+    scheduling::spread(s, at, e);
+    scheduling_gates(s, at, e);
+    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
+        let value = s.str_at(field);
+        if !value.is_empty() {
+            e.all(at.child(field), value, names::dns1123_subdomain(value));
+        }
+    }
+    if let Some(n) = s.int_at("activeDeadlineSeconds").filter(|n| !(1..=i64::from(i32::MAX)).contains(n)) {
+        e.invalid(at.child("activeDeadlineSeconds"), n, "must be between 1 and 2147483647, inclusive");
+    }
+    for field in ["hostname", "subdomain"] {
+        let value = s.str_at(field);
+        if !value.is_empty() {
+            e.all(at.child(field), value, names::dns1123_label(value));
+        }
+    }
+    scheduling::tolerations(s, at, e);
+    let aliases = at.child("hostAliases");
+    for (i, alias) in s.items_at("hostAliases").iter().enumerate() {
+        let item = aliases.index(i);
+        e.ip(item.child("ip"), alias.str_at("ip"));
+        for host in alias.items_at("hostnames").iter().filter_map(Value::as_str) {
+            e.all(item.child("hostnames"), host, names::dns1123_subdomain(host));
+        }
+    }
+    let os = s.at("os").filter(|o| !o.is_null());
+    if let Some(os) = os {
+        e.one_of(at.child("os"), os.str_at("name"), &["linux", "windows"]);
+    }
+    e.optional_one_of(
+        at.child("preemptionPolicy"),
+        s.str_at("preemptionPolicy"),
+        &["Never", "PreemptLowerPriority"],
+    );
+}
+
+fn scheduling_gates(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let list = at.child("schedulingGates");
+    let mut seen = Vec::new();
+    for (i, gate) in s.items_at("schedulingGates").iter().enumerate() {
+        let name = gate.str_at("name");
+        e.all(list.index(i), name, names::qualified_name(name));
+        if seen.contains(&name) {
+            e.duplicate(list.index(i), name);
+        }
+        seen.push(name);
+    }
+}
+
+fn dns_config(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let config = at.child("dnsConfig");
+    let Some(dns) = s.get("dnsConfig").filter(|d| !d.is_null()) else {
+        if s.str_at("dnsPolicy") == "None" {
+            e.required(config, "must provide `dnsConfig` when `dnsPolicy` is None");
+        }
+        return;
+    };
+    let servers = dns.items_at("nameservers");
+    if s.str_at("dnsPolicy") == "None" && servers.is_empty() {
+        e.required(
+            config.child("nameservers"),
+            "must provide at least one DNS nameserver when `dnsPolicy` is None",
+        );
+    }
+    let list = config.child("nameservers");
+    if servers.len() > 3 {
+        e.invalid(list, dns["nameservers"].clone(), "must not have more than 3 nameservers");
+    }
+    for (i, server) in servers.iter().filter_map(Value::as_str).enumerate() {
+        e.ip(list.index(i), server);
+    }
+}
+
+/// What a sysctl's name may be.
+fn sysctl_name(name: &str) -> bool {
+    let segment = |s: &str| {
+        let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let b = s.as_bytes();
+        edge(b.first())
+            && edge(b.last())
+            && b.iter().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.split(['.', '/']).all(segment)
+}
+
+fn security_context(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let Some(context) = s.get("securityContext").filter(|c| !c.is_null()) else { return };
+    for field in ["fsGroup", "runAsUser", "runAsGroup"] {
+        containers::id(at.child(field), context.int_at(field), e);
+    }
+    let groups = at.child("supplementalGroups");
+    for (i, group) in context.items_at("supplementalGroups").iter().enumerate() {
+        containers::id(groups.index(i), group.as_i64(), e);
+    }
+    let list = at.child("sysctls");
+    let mut seen = Vec::new();
+    for (i, sysctl) in context.items_at("sysctls").iter().enumerate() {
+        let name = sysctl.str_at("name");
+        let item = list.index(i);
+        if name.is_empty() {
+            e.required(item.child("name"), "");
+        } else if !sysctl_name(name) {
+            e.invalid(item.child("name"), name, "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$");
+        } else if seen.contains(&name) {
+            e.duplicate(item.child("name"), name);
+        }
+        seen.push(name);
+    }
+    containers::seccomp(context, at, e);
+    let policy = context.str_at("fsGroupChangePolicy");
+    e.optional_one_of(at.child("fsGroupChangePolicy"), policy, &["Always", "OnRootMismatch"]);
+    let policy = context.str_at("supplementalGroupsPolicy");
+    e.optional_one_of(at.child("supplementalGroupsPolicy"), policy, &["Merge", "Strict"]);
+}
+
+/// The annotations that held AppArmor profiles before there was a field.
+const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+/// Node labels that have another name by now.
+const RENAMED_LABELS: [(&str, &str); 2] =
+    [("beta.kubernetes.io/arch", "kubernetes.io/arch"), ("beta.kubernetes.io/os", "kubernetes.io/os")];
+
+/// Warnings about a pod, or about a template below `prefix`.
+pub fn warnings(pod: &Value, prefix: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    for (key, _) in pod.annotations().iter().filter(|(k, _)| k.starts_with(APPARMOR)) {
+        out.push(format!(
+            "{prefix}metadata.annotations[{key}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"
+        ));
+    }
+    let selector = Labels::new(pod.at("spec.nodeSelector").and_then(Value::as_object));
+    for (old, new) in RENAMED_LABELS.iter().filter(|(old, _)| selector.contains_key(old)) {
+        out.push(format!("{prefix}spec.nodeSelector[{old}]: deprecated since v1.14; use \"{new}\" instead"));
+    }
+    for (i, secret) in pod.items_at("spec.imagePullSecrets").iter().enumerate() {
+        if secret.str_at("name").is_empty() {
+            out.push(format!("{prefix}spec.imagePullSecrets[{i}].name: invalid empty name \"\""));
+        }
+    }
+    for (i, c) in pod.items_at("spec.containers").iter().enumerate() {
+        let ports = c.items_at("ports");
+        for (j, port) in ports.iter().enumerate() {
+            let same = |p: &&Value| {
+                p.int_at("containerPort") == port.int_at("containerPort")
+                    && p.str_at("protocol") == port.str_at("protocol")
+                    && p.int_at("hostPort") == port.int_at("hostPort")
+                    && p.str_at("hostIP") == port.str_at("hostIP")
+            };
+            if let Some(k) = ports[..j].iter().position(|p| same(&p)) {
+                let at = format!("{prefix}spec.containers[{i}].ports");
+                out.push(format!("{at}[{j}]: duplicate port definition with {at}[{k}]"));
+            }
+        }
+        let env = c.items_at("env");
+        for (j, var) in env.iter().enumerate() {
+            if env[..j].iter().any(|v| v.str_at("name") == var.str_at("name")) {
+                out.push(format!(
+                    "{prefix}spec.containers[{i}].env[{j}]: hides previous definition of {}, which may be dropped when using apply",
+                    crate::text::quote(var.str_at("name"))
+                ));
+            }
+        }
+        for list in ["limits", "requests"] {
+            let amounts = c.at(&format!("resources.{list}")).and_then(Value::as_object);
+            for (name, value) in amounts.into_iter().flatten() {
+                let fraction =
+                    value.as_str().and_then(|v| Quantity::parse(v).ok()).is_some_and(|q| !q.is_integer());
+                if matches!(name.as_str(), "memory" | "ephemeral-storage") && fraction {
+                    out.push(format!(
+                        "{prefix}spec.containers[{i}].resources.{list}[{name}]: fractional byte value {} is invalid, must be an integer",
+                        crate::text::quote(value.as_str().unwrap_or(""))
+                    ));
+                }
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,171 @@
+//! Validation of what steers scheduling: affinity, tolerations, spreading.
+
+use super::checks::Errors;
+use crate::names;
+use crate::object::ObjectExt as _;
+use crate::status::Path;
+use serde_json::{Value, json};
+
+const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+
+pub fn affinity(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let Some(affinity) = s.get("affinity").filter(|a| !a.is_null()) else { return };
+    if let Some(node) = affinity.get("nodeAffinity").filter(|n| !n.is_null()) {
+        let at = at.child("nodeAffinity");
+        if let Some(required) = node.get(REQUIRED).filter(|r| !r.is_null()) {
+            node_selector(required, at.child(REQUIRED), e);
+        }
+        let list = at.child(PREFERRED);
+        for (i, term) in node.items_at(PREFERRED).iter().enumerate() {
+            let item = list.index(i);
+            weight(item, term, e);
+            if let Some(preference) = term.get("preference") {
+                node_term(preference, item.child("preference"), e);
+            }
+        }
+    }
+    for name in ["podAffinity", "podAntiAffinity"] {
+        let Some(pods) = affinity.get(name).filter(|p| !p.is_null()) else { continue };
+        let at = at.child(name);
+        let list = at.child(REQUIRED);
+        for (i, term) in pods.items_at(REQUIRED).iter().enumerate() {
+            pod_term(term, list.index(i), e);
+        }
+        let list = at.child(PREFERRED);
+        for (i, term) in pods.items_at(PREFERRED).iter().enumerate() {
+            let item = list.index(i);
+            weight(item, term, e);
+            if let Some(inner) = term.get("podAffinityTerm") {
+                pod_term(inner, item.child("podAffinityTerm"), e);
+            }
+        }
+    }
+}
+
+fn weight(at: Path<'_>, term: &Value, e: &mut Errors) {
+    let n = term.int_at("weight").unwrap_or(0);
+    if !(1..=100).contains(&n) {
+        e.invalid(at.child("weight"), n, "must be in the range 1-100");
+    }
+}
+
+fn pod_term(term: &Value, at: Path<'_>, e: &mut Errors) {
+    e.selector(at.child("labelSelector"), term.get("labelSelector"));
+    e.selector(at.child("namespaceSelector"), term.get("namespaceSelector"));
+    match term.str_at("topologyKey") {
+        "" => e.required(at.child("topologyKey"), "can not be empty"),
+        key => e.all(at.child("topologyKey"), key, names::qualified_name(key)),
+    }
+}
+
+/// A node selector: at least one term.
+pub fn node_selector(selector: &Value, at: Path<'_>, e: &mut Errors) {
+    let terms = selector.items_at("nodeSelectorTerms");
+    let list = at.child("nodeSelectorTerms");
+    if terms.is_empty() {
+        e.required(list, "must have at least one node selector term");
+    }
+    for (i, term) in terms.iter().enumerate() {
+        node_term(term, list.index(i), e);
+    }
+}
+
+fn node_term(term: &Value, at: Path<'_>, e: &mut Errors) {
+    for field in ["matchExpressions", "matchFields"] {
+        let list = at.child(field);
+        for (i, requirement) in term.items_at(field).iter().enumerate() {
+            let item = list.index(i);
+            let values = requirement.items_at("values");
+            match requirement.str_at("operator") {
+                "In" | "NotIn" if values.is_empty() => {
+                    e.required(item.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
+                }
+                "Exists" | "DoesNotExist" if !values.is_empty() => {
+                    let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    e.forbidden(item.child("values"), detail);
+                }
+                "Gt" | "Lt" if values.len() != 1 => {
+                    e.required(
+                        item.child("values"),
+                        "must be specified single value when `operator` is 'Lt' or 'Gt'",
+                    );
+                }
+                "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
+                other => e.invalid(item.child("operator"), other, "not a valid selector operator"),
+            }
+            let key = requirement.str_at("key");
+            if field == "matchExpressions" {
+                e.all(item.child("key"), key, names::qualified_name(key));
+            } else if key != "metadata.name" {
+                e.invalid(item.child("key"), key, "not a valid field selector key");
+            }
+        }
+    }
+}
+
+pub fn tolerations(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let list = at.child("tolerations");
+    for (i, t) in s.items_at("tolerations").iter().enumerate() {
+        let item = list.index(i);
+        let (key, operator, effect, value) =
+            (t.str_at("key"), t.str_at("operator"), t.str_at("effect"), t.str_at("value"));
+        if !key.is_empty() {
+            e.all(item.child("key"), key, names::qualified_name(key));
+        }
+        if key.is_empty() && operator != "Exists" {
+            let detail =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            e.invalid(item.child("operator"), operator, detail);
+        }
+        if t.int_at("tolerationSeconds").is_some() && effect != "NoExecute" {
+            let detail = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+            e.invalid(item.child("effect"), effect, detail);
+        }
+        match operator {
+            "" | "Equal" => e.all(item.child("operator"), value, names::label_value(value)),
+            "Exists" if !value.is_empty() => {
+                e.invalid(
+                    item.child("operator"),
+                    t.clone(),
+                    "value must be empty when `operator` is 'Exists'",
+                );
+            }
+            "Exists" | "Gt" | "Lt" => {}
+            other => e.unsupported(item.child("operator"), other, &["Equal", "Exists"]),
+        }
+        e.optional_one_of(item.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+    }
+}
+
+pub fn spread(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let list = at.child("topologySpreadConstraints");
+    let mut seen = Vec::new();
+    for (i, c) in s.items_at("topologySpreadConstraints").iter().enumerate() {
+        let item = list.index(i);
+        let skew = c.int_at("maxSkew").unwrap_or(0);
+        if skew <= 0 {
+            e.invalid(item.child("maxSkew"), skew, "must be greater than zero");
+        }
+        let key = c.str_at("topologyKey");
+        if key.is_empty() {
+            e.required(item.child("topologyKey"), "can not be empty");
+        } else {
+            e.all(item.child("topologyKey"), key, names::qualified_name(key));
+        }
+        let when = c.str_at("whenUnsatisfiable");
+        let all = ["DoNotSchedule", "ScheduleAnyway"];
+        if !all.contains(&when) {
+            e.unsupported(item.child("whenUnsatisfiable"), when, &all);
+        }
+        if seen.contains(&(key, when)) {
+            let pair = json!(format!("{{{key}, {when}}}"));
+            e.duplicate(item.child("{topologyKey, whenUnsatisfiable}"), pair);
+        }
+        seen.push((key, when));
+        if let Some(n) = c.int_at("minDomains").filter(|n| *n <= 0) {
+            e.invalid(item.child("minDomains"), n, "must be greater than zero");
+        }
+        e.selector(item.child("labelSelector"), c.get("labelSelector"));
+    }
+}

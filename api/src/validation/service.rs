@@ -1,0 +1,330 @@
+//! Validation of services and endpoints.
+
+use super::checks::{Errors, IMMUTABLE};
+use crate::names;
+use crate::object::{Labels, ObjectExt as _};
+use crate::status::Path;
+use serde_json::{Value, json};
+
+const SPEC: Path<'static> = Path::new("spec");
+const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
+
+pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    let empty = Value::Null;
+    let s = o.get("spec").unwrap_or(&empty);
+    let kind = s.str_at("type");
+    let headless = s.str_at("clusterIP") == "None";
+    let ports = s.items_at("ports");
+    if ports.is_empty() && !headless && kind != "ExternalName" {
+        e.required(SPEC.child("ports"), "");
+    }
+    if kind == "ExternalName" {
+        if !s.str_at("clusterIP").is_empty() {
+            e.forbidden(SPEC.child("clusterIP"), "may not be set when `type` is 'ExternalName'");
+        }
+        match s.str_at("externalName").trim_end_matches('.') {
+            "" => e.required(SPEC.child("externalName"), ""),
+            name => e.all(SPEC.child("externalName"), name, names::dns1123_subdomain(name)),
+        }
+    }
+    service_ports(s, headless, e);
+    e.label_map(SPEC.child("selector"), Labels::new(s.get("selector").and_then(Value::as_object)));
+    affinity(s, e);
+    cluster_ips(s, e);
+    let list = SPEC.child("externalIPs");
+    for (i, ip) in s.items_at("externalIPs").iter().filter_map(Value::as_str).enumerate() {
+        e.ip(list.index(i), ip);
+    }
+    e.one_of(SPEC.child("type"), kind, &TYPES);
+    let list = SPEC.child("LoadBalancerSourceRanges");
+    for (i, range) in s.items_at("loadBalancerSourceRanges").iter().filter_map(Value::as_str).enumerate() {
+        if kind != "LoadBalancer" {
+            e.forbidden(
+                SPEC.child("LoadBalancerSourceRanges"),
+                "may only be used when `type` is 'LoadBalancer'",
+            );
+        }
+        if range.trim().parse::<ipnet::IpNet>().is_err() {
+            e.invalid(
+                list.index(i),
+                range,
+                "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            );
+        }
+    }
+    for field in ["loadBalancerClass", "allocateLoadBalancerNodePorts"] {
+        if s.get(field).is_some_and(|v| !v.is_null()) && kind != "LoadBalancer" {
+            e.forbidden(SPEC.child(field), "may only be used when `type` is 'LoadBalancer'");
+        }
+    }
+    traffic(s, kind, e);
+    if let Some(old) = old {
+        update(o, old, e);
+    }
+}
+
+/// Warnings about fields that have no effect.
+pub fn warnings(o: &Value) -> Vec<String> {
+    let ignored = !o.str_at("spec.externalName").is_empty() && o.str_at("spec.type") != "ExternalName";
+    if ignored {
+        vec!["spec.externalName is ignored when spec.type is not \"ExternalName\"".into()]
+    } else {
+        Vec::new()
+    }
+}
+
+fn service_ports(s: &Value, headless: bool, e: &mut Errors) {
+    let list = SPEC.child("ports");
+    let ports = s.items_at("ports");
+    let kind = s.str_at("type");
+    let mut seen: Vec<&str> = Vec::new();
+    for (i, port) in ports.iter().enumerate() {
+        let item = list.index(i);
+        let name = port.str_at("name");
+        if name.is_empty() {
+            if ports.len() > 1 {
+                e.required(item.child("name"), "");
+            }
+        } else {
+            e.all(item.child("name"), name, names::dns1123_label(name));
+            if seen.contains(&name) {
+                e.duplicate(item.child("name"), name);
+            }
+            seen.push(name);
+        }
+        e.port_or_name(item.child("port"), port.get("port"));
+        e.one_of(item.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
+        e.port_or_name(item.child("targetPort"), port.get("targetPort"));
+        if headless
+            && port.get("targetPort").is_some_and(Value::is_number)
+            && port.get("targetPort") != port.get("port")
+        {
+            let value = port.int_at("targetPort").unwrap_or(0);
+            e.invalid(
+                item.child("targetPort"),
+                value,
+                "must be equal to the value of 'port' when clusterIP = None",
+            );
+        }
+        let protocol = port.str_at("appProtocol");
+        if !protocol.is_empty() {
+            e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
+        }
+    }
+    let mut node_ports = Vec::new();
+    let mut pairs = Vec::new();
+    for (i, port) in ports.iter().enumerate() {
+        let item = list.index(i);
+        let node_port = port.int_at("nodePort").unwrap_or(0);
+        if node_port != 0 && matches!(kind, "ClusterIP" | "ExternalName") {
+            let detail = format!("may not be used when `type` is '{kind}'");
+            e.forbidden(item.child("nodePort"), &detail);
+        } else if node_port != 0 {
+            let key = (port.str_at("protocol"), node_port);
+            if node_ports.contains(&key) {
+                e.duplicate(item.child("nodePort"), node_port);
+            }
+            node_ports.push(key);
+        }
+        let pair = (port.str_at("protocol"), port.int_at("port"));
+        if pairs.contains(&pair) {
+            let target = port.get("targetPort").cloned().unwrap_or(json!(0));
+            let shown = json!({"Protocol": pair.0, "Port": pair.1, "TargetPort": target});
+            e.duplicate(item, shown);
+        }
+        pairs.push(pair);
+    }
+}
+
+fn affinity(s: &Value, e: &mut Errors) {
+    let value = s.str_at("sessionAffinity");
+    e.one_of(SPEC.child("sessionAffinity"), value, &["ClientIP", "None"]);
+    let config = SPEC.child("sessionAffinityConfig");
+    let given = s.get("sessionAffinityConfig").filter(|c| !c.is_null());
+    if value == "ClientIP" {
+        let client = config.child("clientIP");
+        match given.and_then(|c| c.int_at("clientIP.timeoutSeconds")) {
+            None => e.required(client, "when session affinity type is ClientIP"),
+            Some(n) if !(1..=86_400).contains(&n) => {
+                e.invalid(client.child("timeoutSeconds"), n, "must be greater than 0 and less than 86400");
+            }
+            Some(_) => {}
+        }
+    } else if given.is_some() {
+        e.forbidden(config, "must not be set when session affinity is None");
+    }
+}
+
+fn cluster_ips(s: &Value, e: &mut Errors) {
+    let policies = ["PreferDualStack", "RequireDualStack", "SingleStack"];
+    e.optional_one_of(SPEC.child("ipFamilyPolicy"), s.str_at("ipFamilyPolicy"), &policies);
+    let list = SPEC.child("ipFamilies");
+    let mut seen = Vec::new();
+    for (i, family) in s.items_at("ipFamilies").iter().filter_map(Value::as_str).enumerate() {
+        if !matches!(family, "IPv4" | "IPv6") {
+            e.unsupported(list.index(i), family, &["IPv4", "IPv6"]);
+        } else if seen.contains(&family) {
+            e.duplicate(list.index(i), family);
+        }
+        seen.push(family);
+    }
+    let list = SPEC.child("clusterIPs");
+    let all = s.items_at("clusterIPs");
+    for (i, ip) in all.iter().filter_map(Value::as_str).enumerate() {
+        if ip == "None" {
+            if all.len() > 1 {
+                e.invalid(list, s["clusterIPs"].clone(), "'None' must be the first and only value");
+            }
+        } else {
+            e.ip(list.index(i), ip);
+        }
+    }
+    let one = s.str_at("clusterIP");
+    if let Some(first) = all.first().and_then(Value::as_str)
+        && !one.is_empty()
+        && first != one
+    {
+        e.invalid(list, s["clusterIPs"].clone(), "first value must match `clusterIP`");
+    }
+    if all.is_empty() && !one.is_empty() && one != "None" {
+        e.ip(SPEC.child("clusterIP"), one);
+    }
+}
+
+fn traffic(s: &Value, kind: &str, e: &mut Errors) {
+    let external = matches!(kind, "NodePort" | "LoadBalancer")
+        || (kind == "ClusterIP" && !s.items_at("externalIPs").is_empty());
+    let policy = s.str_at("externalTrafficPolicy");
+    let at = SPEC.child("externalTrafficPolicy");
+    if external {
+        e.one_of(at, policy, &["Cluster", "Local"]);
+    } else if !policy.is_empty() {
+        e.invalid(at, policy, "may only be set for externally-accessible services");
+    }
+    let port = s.int_at("healthCheckNodePort").unwrap_or(0);
+    let at = SPEC.child("healthCheckNodePort");
+    if port < 0 {
+        e.invalid(at, port, "must be greater than or equal to 0");
+    } else if port > 0 && !(kind == "LoadBalancer" && policy == "Local") {
+        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        e.invalid(at, port, detail);
+    }
+    let internal = s.str_at("internalTrafficPolicy");
+    if kind == "ExternalName" {
+        if !internal.is_empty() {
+            e.forbidden(SPEC.child("internalTrafficPolicy"), "may not be set when `type` is 'ExternalName'");
+        }
+    } else if internal.is_empty() {
+        // A type that is none was reported; nothing is known about what it needs.
+        if TYPES.contains(&kind) {
+            e.required(SPEC.child("internalTrafficPolicy"), "");
+        }
+    } else {
+        e.one_of(SPEC.child("internalTrafficPolicy"), internal, &["Cluster", "Local"]);
+    }
+    let distribution = s.str_at("trafficDistribution");
+    let all = ["PreferClose", "PreferSameNode", "PreferSameZone"];
+    e.optional_one_of(SPEC.child("trafficDistribution"), distribution, &all);
+}
+
+/// A service that keeps needing its address keeps it.
+fn update(o: &Value, old: &Value, e: &mut Errors) {
+    let needs = |o: &Value| matches!(o.str_at("spec.type"), "ClusterIP" | "NodePort" | "LoadBalancer");
+    let first = |o: &Value| o.items_at("spec.clusterIPs").first().and_then(Value::as_str).map(str::to_owned);
+    if needs(o) && needs(old) {
+        let (now, before) = (first(o), first(old));
+        if before.is_some() && now != before {
+            let list = SPEC.child("clusterIPs");
+            let value = o.at("spec.clusterIPs").cloned().unwrap_or(Value::Null);
+            e.invalid(list.index(0), value, "may not change once set");
+        }
+    }
+    let balanced = |o: &Value| o.str_at("spec.type") == "LoadBalancer";
+    if balanced(o) && balanced(old) && o.at("spec.loadBalancerClass") != old.at("spec.loadBalancerClass") {
+        let value = o.at("spec.loadBalancerClass").cloned().unwrap_or(Value::Null);
+        e.invalid(SPEC.child("loadBalancerClass"), value, "may not change once set");
+    }
+}
+
+pub fn endpoints(o: &Value, e: &mut Errors) {
+    let subsets = Path::new("subsets");
+    for (i, subset) in o.items_at("subsets").iter().enumerate() {
+        let item = subsets.index(i);
+        if subset.items_at("addresses").is_empty() && subset.items_at("notReadyAddresses").is_empty() {
+            e.required(item, "must specify `addresses` or `notReadyAddresses`");
+        }
+        for field in ["addresses", "notReadyAddresses"] {
+            let list = item.child(field);
+            for (j, address) in subset.items_at(field).iter().enumerate() {
+                let at = list.index(j);
+                e.ip(at.child("ip"), address.str_at("ip"));
+            }
+        }
+        let list = item.child("ports");
+        let ports = subset.items_at("ports");
+        for (j, port) in ports.iter().enumerate() {
+            let at = list.index(j);
+            match port.str_at("name") {
+                "" if ports.len() > 1 => e.required(at.child("name"), ""),
+                "" => {}
+                name => e.all(at.child("name"), name, names::dns1123_label(name)),
+            }
+            e.port_or_name(at.child("port"), port.get("port"));
+            e.one_of(at.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
+        }
+    }
+}
+
+pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    let root = Path::ROOT;
+    let family = o.str_at("addressType");
+    e.one_of(root.child("addressType"), family, &["FQDN", "IPv4", "IPv6"]);
+    let list = root.child("endpoints");
+    let endpoints = o.items_at("endpoints");
+    if endpoints.len() > 1000 {
+        e.push(crate::status::FieldError::too_many(list, endpoints.len(), 1000));
+    }
+    for (i, endpoint) in endpoints.iter().enumerate() {
+        let item = list.index(i);
+        let addresses = item.child("addresses");
+        if endpoint.items_at("addresses").is_empty() {
+            e.required(addresses, "must contain at least 1 address");
+        }
+        for (j, address) in endpoint.items_at("addresses").iter().filter_map(Value::as_str).enumerate() {
+            match (family, address.parse::<std::net::IpAddr>()) {
+                ("FQDN", _) => e.all(addresses.index(j), address, names::dns1123_subdomain(address)),
+                ("IPv4", Ok(ip)) if ip.is_ipv4() => {}
+                ("IPv6", Ok(ip)) if ip.is_ipv6() => {}
+                ("IPv4", _) => e.invalid(addresses.index(j), address, "must be an IPv4 address"),
+                ("IPv6", _) => e.invalid(addresses.index(j), address, "must be an IPv6 address"),
+                _ => {}
+            }
+        }
+        for field in ["nodeName", "hostname"] {
+            let value = endpoint.str_at(field);
+            if !value.is_empty() {
+                e.all(item.child(field), value, names::dns1123_subdomain(value));
+            }
+        }
+    }
+    let list = root.child("ports");
+    let mut seen = Vec::new();
+    for (i, port) in o.items_at("ports").iter().enumerate() {
+        let item = list.index(i);
+        let name = port.str_at("name");
+        if !name.is_empty() {
+            e.all(item.child("name"), name, names::dns1123_label(name));
+        }
+        if seen.contains(&name) {
+            e.duplicate(item.child("name"), name);
+        }
+        seen.push(name);
+        e.one_of(item.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
+    }
+    if let Some(old) = old
+        && old.str_at("addressType") != family
+    {
+        e.invalid(root.child("addressType"), family, IMMUTABLE);
+    }
+}

@@ -1,0 +1,132 @@
+//! Admission: the built-in plugins, in Kubernetes' order.
+//!
+//! Not here yet: LimitRanger, PodSecurity, PersistentVolumeClaimResize, ClusterTrustBundleAttest, ResourceQuota,
+//! admission policies and webhooks. OwnerReferencesPermissionEnforcement is off by default in Kubernetes too.
+
+mod certificates;
+mod defaults;
+mod escalation;
+mod namespace;
+mod node_csr;
+mod node_restriction;
+mod priority;
+mod runtime_class;
+mod service_account;
+
+use std::sync::Arc;
+
+use hawser_api::object::ObjectExt;
+use hawser_api::status::Status;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::access::{Admission, AdmissionRequest, GroupResource, Host, ObjectReader};
+use crate::authz::Authorizers;
+use crate::request_info::RequestInfo;
+
+/// All plugins, in the order in which they run.
+pub fn plugins(host: &Host, authorizers: &Arc<Authorizers>) -> Vec<Arc<dyn Admission>> {
+    let reader = Lookup(Arc::clone(&host.reader));
+    vec![
+        Arc::new(namespace::NamespaceLifecycle { reader: reader.clone() }),
+        Arc::new(service_account::ServiceAccount::new(reader.clone(), &host.stop)),
+        Arc::new(node_restriction::NodeRestriction { reader: reader.clone() }),
+        Arc::new(defaults::TaintNodesByCondition),
+        Arc::new(priority::Priority { reader: reader.clone() }),
+        Arc::new(defaults::DefaultTolerationSeconds),
+        Arc::new(defaults::DefaultStorageClass { reader: reader.clone() }),
+        Arc::new(defaults::StorageObjectInUseProtection),
+        Arc::new(runtime_class::RuntimeClass { reader: reader.clone() }),
+        Arc::new(certificates::CertificateRequester),
+        Arc::new(certificates::CertificateApproval { authorizers: Arc::clone(authorizers) }),
+        Arc::new(certificates::CertificateSigning { authorizers: Arc::clone(authorizers) }),
+        Arc::new(certificates::CertificateSubjectRestriction),
+        Arc::new(defaults::DefaultIngressClass { reader }),
+        Arc::new(escalation::RbacEscalation { authorizers: Arc::clone(authorizers) }),
+    ]
+}
+
+/// Reads objects for plugins.
+#[derive(Clone)]
+struct Lookup(Arc<dyn ObjectReader>);
+
+impl Lookup {
+    /// One object: from the cache, or when it is not there (yet) from as far as the store has come.
+    async fn get(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, Status> {
+        self.get_as(group, resource, namespace, name).await
+    }
+
+    /// The same, with only the fields of `T` read.
+    async fn get_as<T: DeserializeOwned>(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<T>, Status> {
+        let key = GroupResource::new(group, resource);
+        for fresh in [false, true] {
+            let found = self.0.get(&key, namespace, name, fresh).await.map_err(Status::internal)?;
+            if let Some(found) = found {
+                return found.decode().map(Some).map_err(Status::internal);
+            }
+        }
+        Ok(None)
+    }
+
+    /// One object as the store has it.
+    async fn get_fresh(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, Status> {
+        let found = self.0.get(&GroupResource::new(group, resource), namespace, name, true).await;
+        found.map_err(Status::internal)?.map(|o| o.decode()).transpose().map_err(Status::internal)
+    }
+
+    /// All objects of a cluster-scoped resource, of which there are few (classes).
+    async fn list(&self, group: &str, resource: &str) -> Result<Vec<Value>, Status> {
+        let found =
+            self.0.list(&GroupResource::new(group, resource), None, false).await.map_err(Status::internal)?;
+        found.iter().map(|o| o.decode().map_err(Status::internal)).collect()
+    }
+}
+
+/// Whether a request is on this resource itself.
+fn is(info: &RequestInfo, group: &str, resource: &str) -> bool {
+    info.group == group && info.resource == resource && info.subresource.is_empty()
+}
+
+/// The name that messages give to the object of a request.
+fn name_of(request: &AdmissionRequest<'_>) -> String {
+    if !request.info.name.is_empty() {
+        return request.info.name.clone();
+    }
+    let object = request.object.as_deref();
+    let name = object.map_or("", |o| o.name());
+    if name.is_empty() { object.map_or("", |o| o.generate_name()).to_owned() } else { name.to_owned() }
+}
+
+/// 403 of a plugin.
+fn forbidden(request: &AdmissionRequest<'_>, why: impl std::fmt::Display) -> Status {
+    Status::forbidden(&request.info.group, &request.info.resource, &name_of(request), why)
+}
+
+/// The array at `path` below `object`, made when it is missing.
+fn array_mut<'a>(object: &'a mut Value, path: &[&str]) -> Option<&'a mut Vec<Value>> {
+    if !object.get_path(path).is_some_and(Value::is_array) {
+        object.set_path(path, Value::Array(Vec::new()));
+    }
+    hawser_api::object::get_path_mut(object, path)?.as_array_mut()
+}
+
+#[cfg(test)]
+mod testing;

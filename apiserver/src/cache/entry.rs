@@ -1,0 +1,165 @@
+//! An object as the cache holds it: its stored bytes and the few facts that selectors ask for.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hawser_api::kinds::Kind;
+use hawser_api::object::ObjectExt as _;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::encode::Head;
+
+type Pair = (Box<str>, Box<str>);
+
+/// What selectors ask of an object.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Sorted by key.
+    labels: Box<[Pair]>,
+    /// Values of the stored kind's selectable fields, in their order.
+    fields: Box<[Box<str>]>,
+}
+
+impl Facts {
+    /// Reads the facts of a decoded object.
+    pub fn of(kind: &Kind, object: &Value) -> Self {
+        let mut labels: Vec<Pair> = object.labels().iter().map(|(k, v)| (k.into(), v.into())).collect();
+        labels.sort_unstable();
+        let fields = kind.selectable_fields.iter().map(|f| f.value(object).as_ref().into()).collect();
+        Self { labels: labels.into(), fields }
+    }
+
+    /// Reads the facts of encoded bytes; without selectable fields only the metadata is looked at.
+    ///
+    /// # Errors
+    /// When the bytes are no JSON object.
+    pub fn parse(kind: &Kind, value: &[u8]) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct Meta<'a> {
+            #[serde(borrow)]
+            labels: Option<HashMap<Cow<'a, str>, Cow<'a, str>>>,
+        }
+        #[derive(Deserialize)]
+        struct Outer<'a> {
+            #[serde(borrow, default)]
+            metadata: Meta<'a>,
+        }
+        if !kind.selectable_fields.is_empty() {
+            return Ok(Self::of(kind, &serde_json::from_slice(value)?));
+        }
+        let outer: Outer<'_> = serde_json::from_slice(value)?;
+        let mut labels: Vec<Pair> = outer
+            .metadata
+            .labels
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(k, v)| (k.as_ref().into(), v.as_ref().into()))
+            .collect();
+        labels.sort_unstable();
+        Ok(Self { labels: labels.into(), fields: Box::default() })
+    }
+
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let at = self.labels.binary_search_by(|(k, _)| k.as_ref().cmp(key)).ok()?;
+        self.labels.get(at).map(|(_, v)| v.as_ref())
+    }
+
+    /// The value of the stored kind's n-th selectable field.
+    pub fn field(&self, index: usize) -> &str {
+        self.fields.get(index).map_or("", AsRef::as_ref)
+    }
+}
+
+/// One object.
+#[derive(Debug)]
+pub struct Entry {
+    /// `namespace/name`, or `name` in cluster scope.
+    pub key: Arc<str>,
+    /// Revision of its last write: its resourceVersion.
+    pub revision: u64,
+    /// As stored: begins with the head of the stored version.
+    pub value: Bytes,
+    /// What selectors ask for.
+    pub facts: Facts,
+}
+
+impl Entry {
+    /// Makes an entry from stored bytes. Bytes that another program wrote in another order are encoded anew.
+    ///
+    /// # Errors
+    /// When the bytes are no JSON object.
+    pub fn load(
+        kind: &Kind,
+        head: &Head,
+        key: Arc<str>,
+        revision: u64,
+        value: Bytes,
+    ) -> Result<Self, serde_json::Error> {
+        if head.fits(&value) {
+            let facts = Facts::parse(kind, &value)?;
+            return Ok(Self { key, revision, value, facts });
+        }
+        let object: Value = serde_json::from_slice(&value)?;
+        let facts = Facts::of(kind, &object);
+        Ok(Self { key, revision, value: head.encode(&object), facts })
+    }
+
+    /// The bytes after the stored version's head.
+    pub fn tail<'a>(&'a self, stored: &Head) -> &'a [u8] {
+        self.value.get(stored.len()..).unwrap_or_default()
+    }
+
+    /// Namespace and name; the namespace is empty in cluster scope.
+    pub fn namespace_and_name(&self) -> (&str, &str) {
+        self.key.split_once('/').unwrap_or(("", &self.key))
+    }
+
+    /// The object with its resourceVersion.
+    ///
+    /// # Errors
+    /// Never for bytes that [`Entry::load`] has seen.
+    pub fn decode(&self) -> Result<Value, serde_json::Error> {
+        crate::encode::decode(&self.value, self.revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn facts_from_bytes_and_from_values_agree() {
+        for (plural, object) in [
+            (
+                "pods",
+                json!({"metadata": {"name": "a", "labels": {"b": "2", "a": "\n1"}}, "spec": {"nodeName": "n"}}),
+            ),
+            ("configmaps", json!({"data": {"x": "y"}, "metadata": {"name": "a", "labels": {"a": "\"1"}}})),
+            ("configmaps", json!({"metadata": {"name": "a"}})),
+        ] {
+            let kind = hawser_api::kinds::find("", "v1", plural).expect("row");
+            let bytes = serde_json::to_vec(&object).expect("json");
+            let facts = Facts::of(kind, &object);
+            assert_eq!(Facts::parse(kind, &bytes).expect("facts"), facts);
+            assert_eq!(facts.label("a"), object["metadata"]["labels"]["a"].as_str());
+        }
+    }
+
+    #[test]
+    fn foreign_bytes_are_encoded_anew() {
+        let kind = hawser_api::kinds::find("", "v1", "configmaps").expect("row");
+        let head = Head::new(kind);
+        let foreign =
+            Bytes::from_static(br#"{"metadata":{"name":"a"},"apiVersion":"v1","kind":"ConfigMap"}"#);
+        let entry = Entry::load(kind, &head, "ns/a".into(), 3, foreign).expect("entry");
+        assert!(head.fits(&entry.value));
+        assert_eq!(entry.namespace_and_name(), ("ns", "a"));
+        assert_eq!(entry.decode().expect("json")["metadata"]["resourceVersion"], "3");
+    }
+}

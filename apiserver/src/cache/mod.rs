@@ -1,0 +1,462 @@
+//! The watch cache: all objects of a resource as stored bytes, and its recent events.
+//!
+//! One cache per resource, whatever the number of versions it is served in. It starts with the first request for
+//! the resource and is fed by [`feed::Feed`], the one reader of storage's watch. GET, LIST and WATCH are answered
+//! from here; how far the cache must have come is the feed's business.
+
+pub mod entry;
+pub mod feed;
+pub mod filter;
+pub mod ring;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use bytes::Bytes;
+use hawser_api::kinds::Kind;
+use parking_lot::RwLock;
+
+use self::entry::Entry;
+use self::ring::{Event, EventType, Ring};
+use crate::encode::Head;
+use crate::kinds::REGISTRY;
+
+/// Part of a resource that a watcher looks at. Events wake only the watchers of the scopes they are in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Everything.
+    All,
+    /// One namespace.
+    Namespace(Box<str>),
+    /// One object, by key.
+    Object(Box<str>),
+    /// Objects with this value in the indexed field (a pod's node).
+    Field(Box<str>),
+}
+
+/// A change as storage tells it.
+#[derive(Debug, Clone)]
+pub enum Applied {
+    /// The object is now this.
+    Put(Arc<Entry>),
+    /// The object is gone since this revision.
+    Delete(Arc<str>, u64),
+}
+
+impl Applied {
+    fn revision(&self) -> u64 {
+        match self {
+            Self::Put(e) => e.revision,
+            Self::Delete(_, r) => *r,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nobody has asked yet: events pass by.
+    Idle,
+    /// Being read from storage: events wait.
+    Loading(Vec<Applied>),
+    /// Following.
+    Live,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    objects: BTreeMap<Arc<str>, Arc<Entry>>,
+    /// Of the last event applied, or of the list it began with.
+    revision: u64,
+    /// Sum of the lengths of all values, to size the buffers of lists.
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Scopes {
+    namespaces: HashMap<Box<str>, Weak<Ring>>,
+    objects: HashMap<Box<str>, Weak<Ring>>,
+    fields: HashMap<Box<str>, Weak<Ring>>,
+}
+
+/// The cache of one resource.
+#[derive(Debug)]
+pub struct ResourceCache {
+    kind: Arc<Kind>,
+    head: Head,
+    prefix: String,
+    /// Position of the selectable field that watchers are indexed by.
+    indexed_field: Option<usize>,
+    state: RwLock<State>,
+    all: Arc<Ring>,
+    scopes: RwLock<Scopes>,
+    /// Serialises starting.
+    start: tokio::sync::Mutex<()>,
+}
+
+impl ResourceCache {
+    /// An idle cache; `kind` is the row of the stored version.
+    pub fn new(kind: Arc<Kind>) -> Self {
+        Self {
+            head: Head::new(&kind),
+            prefix: format!("{REGISTRY}{}/", kind.storage_prefix()),
+            indexed_field: kind.selectable_fields.iter().position(|f| f.label == "spec.nodeName"),
+            kind,
+            state: RwLock::new(State { phase: Phase::Idle, objects: BTreeMap::new(), revision: 0, bytes: 0 }),
+            all: Arc::default(),
+            scopes: RwLock::default(),
+            start: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The row of the stored version.
+    pub fn kind(&self) -> &Arc<Kind> {
+        &self.kind
+    }
+
+    /// The head of the stored version.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Directory in the store, with its closing slash.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The store's key of an object; the namespace is empty in cluster scope.
+    pub fn storage_key(&self, namespace: &str, name: &str) -> String {
+        let mut key = String::with_capacity(self.prefix.len() + namespace.len() + name.len() + 1);
+        key.push_str(&self.prefix);
+        if !namespace.is_empty() {
+            key.push_str(namespace);
+            key.push('/');
+        }
+        key.push_str(name);
+        key
+    }
+
+    /// Whether objects are held.
+    pub fn is_live(&self) -> bool {
+        matches!(self.state.read().phase, Phase::Live)
+    }
+
+    /// Number of objects held and the bytes of their values.
+    pub fn size(&self) -> (usize, usize) {
+        let state = self.state.read();
+        (state.objects.len(), state.bytes)
+    }
+
+    /// The revision of the newest change the cache has seen.
+    pub fn revision(&self) -> u64 {
+        self.state.read().revision
+    }
+
+    /// One object.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Entry>> {
+        let state = self.state.read();
+        if namespace.is_empty() {
+            return state.objects.get(name).cloned();
+        }
+        let mut key = String::with_capacity(namespace.len() + name.len() + 1);
+        key.push_str(namespace);
+        key.push('/');
+        key.push_str(name);
+        state.objects.get(key.as_str()).cloned()
+    }
+
+    /// Shows `visit` the objects in the order of their keys, those of one namespace or all, beginning at `from`,
+    /// until it says stop. Answers the revision that this is the state of. The cache is locked for reading
+    /// meanwhile: `visit` must not do more than look and clone.
+    pub fn scan(
+        &self,
+        namespace: Option<&str>,
+        from: Option<&str>,
+        mut visit: impl FnMut(&Arc<Entry>) -> bool,
+    ) -> u64 {
+        let state = self.state.read();
+        let (low, high) = bounds(namespace, from);
+        for entry in state.objects.range::<str, _>((as_bound(&low), as_bound(&high))).map(|(_, e)| e) {
+            if !visit(entry) {
+                break;
+            }
+        }
+        state.revision
+    }
+
+    /// Like [`ResourceCache::scan`], for the state at an earlier revision, made by undoing the ring's events.
+    /// None when the ring does not reach back that far.
+    pub fn scan_at(
+        &self,
+        revision: u64,
+        namespace: Option<&str>,
+        from: Option<&str>,
+        mut visit: impl FnMut(&Arc<Entry>) -> bool,
+    ) -> Option<()> {
+        let state = self.state.read();
+        if state.revision <= revision {
+            drop(state);
+            self.scan(namespace, from, visit);
+            return Some(());
+        }
+        let mut later = Vec::new();
+        self.all.read(revision, usize::MAX, &mut later).ok()?;
+        // The first later event of a key knows what the key was before it. Events that the ring has and the state
+        // has not yet do no harm: undone, they give what the state has.
+        let mut overlay: BTreeMap<Arc<str>, Option<Arc<Entry>>> = BTreeMap::new();
+        for event in later {
+            overlay.entry(event.entry.key.clone()).or_insert_with(|| event.previous.clone());
+        }
+        let (low, high) = bounds(namespace, from);
+        let range = (as_bound(&low), as_bound(&high));
+        let mut now = state.objects.range::<str, _>(range).peekable();
+        let mut then = overlay.range::<str, _>(range).peekable();
+        loop {
+            let entry = match (now.peek(), then.peek()) {
+                (None, None) => return Some(()),
+                (Some((k, _)), Some((o, _))) if k < o => now.next().map(|(_, e)| e),
+                (Some(_), None) => now.next().map(|(_, e)| e),
+                (key, Some((o, _))) => {
+                    if key.is_some_and(|(k, _)| k == o) {
+                        now.next();
+                    }
+                    then.next().and_then(|(_, e)| e.as_ref())
+                }
+            };
+            if let Some(entry) = entry
+                && !visit(entry)
+            {
+                return Some(());
+            }
+        }
+    }
+
+    /// The ring of a scope. It begins where the ring of everything begins.
+    pub fn ring(&self, scope: &Scope) -> Arc<Ring> {
+        let mut scopes = self.scopes.write();
+        let (map, name) = match scope {
+            Scope::All => return self.all.clone(),
+            Scope::Namespace(n) => (&mut scopes.namespaces, n),
+            Scope::Object(n) => (&mut scopes.objects, n),
+            Scope::Field(n) => (&mut scopes.fields, n),
+        };
+        if let Some(ring) = map.get(name).and_then(Weak::upgrade) {
+            return ring;
+        }
+        let mut events = Vec::new();
+        let floor = self.all.floor();
+        // Pushing holds `scopes` too, so the floor cannot move between the two calls; reading from it cannot lag.
+        let _ = self.all.read(floor, usize::MAX, &mut events);
+        events.retain(|e| self.in_scope(e, scope));
+        let ring = Arc::new(Ring::new(floor, events));
+        map.insert(name.clone(), Arc::downgrade(&ring));
+        ring
+    }
+
+    /// The scope for watchers of a namespace and a value of the indexed field.
+    pub fn indexed_field(&self) -> Option<usize> {
+        self.indexed_field
+    }
+
+    fn in_scope(&self, event: &Event, scope: &Scope) -> bool {
+        match scope {
+            Scope::All => true,
+            Scope::Namespace(ns) => event.entry.namespace_and_name().0 == ns.as_ref(),
+            Scope::Object(key) => *event.entry.key == **key,
+            Scope::Field(value) => self.indexed_field.is_some_and(|i| {
+                event.entry.facts.field(i) == value.as_ref()
+                    || event.previous.as_ref().is_some_and(|p| p.facts.field(i) == value.as_ref())
+            }),
+        }
+    }
+
+    fn push(&self, event: Arc<Event>) {
+        let mut stale = false;
+        {
+            let scopes = self.scopes.read();
+            self.all.push(event.clone());
+            let mut send = |map: &HashMap<Box<str>, Weak<Ring>>, name: &str| {
+                if let Some(weak) = map.get(name) {
+                    match weak.upgrade() {
+                        Some(ring) => ring.push(event.clone()),
+                        None => stale = true,
+                    }
+                }
+            };
+            if !scopes.namespaces.is_empty() {
+                send(&scopes.namespaces, event.entry.namespace_and_name().0);
+            }
+            if !scopes.objects.is_empty() {
+                send(&scopes.objects, &event.entry.key);
+            }
+            if let Some(i) = self.indexed_field
+                && !scopes.fields.is_empty()
+            {
+                let value = event.entry.facts.field(i);
+                send(&scopes.fields, value);
+                if let Some(p) = &event.previous
+                    && p.facts.field(i) != value
+                {
+                    send(&scopes.fields, p.facts.field(i));
+                }
+            }
+        }
+        if stale {
+            self.drop_stale_scopes();
+        }
+    }
+
+    fn drop_stale_scopes(&self) {
+        let mut scopes = self.scopes.write();
+        let Scopes { namespaces, objects, fields } = &mut *scopes;
+        for map in [namespaces, objects, fields] {
+            map.retain(|_, weak| weak.strong_count() > 0);
+        }
+    }
+
+    /// Forgets old events; called now and then by the feed.
+    pub fn trim(&self, now: Instant) {
+        self.all.trim(now);
+        self.drop_stale_scopes();
+    }
+
+    /// Wakes every watcher, to let it see that the server stops.
+    pub fn wake(&self) {
+        self.all.changed.notify_waiters();
+        let scopes = self.scopes.read();
+        for map in [&scopes.namespaces, &scopes.objects, &scopes.fields] {
+            map.values().filter_map(Weak::upgrade).for_each(|ring| ring.changed.notify_waiters());
+        }
+    }
+
+    /// Takes a change in. Changes at or before the cache's revision are known already.
+    pub fn apply(&self, change: Applied) {
+        let event = {
+            let mut state = self.state.write();
+            match &mut state.phase {
+                Phase::Idle => return,
+                Phase::Loading(waiting) => {
+                    waiting.push(change);
+                    return;
+                }
+                Phase::Live => state.apply(change),
+            }
+        };
+        if let Some(event) = event {
+            self.push(Arc::new(event));
+        }
+    }
+
+    /// Whether a change would be taken in: an idle cache wants none.
+    pub fn wants_events(&self) -> bool {
+        !matches!(self.state.read().phase, Phase::Idle)
+    }
+
+    /// Makes an entry of a stored value; `key` is the store's.
+    ///
+    /// # Errors
+    /// When the value is no JSON object.
+    pub fn entry(&self, key: &str, revision: u64, value: Bytes) -> Result<Entry, serde_json::Error> {
+        let key = key.strip_prefix(&self.prefix).unwrap_or(key);
+        Entry::load(&self.kind, &self.head, key.into(), revision, value)
+    }
+
+    /// From now on events wait for [`ResourceCache::finish_loading`]. All watchers are cut off.
+    fn begin_loading(&self) {
+        let mut state = self.state.write();
+        *state = State { phase: Phase::Loading(Vec::new()), objects: BTreeMap::new(), revision: 0, bytes: 0 };
+    }
+
+    /// Storage could not be read.
+    fn abort_loading(&self) {
+        let mut state = self.state.write();
+        *state = State { phase: Phase::Idle, objects: BTreeMap::new(), revision: 0, bytes: 0 };
+    }
+
+    /// Takes what storage listed at a revision, then the events that came meanwhile.
+    fn finish_loading(&self, entries: Vec<Entry>, revision: u64) {
+        self.all.reset(revision);
+        {
+            let mut scopes = self.scopes.write();
+            let Scopes { namespaces, objects, fields } = &mut *scopes;
+            for map in [namespaces, objects, fields] {
+                for ring in map.drain().filter_map(|(_, w)| w.upgrade()) {
+                    // Its watchers find that they lag: nobody can say what they missed.
+                    ring.reset(u64::MAX);
+                }
+            }
+        }
+        let mut events = Vec::new();
+        {
+            let mut state = self.state.write();
+            let waiting = match std::mem::replace(&mut state.phase, Phase::Live) {
+                Phase::Loading(waiting) => waiting,
+                Phase::Idle | Phase::Live => Vec::new(),
+            };
+            state.revision = revision;
+            state.bytes = entries.iter().map(|e| e.value.len()).sum();
+            state.objects = entries.into_iter().map(|e| (e.key.clone(), Arc::new(e))).collect();
+            events.extend(waiting.into_iter().filter_map(|change| state.apply(change)));
+        }
+        for event in events {
+            self.push(Arc::new(event));
+        }
+    }
+}
+
+impl State {
+    fn apply(&mut self, change: Applied) -> Option<Event> {
+        let revision = change.revision();
+        if revision <= self.revision {
+            return None;
+        }
+        self.revision = revision;
+        match change {
+            Applied::Put(entry) => {
+                self.bytes += entry.value.len();
+                let previous = self.objects.insert(entry.key.clone(), entry.clone());
+                if let Some(p) = &previous {
+                    self.bytes -= p.value.len();
+                }
+                let kind = if previous.is_some() { EventType::Modified } else { EventType::Added };
+                Some(Event::new(revision, kind, entry, previous))
+            }
+            Applied::Delete(key, _) => {
+                let last = self.objects.remove(&key)?;
+                self.bytes -= last.value.len();
+                Some(Event::new(revision, EventType::Deleted, last.clone(), Some(last)))
+            }
+        }
+    }
+}
+
+fn bounds(namespace: Option<&str>, from: Option<&str>) -> (Bound<String>, Bound<String>) {
+    let (low, high) = match namespace {
+        // '0' follows '/', so this is every key below "ns/".
+        Some(ns) => (Bound::Included(format!("{ns}/")), Bound::Excluded(format!("{ns}0"))),
+        None => (Bound::Unbounded, Bound::Unbounded),
+    };
+    // Where to begin comes from clients: a range that is upside down would panic.
+    let low = match (low, from) {
+        (Bound::Included(l), Some(from)) if l.as_str() >= from => Bound::Included(l),
+        (_, Some(from)) => Bound::Included(from.to_owned()),
+        (low, None) => low,
+    };
+    match (&low, &high) {
+        (Bound::Included(l), Bound::Excluded(h)) if l > h => (Bound::Included(h.clone()), high),
+        _ => (low, high),
+    }
+}
+
+fn as_bound(bound: &Bound<String>) -> Bound<&str> {
+    match bound {
+        Bound::Included(s) => Bound::Included(s.as_str()),
+        Bound::Excluded(s) => Bound::Excluded(s.as_str()),
+        Bound::Unbounded => Bound::Unbounded,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! Recent events, shared by all watchers of a scope.
+//!
+//! A watcher is a cursor (a revision) into a [`Ring`]; it has no queue of its own. What it may hold back is
+//! bounded by the ring: a watcher that falls behind the ring's floor is cut off.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+
+use super::entry::Entry;
+
+/// Events younger than this are kept while there is room.
+const FRESH: Duration = Duration::from_secs(75);
+/// Kept whatever their age.
+const MIN_EVENTS: usize = 128;
+/// Never more than this.
+const MAX_EVENTS: usize = 65_536;
+/// Never more bytes of objects than this, [`MIN_EVENTS`] excepted.
+const MAX_BYTES: usize = 64 << 20;
+
+/// What happened to an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// Created, or began to match.
+    Added,
+    /// Changed.
+    Modified,
+    /// Deleted, or ceased to match.
+    Deleted,
+}
+
+impl EventType {
+    /// As watch events write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// Identifies a rendering of an event: the row's address, the form, and the type as the watcher sees it.
+pub type RenderKey = (usize, u8, EventType);
+
+/// One change of one object.
+#[derive(Debug)]
+pub struct Event {
+    /// Revision of the change.
+    pub revision: u64,
+    /// What happened.
+    pub kind: EventType,
+    /// The object after the change; for a deletion its last state.
+    pub entry: Arc<Entry>,
+    /// The object before a modification or deletion.
+    pub previous: Option<Arc<Entry>>,
+    at: Instant,
+    frames: Mutex<Vec<(RenderKey, Bytes)>>,
+}
+
+impl Event {
+    /// A change that happened now.
+    pub fn new(revision: u64, kind: EventType, entry: Arc<Entry>, previous: Option<Arc<Entry>>) -> Self {
+        Self { revision, kind, entry, previous, at: Instant::now(), frames: Mutex::default() }
+    }
+
+    /// The bytes of a rendering, made once for all watchers.
+    pub fn frame<E>(&self, key: RenderKey, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        let mut frames = self.frames.lock();
+        if let Some((_, bytes)) = frames.iter().find(|(k, _)| *k == key) {
+            return Ok(bytes.clone());
+        }
+        let bytes = make()?;
+        frames.push((key, bytes.clone()));
+        Ok(bytes)
+    }
+
+    fn bytes(&self) -> usize {
+        self.entry.value.len()
+    }
+}
+
+/// The cursor is older than what the ring still has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lagged {
+    /// The oldest revision that one can go on from.
+    pub floor: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    events: VecDeque<Arc<Event>>,
+    /// Every event after this revision is in `events`.
+    floor: u64,
+    bytes: usize,
+}
+
+/// Events of one scope in the order of revisions.
+#[derive(Debug, Default)]
+pub struct Ring {
+    inner: RwLock<Inner>,
+    /// Woken with every push and when the ring starts anew.
+    pub changed: Notify,
+}
+
+impl Ring {
+    /// A ring with history from `floor` on.
+    pub fn new(floor: u64, events: impl IntoIterator<Item = Arc<Event>>) -> Self {
+        let events: VecDeque<_> = events.into_iter().collect();
+        let bytes = events.iter().map(|e| e.bytes()).sum();
+        Self { inner: RwLock::new(Inner { events, floor, bytes }), changed: Notify::new() }
+    }
+
+    /// Adds the newest event and drops what is old.
+    pub fn push(&self, event: Arc<Event>) {
+        {
+            let mut inner = self.inner.write();
+            inner.bytes += event.bytes();
+            let now = event.at;
+            inner.events.push_back(event);
+            inner.trim(now);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Drops what is old although nothing new came.
+    pub fn trim(&self, now: Instant) {
+        self.inner.write().trim(now);
+    }
+
+    /// Forgets everything: history begins at `floor`. Watchers that are not there yet lag.
+    pub fn reset(&self, floor: u64) {
+        *self.inner.write() = Inner { floor, ..Inner::default() };
+        self.changed.notify_waiters();
+    }
+
+    /// Moves up to `max` events after the cursor into `out`.
+    ///
+    /// # Errors
+    /// When events after the cursor are gone.
+    pub fn read(&self, cursor: u64, max: usize, out: &mut Vec<Arc<Event>>) -> Result<(), Lagged> {
+        let inner = self.inner.read();
+        if cursor < inner.floor {
+            return Err(Lagged { floor: inner.floor });
+        }
+        // A watcher that keeps up looks at the back only.
+        if inner.events.back().is_none_or(|e| e.revision <= cursor) {
+            return Ok(());
+        }
+        let start = inner.events.partition_point(|e| e.revision <= cursor);
+        out.extend(inner.events.range(start..).take(max).cloned());
+        Ok(())
+    }
+
+    /// The oldest revision that one can go on from.
+    pub fn floor(&self) -> u64 {
+        self.inner.read().floor
+    }
+}
+
+impl Inner {
+    fn trim(&mut self, now: Instant) {
+        while self.events.len() > MIN_EVENTS {
+            let Some(oldest) = self.events.front() else { return };
+            let full = self.events.len() > MAX_EVENTS || self.bytes > MAX_BYTES;
+            if !full && now.saturating_duration_since(oldest.at) < FRESH {
+                return;
+            }
+            self.floor = oldest.revision;
+            self.bytes -= oldest.bytes();
+            self.events.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::entry::Facts;
+
+    fn event(revision: u64) -> Arc<Event> {
+        let entry =
+            Entry { key: "a".into(), revision, value: Bytes::from_static(b"{}"), facts: Facts::default() };
+        Arc::new(Event::new(revision, EventType::Added, Arc::new(entry), None))
+    }
+
+    fn revisions(ring: &Ring, cursor: u64, max: usize) -> Result<Vec<u64>, Lagged> {
+        let mut out = Vec::new();
+        ring.read(cursor, max, &mut out)?;
+        Ok(out.iter().map(|e| e.revision).collect())
+    }
+
+    #[test]
+    fn reads_after_the_cursor() {
+        let ring = Ring::new(4, [event(5), event(8)]);
+        ring.push(event(9));
+        assert_eq!(revisions(&ring, 4, 10), Ok(vec![5, 8, 9]));
+        assert_eq!(revisions(&ring, 5, 1), Ok(vec![8]));
+        assert_eq!(revisions(&ring, 7, 10), Ok(vec![8, 9]));
+        assert_eq!(revisions(&ring, 9, 10), Ok(vec![]));
+        assert_eq!(revisions(&ring, 3, 10), Err(Lagged { floor: 4 }));
+        ring.reset(20);
+        assert_eq!(revisions(&ring, 9, 10), Err(Lagged { floor: 20 }));
+        assert_eq!(revisions(&ring, 20, 10), Ok(vec![]));
+    }
+
+    #[test]
+    fn is_bounded_and_says_what_it_forgot() {
+        let ring = Ring::new(0, []);
+        for revision in 1..=(MAX_EVENTS as u64 + 10) {
+            ring.push(event(revision));
+        }
+        assert_eq!(ring.floor(), 10);
+        assert_eq!(revisions(&ring, 9, 1), Err(Lagged { floor: 10 }));
+        ring.trim(Instant::now() + FRESH * 2);
+        assert_eq!(revisions(&ring, ring.floor(), usize::MAX).map(|r| r.len()), Ok(MIN_EVENTS));
+    }
+
+    #[test]
+    fn a_frame_is_made_once() {
+        let e = event(1);
+        let mut made = 0;
+        for _ in 0..3 {
+            let bytes = e.frame((1, 0, EventType::Added), || {
+                made += 1;
+                Ok::<_, ()>(Bytes::from_static(b"x"))
+            });
+            assert_eq!(bytes, Ok(Bytes::from_static(b"x")));
+        }
+        assert_eq!(made, 1);
+    }
+}

@@ -1,0 +1,297 @@
+//! Discovery: what is served, in the legacy form (one document per group and version) and aggregated (KEP-3352).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hawser_api::kinds::Kind;
+use hawser_api::status::Status;
+use http::Response;
+use http::header::{ETAG, HeaderValue, IF_NONE_MATCH};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256, Sha512};
+
+use crate::body::Body;
+use crate::kinds::{Row, Table};
+use crate::negotiate::{Encoding, accept_discovery};
+use crate::respond;
+
+const AGGREGATED_TYPE: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// Answers discovery paths; keeps the aggregated documents of the current table.
+#[derive(Debug, Default)]
+pub struct Discovery {
+    aggregated: Mutex<Option<Aggregated>>,
+}
+
+#[derive(Debug, Clone)]
+struct Aggregated {
+    /// Address of the table that the documents are of, which is kept alive with them.
+    table: usize,
+    _held: HeldTable,
+    core: (Bytes, String),
+    groups: (Bytes, String),
+}
+
+#[derive(Clone)]
+struct HeldTable(#[expect(dead_code, reason = "held so that its address stays its name")] Arc<Table>);
+
+impl std::fmt::Debug for HeldTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HeldTable")
+    }
+}
+
+impl Discovery {
+    /// Answers `/api`, `/apis` and what is directly below them; None for other paths.
+    pub fn answer(
+        &self,
+        table: &Arc<Table>,
+        path: &str,
+        headers: &http::HeaderMap,
+        method: &http::Method,
+        address: &str,
+    ) -> Option<Response<Body>> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let root = match parts.as_slice() {
+            ["api"] | ["apis"] => true,
+            ["api", _] | ["apis", _] | ["apis", _, _] => false,
+            _ => return None,
+        };
+        let accept = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok());
+        let (encoding, aggregated) = match accept_discovery(accept, root) {
+            Ok(found) => found,
+            Err(status) => return Some(respond::status(&status, Encoding::Json)),
+        };
+        if aggregated {
+            let documents = self.aggregated(table);
+            let document = if parts == ["api"] { documents.core } else { documents.groups };
+            return Some(with_etag(document, headers));
+        }
+        let document = match parts.as_slice() {
+            ["api"] => Some(api_versions(address)),
+            ["apis"] => Some(json!({"kind": "APIGroupList", "apiVersion": "v1",
+                "groups": groups(table).iter().map(|g| group(table, g)).collect::<Vec<_>>()})),
+            ["apis", name] => groups(table).contains(name).then(|| {
+                let mut group = group(table, name);
+                group["kind"] = json!("APIGroup");
+                group["apiVersion"] = json!("v1");
+                group
+            }),
+            ["api", version] => resources(table, "", version),
+            ["apis", group, version] => resources(table, group, version),
+            _ => None,
+        };
+        Some(match document {
+            None => respond::text(404, "404 page not found\n"),
+            Some(_) if !root && !matches!(*method, http::Method::GET | http::Method::HEAD) => {
+                respond::status(&Status::method_not_allowed(), encoding)
+            }
+            Some(document) => respond::value(200, &document, encoding),
+        })
+    }
+
+    fn aggregated(&self, table: &Arc<Table>) -> Aggregated {
+        let mut kept = self.aggregated.lock();
+        let address = Arc::as_ptr(table) as usize;
+        if let Some(documents) = kept.as_ref().filter(|d| d.table == address) {
+            return documents.clone();
+        }
+        let document = |groups: &[&str]| {
+            let items: Vec<Value> = groups.iter().map(|g| aggregated_group(table, g)).collect();
+            let value = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
+                "metadata": {}, "items": items});
+            let bytes = Bytes::from(value.to_string());
+            let tag = format!("\"{}\"", hex::encode_upper(Sha512::digest(&bytes)));
+            (bytes, tag)
+        };
+        let documents = Aggregated {
+            table: address,
+            _held: HeldTable(table.clone()),
+            core: document(&[""]),
+            groups: document(&groups(table)),
+        };
+        *kept = Some(documents.clone());
+        documents
+    }
+}
+
+fn with_etag((bytes, tag): (Bytes, String), headers: &http::HeaderMap) -> Response<Body> {
+    let known = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()) == Some(tag.as_str());
+    let mut response = if known {
+        respond::bytes_answer(304, Bytes::new(), AGGREGATED_TYPE)
+    } else {
+        respond::bytes_answer(200, bytes, AGGREGATED_TYPE)
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    response.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+/// Names of the groups but the core group, in the order of discovery.
+pub fn groups(table: &Table) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for row in table.rows() {
+        let group = row.kind.group.as_str();
+        if !group.is_empty() && !names.contains(&group) {
+            names.push(group);
+        }
+    }
+    names
+}
+
+/// Versions of a group, preferred ones first.
+pub fn versions<'t>(table: &'t Table, group: &str) -> Vec<&'t str> {
+    let mut versions: Vec<(u32, &str)> = Vec::new();
+    for row in table.rows().iter().filter(|r| r.kind.group == group) {
+        let version = (row.kind.preference, row.kind.version.as_str());
+        if !versions.contains(&version) {
+            versions.push(version);
+        }
+    }
+    versions.sort_by_key(|(preference, _)| *preference);
+    versions.into_iter().map(|(_, v)| v).collect()
+}
+
+fn api_versions(address: &str) -> Value {
+    json!({"kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}]})
+}
+
+fn group(table: &Table, name: &str) -> Value {
+    let versions: Vec<Value> = versions(table, name)
+        .into_iter()
+        .map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v}))
+        .collect();
+    json!({"name": name, "preferredVersion": versions.first(), "versions": versions})
+}
+
+fn rows_of<'t>(table: &'t Table, group: &str, version: &str) -> Vec<&'t Arc<Row>> {
+    let mut rows: Vec<_> =
+        table.rows().iter().filter(|r| r.kind.group == group && r.kind.version == version).collect();
+    rows.sort_by(|a, b| a.kind.plural.cmp(&b.kind.plural));
+    rows
+}
+
+fn resources(table: &Table, group: &str, version: &str) -> Option<Value> {
+    let rows = rows_of(table, group, version);
+    if rows.is_empty() {
+        return None;
+    }
+    let mut resources = Vec::new();
+    for row in rows {
+        resources.push(resource(&row.kind));
+        for sub in &row.kind.subresources {
+            let mut out = Map::new();
+            out.insert("name".into(), json!(format!("{}/{}", row.kind.plural, sub.name)));
+            out.insert("singularName".into(), json!(""));
+            out.insert("namespaced".into(), json!(row.kind.namespaced));
+            if let (Some(g), Some(v)) = (&sub.group, &sub.version) {
+                out.insert("group".into(), json!(g));
+                out.insert("version".into(), json!(v));
+            }
+            out.insert("kind".into(), json!(sub.kind));
+            out.insert("verbs".into(), json!(sub.verbs));
+            resources.push(Value::Object(out));
+        }
+    }
+    let group_version = hawser_api::object::api_version(group, version);
+    let mut out = json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": resources});
+    if !group.is_empty() {
+        out["apiVersion"] = json!("v1");
+    }
+    Some(out)
+}
+
+fn resource(kind: &Kind) -> Value {
+    let mut out = json!({"name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
+        "kind": kind.kind, "verbs": kind.verbs});
+    if !kind.short_names.is_empty() {
+        out["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        out["categories"] = json!(kind.categories);
+    }
+    if kind.is_stored() {
+        out["storageVersionHash"] = json!(storage_version_hash(kind));
+    }
+    out
+}
+
+/// The first eight bytes of the SHA-256 of the stored version's name, base64.
+fn storage_version_hash(kind: &Kind) -> String {
+    use base64::Engine as _;
+    if let Some(hash) = &kind.storage_version_hash {
+        return hash.clone();
+    }
+    let digest = Sha256::digest(kind.storage_version_identity());
+    base64::engine::general_purpose::STANDARD.encode(&digest[..8])
+}
+
+fn aggregated_group(table: &Table, name: &str) -> Value {
+    let versions: Vec<Value> = versions(table, name)
+        .into_iter()
+        .map(|version| {
+            let resources: Vec<Value> =
+                rows_of(table, name, version).into_iter().map(|row| aggregated_resource(&row.kind)).collect();
+            json!({"version": version, "freshness": "Current", "resources": resources})
+        })
+        .collect();
+    let metadata = if name.is_empty() { json!({}) } else { json!({"name": name}) };
+    json!({"metadata": metadata, "versions": versions})
+}
+
+fn aggregated_resource(kind: &Kind) -> Value {
+    // kube-apiserver leaves group and version of the kind empty where they are the document's own.
+    let response_kind =
+        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let mut out = json!({"resource": kind.plural, "responseKind": response_kind("", "", &kind.kind),
+        "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": kind.singular, "verbs": kind.verbs});
+    if !kind.short_names.is_empty() {
+        out["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        out["categories"] = json!(kind.categories);
+    }
+    let subresources: Vec<Value> = kind
+        .subresources
+        .iter()
+        .map(|sub| {
+            let (group, version) =
+                (sub.group.as_deref().unwrap_or_default(), sub.version.as_deref().unwrap_or_default());
+            json!({"subresource": sub.name, "responseKind": response_kind(group, version, &sub.kind),
+                "verbs": sub.verbs})
+        })
+        .collect();
+    if !subresources.is_empty() {
+        out["subresources"] = json!(subresources);
+    }
+    out
+}
+
+/// What `/` lists.
+pub fn root_paths(table: &Table, more: &[String]) -> Value {
+    let mut paths: Vec<String> = vec!["/api".into(), "/api/v1".into(), "/apis".into(), "/apis/".into()];
+    for group in groups(table) {
+        paths.push(format!("/apis/{group}"));
+        paths.extend(versions(table, group).iter().map(|v| format!("/apis/{group}/{v}")));
+    }
+    for path in [
+        "/healthz",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openapi/v3/",
+        "/version",
+    ] {
+        paths.push(path.into());
+    }
+    paths.extend_from_slice(more);
+    paths.sort();
+    json!({"paths": paths})
+}

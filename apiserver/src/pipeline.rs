@@ -1,0 +1,395 @@
+//! A request's way through the server: who, may they, and which verb answers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::StreamExt as _;
+use hawser_api::status::Status;
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, WARNING};
+use http::{Method, Request, Response};
+use http_body_util::StreamBody;
+use parking_lot::Mutex;
+
+use crate::access::{Attributes, AuthnError, Authorizer, Decision, GROUP_AUTHENTICATED, UserInfo};
+use crate::authn::impersonation;
+use crate::body::Body;
+use crate::discovery::{self, Discovery};
+use crate::health::Health;
+use crate::kinds::{Row, Table};
+use crate::metrics::Metrics;
+use crate::negotiate::{self, Accepted, Encoding};
+use crate::openapi::OpenApi;
+use crate::registry::subresource::binding;
+use crate::registry::virtual_read;
+use crate::registry::{Answer, Call, Registry};
+use crate::request_info::RequestInfo;
+use crate::respond::{self, Renderer};
+use crate::{table, version};
+
+/// Identity of a request that was made in process. Only [`crate::in_process`] can make one, and extensions do not
+/// come over the network.
+#[derive(Clone)]
+pub(crate) struct InProcess(pub(crate) Arc<UserInfo>);
+
+/// Identity that a connection's client certificate names.
+#[derive(Clone)]
+pub(crate) struct Connection(pub(crate) Option<Arc<UserInfo>>);
+
+/// Everything that answers requests.
+pub struct Pipeline {
+    /// Verbs on resources.
+    pub registry: Arc<Registry>,
+    /// What is served.
+    pub discovery: Discovery,
+    /// Schemas of what is served.
+    pub openapi: OpenApi,
+    /// Health checks.
+    pub health: Arc<Health>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Address that discovery tells clients.
+    pub address: String,
+}
+
+/// Asks an authorizer about a resource request, under another verb or name than its own if need be.
+///
+/// # Errors
+/// 403 with Kubernetes' text.
+pub(crate) async fn authorize(
+    authorizer: &dyn Authorizer,
+    user: &UserInfo,
+    info: &RequestInfo,
+    verb: &str,
+    name: &str,
+) -> Result<(), Status> {
+    let attributes = Attributes { verb, name, ..attributes(user, info) };
+    let answer = authorizer.authorize(&attributes).await;
+    if answer.decision == Decision::Allow {
+        return Ok(());
+    }
+    Err(crate::authz::forbidden(&attributes, &answer.reason))
+}
+
+fn attributes<'a>(user: &'a UserInfo, info: &'a RequestInfo) -> Attributes<'a> {
+    let selects = matches!(info.verb, "list" | "watch" | "deletecollection");
+    Attributes {
+        user,
+        verb: info.verb,
+        resource_request: info.is_resource,
+        api_group: &info.group,
+        api_version: &info.version,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: &info.path,
+        field_selector: if selects { info.param("fieldSelector").unwrap_or_default() } else { "" },
+    }
+}
+
+/// The name that `fieldSelector=metadata.name=x` demands: such a list is authorized like a get of x.
+fn selected_name(info: &RequestInfo) -> Option<&str> {
+    if !info.name.is_empty() || !matches!(info.verb, "list" | "watch" | "deletecollection") {
+        return None;
+    }
+    let selector = info.param("fieldSelector")?;
+    selector.split(',').find_map(|term| {
+        let value = term.strip_prefix("metadata.name=")?;
+        Some(value.strip_prefix('=').unwrap_or(value)).filter(|v| !v.is_empty())
+    })
+}
+
+impl Pipeline {
+    /// Answers a request.
+    pub async fn serve(&self, mut request: Request<Body>) -> Response<Body> {
+        let begun = Instant::now();
+        self.metrics.begin();
+        let info = RequestInfo::parse(request.method(), request.uri());
+        let accept_encoding =
+            request.headers().get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let mut response = match self.identify(&mut request, &info).await {
+            Ok(user) => self.route(request, &info, user).await,
+            Err(status) => Err(status),
+        }
+        .unwrap_or_else(|status| respond::status(&status, Encoding::Json));
+        respond::gzip(&mut response, accept_encoding.as_deref());
+        let code = response.status().as_u16();
+        let (group, resource, sub) = if info.is_resource {
+            (info.group.as_str(), info.resource.as_str(), info.subresource.as_str())
+        } else {
+            ("", "", "")
+        };
+        // Names that are not served come from clients; counting them would let memory grow without bound.
+        let known = self.registry.kinds.load().find(group, &info.version, resource).is_some();
+        let (group, resource, sub) = if known { (group, resource, sub) } else { ("", "", "") };
+        self.metrics.end(info.verb, group, resource, sub, code, begun.elapsed());
+        response
+    }
+
+    /// Authentication, impersonation and authorization.
+    async fn identify(
+        &self,
+        request: &mut Request<Body>,
+        info: &RequestInfo,
+    ) -> Result<Arc<UserInfo>, Status> {
+        let access = &self.registry.access;
+        let user = match request.extensions().get::<InProcess>() {
+            Some(InProcess(user)) => user.clone(),
+            None => {
+                let connection = request.extensions().get::<Connection>().and_then(|c| c.0.clone());
+                match access.authenticator.authenticate(request.headers(), connection.as_ref()).await {
+                    Ok(Some(user)) => user,
+                    Ok(None) if access.anonymous || crate::authn::is_public_path(&info.path) => {
+                        Arc::new(UserInfo::anonymous())
+                    }
+                    Ok(None) => return Err(Status::unauthorized()),
+                    Err(AuthnError::Invalid(why)) => {
+                        tracing::debug!(why, "credentials refused");
+                        return Err(Status::unauthorized());
+                    }
+                    Err(AuthnError::Internal(why)) => return Err(Status::internal(why)),
+                }
+            }
+        };
+        request.headers_mut().remove(AUTHORIZATION);
+        let asked = attributes(&user, info);
+        let asked = Attributes { name: selected_name(info).unwrap_or(asked.name), ..asked };
+        let user = match impersonation::impersonate(request.headers(), &asked, &*access.authorizer).await? {
+            Some(other) => Arc::new(other),
+            None => user.clone(),
+        };
+        let name = selected_name(info).unwrap_or(&info.name);
+        let own_review = info.path == "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+        if !(own_review && user.in_group(GROUP_AUTHENTICATED)) {
+            authorize(&*access.authorizer, &user, info, info.verb, name).await?;
+        }
+        Ok(user)
+    }
+
+    async fn route(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        user: Arc<UserInfo>,
+    ) -> Result<Response<Body>, Status> {
+        let table = self.registry.kinds.snapshot();
+        if !info.is_resource {
+            let (parts, _) = request.into_parts();
+            return Ok(self.document(&table, &parts, info).await);
+        }
+        let Some(row) = table.find(&info.group, &info.version, &info.resource).cloned() else {
+            if table.has_version(&info.group, &info.version) {
+                return Err(Status::unknown_resource());
+            }
+            return Ok(respond::text(404, "404 page not found\n"));
+        };
+        check_scope(&row, info)?;
+        if !info.subresource.is_empty() {
+            for connector in &self.registry.access.connectors {
+                if connector.handles(&info.group, &info.resource, &info.subresource)
+                    && row.kind.subresource(&info.subresource).is_some()
+                {
+                    return connector.connect(&user, info, request).await;
+                }
+            }
+        }
+        self.verb(request, info, &user, row).await
+    }
+
+    /// A verb on a stored or virtual resource.
+    async fn verb(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        user: &Arc<UserInfo>,
+        row: Arc<Row>,
+    ) -> Result<Response<Body>, Status> {
+        let (parts, body) = request.into_parts();
+        let accept = parts.headers.get(ACCEPT).and_then(|v| v.to_str().ok());
+        let list = matches!(info.verb, "list" | "deletecollection");
+        let mut accepted = negotiate::accept(accept, list, true)?;
+        accepted.pretty = info.flag("pretty");
+        if info.verb == "watch" && accepted.encoding == Encoding::Yaml {
+            return Err(Status::not_acceptable());
+        }
+        let include = table::include(info.param("includeObject"), accepted.transform)?;
+        let call = Call {
+            info,
+            user,
+            row: row.clone(),
+            headers: &parts.headers,
+            accepted,
+            warnings: Mutex::default(),
+        };
+        if let Some(text) = version::deprecation(&row.kind) {
+            call.warn(text);
+        }
+        let renderer = Renderer::new(row, accepted, include);
+        let answer = self.dispatch(&call, body, &renderer).await;
+        let mut response = match answer {
+            Ok(answer) => self.render(&call, answer, &renderer),
+            Err(status) => Err(status),
+        }
+        .unwrap_or_else(|status| respond::status(&status, accepted.encoding));
+        for text in call.warnings.lock().iter() {
+            if let Some(value) = respond::warning(text) {
+                response.headers_mut().append(WARNING, value);
+            }
+        }
+        Ok(response)
+    }
+
+    async fn dispatch(&self, call: &Call<'_>, body: Body, renderer: &Renderer) -> Result<Answer, Status> {
+        let (registry, info) = (&self.registry, call.info);
+        if !info.subresource.is_empty() {
+            let body = registry.read_body(body).await?;
+            return registry.subresource(call, body).await;
+        }
+        let named = !info.name.is_empty();
+        let fits = match info.verb {
+            "create" | "list" | "deletecollection" => !named,
+            "get" | "update" | "patch" | "delete" => named,
+            "watch" => true,
+            _ => false,
+        };
+        // Only lists and watches cross namespaces.
+        let crosses = call.row.kind.namespaced && info.namespace.is_empty();
+        if !fits || !call.row.kind.has_verb(info.verb) || (crosses && !matches!(info.verb, "list" | "watch"))
+        {
+            return Err(Status::method_not_allowed());
+        }
+        if virtual_read::is_component_statuses(&call.row) {
+            return registry.component_statuses(call).await;
+        }
+        match info.verb {
+            "get" => registry.get(call).await,
+            "list" => registry.list(call).await,
+            "watch" => Ok(Answer::Watch(Box::new(registry.watch(call, renderer.clone()).await?))),
+            "create" if binding::is_bindings(&call.row) => {
+                let body = registry.read_body(body).await?;
+                registry.bind_named(call, body).await
+            }
+            "create" => registry.create(call, registry.read_body(body).await?).await,
+            "update" => registry.update(call, registry.read_body(body).await?, "").await,
+            "patch" => registry.patch(call, registry.read_body(body).await?, "").await,
+            "delete" => registry.delete(call, registry.read_body(body).await?).await,
+            "deletecollection" => registry.delete_collection(call, registry.read_body(body).await?).await,
+            _ => Err(Status::method_not_allowed()),
+        }
+    }
+
+    fn render(&self, call: &Call<'_>, answer: Answer, renderer: &Renderer) -> Result<Response<Body>, Status> {
+        let Accepted { encoding, .. } = call.accepted;
+        let content_type = encoding.content_type();
+        Ok(match answer {
+            Answer::Stored(code, value, revision) => {
+                respond::bytes_answer(code, renderer.stored(&value, revision)?, content_type)
+            }
+            Answer::Object(code, object) => {
+                let own = respond::type_of(&object).1 == call.row.kind.kind;
+                let bytes = if own { renderer.object(object)? } else { respond::encode(&object, encoding)? };
+                respond::bytes_answer(code, bytes, content_type)
+            }
+            Answer::List(page) => respond::bytes_answer(200, renderer.list(page)?, content_type),
+            Answer::Objects(objects) => {
+                respond::bytes_answer(200, renderer.objects(objects, serde_json::Map::new())?, content_type)
+            }
+            Answer::Done(status) => {
+                let code = if status.code == 0 { 200 } else { status.code };
+                respond::value(code, &status.to_value(), encoding)
+            }
+            Answer::Watch(watch) => {
+                let metrics = WatchCount::new(self.metrics.clone());
+                let stream = watch.into_stream().map(move |chunk| {
+                    let _counted = &metrics;
+                    Ok::<_, std::convert::Infallible>(http_body::Frame::data(chunk))
+                });
+                let mut response =
+                    respond::bytes_answer(200, Body::new(StreamBody::new(stream)), content_type);
+                response
+                    .headers_mut()
+                    .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+                response
+            }
+        })
+    }
+
+    /// Paths that are no resources.
+    async fn document(
+        &self,
+        table: &Arc<Table>,
+        request: &http::request::Parts,
+        info: &RequestInfo,
+    ) -> Response<Body> {
+        if request.uri.path().contains("//") {
+            return respond::text(404, "404 page not found\n");
+        }
+        let storage = self.registry.feed.storage();
+        if let Some(response) = self.health.answer(info, &**storage).await {
+            return response;
+        }
+        let (path, method, headers) = (info.path.as_str(), &request.method, &request.headers);
+        let discovered = self.discovery.answer(table, path, headers, method, &self.address);
+        if let Some(response) = discovered {
+            return response;
+        }
+        if let Some(response) = self.openapi.answer(table, info, headers) {
+            return response;
+        }
+        let documents = &self.registry.access.documents;
+        if let Some((_, make)) = documents.iter().find(|(p, _)| p == path) {
+            let (content_type, bytes) = make();
+            let mut response = Response::new(Body::Full(bytes));
+            if let Ok(value) = HeaderValue::from_str(&content_type) {
+                response.headers_mut().insert(http::header::CONTENT_TYPE, value);
+            }
+            return response;
+        }
+        match path {
+            "/" => {
+                let more: Vec<String> = documents.iter().map(|(p, _)| p.clone()).collect();
+                respond::value(200, &discovery::root_paths(table, &more), Encoding::Json)
+            }
+            "/version" | "/version/" if *method == Method::GET => {
+                respond::value(200, &version::document(), Encoding::Json)
+            }
+            "/version" | "/version/" => respond::status(&Status::method_not_allowed(), Encoding::Json),
+            "/metrics" => respond::bytes_answer(
+                200,
+                self.metrics.render(table),
+                "text/plain; version=0.0.4; charset=utf-8",
+            ),
+            _ => respond::text(404, "404 page not found\n"),
+        }
+    }
+}
+
+/// Counts a watch as long as it lasts.
+struct WatchCount(Arc<Metrics>);
+
+impl WatchCount {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.watch(1);
+        Self(metrics)
+    }
+}
+
+impl Drop for WatchCount {
+    fn drop(&mut self) {
+        self.0.watch(-1);
+    }
+}
+
+/// Whether the path has a namespace where the kind has one, and none where it has none.
+fn check_scope(row: &Row, info: &RequestInfo) -> Result<(), Status> {
+    let is_namespace = info.group.is_empty() && info.resource == "namespaces";
+    let wrong = if row.kind.namespaced {
+        info.namespace.is_empty() && !info.name.is_empty()
+    } else {
+        !info.namespace.is_empty() && !is_namespace
+    };
+    if wrong || (!info.subresource.is_empty() && row.kind.subresource(&info.subresource).is_none()) {
+        return Err(Status::unknown_resource());
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! From a body's bytes to an object of the expected kind.
+
+use bytes::Bytes;
+use hawser_api::decode::{self, Dropped};
+use hawser_api::kinds::Kind;
+use hawser_api::object::ObjectExt as _;
+use hawser_api::protobuf;
+use hawser_api::schema;
+use hawser_api::status::Status;
+use hawser_api::text::{json_type, quote};
+use http::header::CONTENT_TYPE;
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use super::Call;
+use crate::negotiate::{self, BodyEncoding};
+use crate::options::FieldValidation;
+
+/// The type of the bytes that must be an object.
+const TYPE_META: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
+                         Kind string \"json:\\\"kind,omitempty\\\"\" }";
+
+impl Call<'_> {
+    /// Parses a body by its Content-Type.
+    ///
+    /// # Errors
+    /// 415 for other encodings, 400 for what cannot be parsed.
+    ///
+    /// `api_version` and `kind` are for a protobuf body that does not name its own.
+    pub(crate) fn parse(
+        &self,
+        bytes: &Bytes,
+        api_version: &str,
+        kind: &str,
+        dropped: &mut Dropped,
+    ) -> Result<Value, Status> {
+        match negotiate::content_type(self.header(CONTENT_TYPE))? {
+            BodyEncoding::Json => decode::parse_json(bytes, dropped).map_err(|e| {
+                Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
+            }),
+            BodyEncoding::Protobuf => {
+<<<<<<< HEAD
+                protobuf::decode(bytes, (api_version, kind)).map_err(|e| Status::bad_request(e.to_string()))
+=======
+                protobuf::decode(bytes, ("", "")).map_err(|e| Status::bad_request(e.to_string()))
+>>>>>>> proxy
+            }
+            BodyEncoding::Yaml => {
+                // Of several documents the first one counts.
+                let Some(document) = serde_yaml_ng::Deserializer::from_slice(bytes).next() else {
+                    return Ok(Value::Null);
+                };
+                Value::deserialize(document).map_err(|e| Status::bad_request(format!("yaml: {e}")))
+            }
+        }
+    }
+
+    /// Decodes an object of a kind: known fields of the right types.
+    ///
+    /// # Errors
+    /// 400 for another kind, wrong types, and in strict mode for unknown or duplicate fields.
+    pub(crate) fn decode(
+        &self,
+        bytes: &Bytes,
+        kind: &Kind,
+        validation: FieldValidation,
+    ) -> Result<Value, Status> {
+        self.decode_as(bytes, &kind.api_version(), &kind.kind, validation)
+    }
+
+    /// Decodes an object of a kind that is named.
+    ///
+    /// # Errors
+    /// Those of [`Call::decode`].
+    pub(crate) fn decode_as(
+        &self,
+        bytes: &Bytes,
+        api_version: &str,
+        kind: &str,
+        validation: FieldValidation,
+    ) -> Result<Value, Status> {
+        let mut dropped = Dropped::default();
+        let mut object = self.parse(bytes, api_version, kind, &mut dropped)?;
+        self.conform(&mut object, api_version, kind, &mut dropped)?;
+        self.report(&dropped, validation)?;
+        Ok(object)
+    }
+
+    /// Checks that a value is of a kind, and makes it canonical.
+    pub(crate) fn conform(
+        &self,
+        object: &mut Value,
+        api_version: &str,
+        kind: &str,
+        dropped: &mut Dropped,
+    ) -> Result<(), Status> {
+        if !object.is_object() {
+            let found = json_type(object);
+            return Err(Status::bad_request(format!(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type \
+                 {TYPE_META}"
+            )));
+        }
+        for field in ["apiVersion", "kind"] {
+            if let Some(value) = object.get(field)
+                && !value.is_string()
+                && !value.is_null()
+            {
+                return Err(Status::bad_request(format!(
+                    "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go struct field \
+                     .{field} of type string",
+                    json_type(value)
+                )));
+            }
+        }
+        let sent_version = Some(object.api_version()).filter(|v| !v.is_empty()).unwrap_or(api_version);
+        let sent_kind = Some(object.kind()).filter(|k| !k.is_empty()).unwrap_or(kind);
+        if sent_kind != kind {
+            return Err(Status::bad_request(format!(
+                "{sent_kind} in version {} cannot be handled as a {kind}: the kind does not match the resource",
+                quote(sent_version.rsplit('/').next().unwrap_or(sent_version))
+            )));
+        }
+        if sent_version != api_version {
+            return Err(Status::bad_request(format!(
+                "the API version in the data ({sent_version}) does not match the expected API version ({api_version})"
+            )));
+        }
+        if let Some(ty) = schema::find_kind(api_version, kind) {
+            decode::normalize(ty, object, dropped).map_err(|e| {
+                let version = api_version.rsplit('/').next().unwrap_or(api_version);
+                Status::bad_request(format!(
+                    "{kind} in version {} cannot be handled as a {kind}: {e}",
+                    quote(version)
+                ))
+            })?;
+        }
+        object.set_api_version_kind(api_version, kind);
+        Ok(())
+    }
+
+    /// Refuses, or warns about, what decoding dropped.
+    pub(crate) fn report(&self, dropped: &Dropped, validation: FieldValidation) -> Result<(), Status> {
+        if dropped.messages.is_empty() {
+            return Ok(());
+        }
+        match validation {
+            FieldValidation::Ignore => Ok(()),
+            FieldValidation::Warn => {
+                dropped.messages.iter().for_each(|m| self.warn(m.clone()));
+                Ok(())
+            }
+            FieldValidation::Strict => {
+                Err(Status::bad_request(format!("strict decoding error: {}", dropped.messages.join(", "))))
+            }
+        }
+    }
+}

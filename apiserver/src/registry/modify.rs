@@ -1,0 +1,224 @@
+//! The loop that every change of an existing object goes through: read, change, admit, validate, write with
+//! compare-and-swap, and once more when somebody else was quicker.
+
+use std::sync::Arc;
+
+use hawser_api::object::ObjectExt as _;
+use hawser_api::schema;
+use hawser_api::status::{FieldError, Status};
+use hawser_storage::{Error as StorageError, Precondition};
+use serde_json::Value;
+
+use super::{AdmissionStep, Answer, Call, Registry, storage_status};
+use crate::access::Operation;
+use crate::cache::entry::{Entry, Facts};
+use crate::managed::{self, Writer};
+use crate::options::WriteOptions;
+use crate::{convert, hooks};
+
+/// How often a change is tried when others write the same object.
+const ATTEMPTS: usize = 64;
+/// Number of queues for writers that have lost a race.
+const QUEUES: usize = 64;
+
+/// Lets writers that have lost a race for an object wait for each other instead of racing on. Objects share queues by
+/// the hash of their key.
+#[derive(Debug)]
+pub struct Queues(Vec<tokio::sync::Mutex<()>>);
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self((0..QUEUES).map(|_| tokio::sync::Mutex::default()).collect())
+    }
+}
+
+impl Queues {
+    async fn wait(&self, key: &str) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        use std::hash::{BuildHasher as _, RandomState};
+        static STATE: std::sync::LazyLock<RandomState> = std::sync::LazyLock::new(RandomState::new);
+        let hash = usize::try_from(STATE.hash_one(key) % QUEUES as u64).unwrap_or(0);
+        Some(self.0.get(hash)?.lock().await)
+    }
+}
+
+/// How a change differs from a plain update.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner<'a> {
+    /// Empty for the object itself.
+    pub subresource: &'a str,
+    /// `UpdateOptions` or `PatchOptions`.
+    pub options_kind: &'a str,
+    /// Whether an object without a resourceVersion overwrites whatever is there.
+    pub unconditional: bool,
+    /// The server itself makes the change (a binding): fields that clients cannot change may change.
+    pub trusted: bool,
+}
+
+/// What is there.
+pub struct Current {
+    /// In the request's version, with its resourceVersion.
+    pub object: Value,
+    /// As the cache has it.
+    pub entry: Arc<Entry>,
+}
+
+impl Registry {
+    /// Changes an object. `change` is given what is there and answers what is to be there, both in the row's version;
+    /// it may run several times.
+    ///
+    /// # Errors
+    /// 404, 409, whatever `change`, admission and validation say.
+    pub(crate) async fn modify(
+        &self,
+        call: &Call<'_>,
+        options: &WriteOptions,
+        manner: Manner<'_>,
+        mut change: impl FnMut(&Current) -> Result<Value, Status>,
+    ) -> Result<Answer, Status> {
+        let name = &call.info.name;
+        let mut turn = None;
+        for _ in 0..ATTEMPTS {
+            let entry = self.current(call, name).await?;
+            let object = self.decode_current(call, &entry)?;
+            let current = Current { object, entry };
+            let new = change(&current)?;
+            let claimed = new.resource_version().to_owned();
+            if let Some(answer) = self.try_write(call, options, manner, &current, new).await? {
+                return Ok(answer);
+            }
+            if turn.is_none() {
+                turn = self.queues.wait(&current.entry.key).await;
+            }
+            // Lost a race. Who named the version that is gone has to look again.
+            if !claimed.is_empty() && manner.options_kind == "UpdateOptions" {
+                return Err(call.stale(name));
+            }
+        }
+        Err(call.stale(name))
+    }
+
+    fn decode_current(&self, call: &Call<'_>, entry: &Entry) -> Result<Value, Status> {
+        Ok(convert::from_stored(&call.row, entry.decode().map_err(Status::internal)?))
+    }
+
+    /// One attempt; None when the object has changed meanwhile.
+    async fn try_write(
+        &self,
+        call: &Call<'_>,
+        options: &WriteOptions,
+        manner: Manner<'_>,
+        current: &Current,
+        mut new: Value,
+    ) -> Result<Option<Answer>, Status> {
+        let (cache, kind, name) = (call.cache()?, &call.row.kind, &call.info.name);
+        let stored = call.row.stored_kind();
+        self.check_preconditions(call, manner, current, &new)?;
+        let now = hooks::now();
+        let manager = call.manager(options);
+        let writer = Writer {
+            manager: &manager,
+            api_version: &kind.api_version(),
+            subresource: manner.subresource,
+            // kube-apiserver notes no time for scale.
+            now: (manner.subresource != "scale").then_some(now.as_str()),
+            has_status: kind.has_status(),
+        };
+        managed::update(schema::of(kind), &current.object, &mut new, &writer);
+        let step = AdmissionStep {
+            operation: Operation::Update,
+            kind: &kind.kind,
+            old: Some(&current.object),
+            dry_run: options.dry_run,
+            options: &options.to_value(manner.options_kind),
+        };
+        self.admit(call, step, Some(&mut new)).await?;
+
+        let old_stored = current.entry.decode().map_err(Status::internal)?;
+        let mut new = convert::to_stored(&call.row, new);
+        let part = if manner.subresource == "scale" { "" } else { manner.subresource };
+        if !manner.trusted {
+            hooks::prepare_update(stored, part, &mut new, &old_stored);
+        }
+        let allocation = self.allocators.update(stored, part, &mut new, &old_stored, options.dry_run)?;
+        if !manner.trusted {
+            hooks::validate_update(stored, part, &new, &old_stored)?;
+        }
+        hooks::warnings(stored, &new).into_iter().for_each(|w| call.warn(w));
+        if self.admission_wanted(call, Operation::Update) {
+            let mut shown = convert::from_stored(&call.row, new.clone());
+            self.validate_admission(call, step, Some(&mut shown)).await?;
+        }
+        let value = cache.head().encode(&new);
+        let entry = &current.entry;
+        if options.dry_run {
+            new.set_meta("resourceVersion", entry.revision.to_string().into());
+            return Ok(Some(Answer::Object(200, convert::from_stored(&call.row, new))));
+        }
+        let key = cache.storage_key(call.namespace(), name);
+        let precondition = Precondition::ModRevision(entry.revision);
+        if deletes(stored.as_ref(), &new, &old_stored) {
+            return match self.feed.delete(&key, precondition).await {
+                Ok(_) => {
+                    self.allocators.deleted(stored, &new);
+                    Ok(Some(Answer::Stored(200, value, entry.revision)))
+                }
+                Err(StorageError::Conflict { .. } | StorageError::NotFound) => Ok(None),
+                Err(e) => Err(storage_status(&e)),
+            };
+        }
+        if value == entry.value {
+            return Ok(Some(Answer::Stored(200, value, entry.revision)));
+        }
+        let facts = Facts::of(stored, &new);
+        match self.feed.put(&key, value.clone(), facts, precondition).await {
+            Ok(revision) => {
+                allocation.commit();
+                Ok(Some(Answer::Stored(200, value, revision)))
+            }
+            Err(StorageError::Conflict { .. }) => Ok(None),
+            Err(e) => Err(storage_status(&e)),
+        }
+    }
+
+    fn check_preconditions(
+        &self,
+        call: &Call<'_>,
+        manner: Manner<'_>,
+        current: &Current,
+        new: &Value,
+    ) -> Result<(), Status> {
+        let (kind, name) = (&call.row.kind, &call.info.name);
+        let (sent, there) = (new.uid(), current.object.uid());
+        if !sent.is_empty() && sent != there {
+            return Err(Status::conflict(
+                &kind.group,
+                &kind.plural,
+                name,
+                format!("Precondition failed: UID in precondition: {sent}, UID in object meta: {there}"),
+            ));
+        }
+        match new.resource_version() {
+            "" | "0" if manner.unconditional => Ok(()),
+            "" | "0" => Err(Status::invalid(
+                &kind.group,
+                &kind.kind,
+                name,
+                &[FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update")],
+            )),
+            version if version == current.object.resource_version() => Ok(()),
+            version if version.parse::<u64>().is_err() => {
+                Err(Status::bad_request(crate::options::parse_revision(version).err().unwrap_or_default()))
+            }
+            _ => Err(call.stale(name)),
+        }
+    }
+}
+
+/// Whether an update took the last thing away that held a deleted object.
+fn deletes(kind: &hawser_api::kinds::Kind, new: &Value, old: &Value) -> bool {
+    let finalized = new.finalizers().is_empty() && old.deletion_timestamp().is_some();
+    if kind.group.is_empty() && kind.plural == "namespaces" {
+        return finalized && new.items_at("spec.finalizers").is_empty();
+    }
+    finalized && old.deletion_grace_period_seconds() == Some(0)
+}

@@ -1,0 +1,142 @@
+//! PATCH: JSON patch, merge patch and strategic merge patch.
+//!
+//! Server-side apply has its place here and answers 415 until it is there.
+
+use bytes::Bytes;
+use hawser_api::decode::Dropped;
+use hawser_api::object::ObjectExt as _;
+use hawser_api::patch::{self, JsonPatch, PatchError, strategic_merge};
+use hawser_api::schema;
+use hawser_api::status::{Status, StatusDetails};
+use http::header::CONTENT_TYPE;
+use serde_json::Value;
+
+use super::create::check_name;
+use super::modify::Manner;
+use super::{Answer, Call, Registry};
+use crate::hooks;
+use crate::options::WriteOptions;
+
+const JSON: &str = "application/json-patch+json";
+const MERGE: &str = "application/merge-patch+json";
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+const APPLY: &str = "application/apply-patch+yaml";
+
+/// A parsed patch.
+pub(crate) enum Patch {
+    /// RFC 6902.
+    Json(JsonPatch),
+    /// RFC 7386.
+    Merge(Value),
+    /// Kubernetes' own.
+    Strategic(Value),
+}
+
+impl Patch {
+    /// Parses a body by its Content-Type. `builtin` says whether strategic merge is possible.
+    ///
+    /// # Errors
+    /// 415 for other types, 400 for what is no patch.
+    pub(crate) fn parse(
+        content_type: Option<&str>,
+        body: &Bytes,
+        builtin: bool,
+        dropped: &mut Dropped,
+    ) -> Result<Self, Status> {
+        let media = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
+        match media {
+            JSON => Ok(Self::Json(JsonPatch::parse(body, dropped)?)),
+            MERGE => Ok(Self::Merge(patch::parse_object(body, dropped)?)),
+            STRATEGIC if builtin => Ok(Self::Strategic(patch::parse_object(body, dropped)?)),
+            _ => Err(unsupported()),
+        }
+    }
+
+    /// Applies the patch to an object of a type.
+    ///
+    /// # Errors
+    /// 422 or 500, as Kubernetes does.
+    pub(crate) fn apply(
+        &self,
+        ty: Option<&'static schema::Type>,
+        target: &Value,
+    ) -> Result<Value, PatchError> {
+        match (self, ty) {
+            (Self::Json(p), _) => p.apply(target),
+            (Self::Merge(p), _) | (Self::Strategic(p), None) => {
+                let mut out = target.clone();
+                patch::merge(&mut out, p);
+                Ok(out)
+            }
+            (Self::Strategic(p), Some(ty)) => strategic_merge(ty, target, p),
+        }
+    }
+}
+
+/// The refusal of a patch of another type, without a list of those that are known, as Kubernetes words it.
+fn unsupported() -> Status {
+    Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type")
+        .with_details(StatusDetails::default())
+}
+
+impl Registry {
+    /// Patches an object, or its part that is a subresource of the row's own kind.
+    ///
+    /// # Errors
+    /// 404, 409, 415, 422, and 400 for what is no patch.
+    pub async fn patch(&self, call: &Call<'_>, body: Bytes, subresource: &str) -> Result<Answer, Status> {
+        let options = WriteOptions::parse(call.info, "PatchOptions")?;
+        let kind = call.row.kind.clone();
+        let content_type = call.header(CONTENT_TYPE);
+        if content_type.is_some_and(|c| c.split(';').next().is_some_and(|m| m.trim() == APPLY)) {
+            return Err(unsupported());
+        }
+        let mut dropped = Dropped::default();
+        let patch = Patch::parse(content_type, &body, kind.builtin, &mut dropped)?;
+        let sent = dropped;
+        let ty = schema::of(&kind);
+        let strategy = hooks::strategy(call.row.stored_kind());
+        let manner =
+            Manner { subresource, options_kind: "PatchOptions", unconditional: true, trusted: false };
+        let api_version = kind.api_version();
+        if strategy.create_on_update
+            && subresource.is_empty()
+            && matches!(patch, Patch::Merge(_) | Patch::Strategic(_))
+        {
+            // Patches never create; only server-side apply does.
+            self.current(call, &call.info.name).await?;
+        }
+        self.modify(call, &options, manner, |current| {
+            let patched = patch.apply(ty, &current.object)?;
+            let mut object = patched.clone();
+            let mut dropped = Dropped::default();
+            if let Some(ty) = ty {
+                hawser_api::decode::normalize(ty, &mut object, &mut dropped)
+                    .map_err(|e| patch::undecodable(&patched, &e.0))?;
+            }
+            if !object.is_object() {
+                return Err(patch::undecodable(&patched, "the patched value is no object"));
+            }
+            dropped.messages.splice(0..0, sent.messages.iter().cloned());
+            call.report(&dropped, options.field_validation)?;
+            if object.kind() != kind.kind || object.api_version() != api_version {
+                if !object.kind().is_empty() && object.kind() != kind.kind
+                    || !object.api_version().is_empty() && object.api_version() != api_version
+                {
+                    return Err(Status::bad_request(format!(
+                        "{} in version {} cannot be handled as a {}",
+                        object.kind(),
+                        hawser_api::text::quote(object.api_version()),
+                        kind.kind
+                    )));
+                }
+                object.set_api_version_kind(&api_version, &kind.kind);
+            }
+            hooks::defaults(&kind, &mut object);
+            check_name(&mut object, &call.info.name)?;
+            self.set_namespace(call, &mut object)?;
+            Ok(object)
+        })
+        .await
+    }
+}

@@ -1,0 +1,237 @@
+//! WATCH: a cursor into the events of a scope.
+//!
+//! A watcher holds no queue. It reads what the ring of its scope has after its cursor, as fast as the client takes
+//! it; the bytes of each event are shared with all watchers that want the same form. One that falls behind the ring
+//! is cut off with `410 Expired`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::Stream;
+use hawser_api::status::Status;
+use tokio::time::Instant;
+
+use super::{Call, Registry, feed_status};
+use crate::cache::ResourceCache;
+use crate::cache::entry::Entry;
+use crate::cache::feed::Feed;
+use crate::cache::filter::Filter;
+use crate::cache::ring::{Event, EventType, Ring};
+use crate::options::ListOptions;
+use crate::respond::Renderer;
+
+/// Most events that one turn reads from the ring.
+const BATCH: usize = 256;
+/// Bytes after which a turn's buffer is sent.
+const FLUSH: usize = 64 << 10;
+/// How often a quiet watch gets a bookmark.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// How long before its end a watch gets a last bookmark.
+const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
+/// How long a watch without `timeoutSeconds` lasts at least; at most twice as long.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// A watch that has been accepted.
+pub struct Watch {
+    feed: Arc<Feed>,
+    /// Keeps the resource's cache.
+    _cache: Arc<ResourceCache>,
+    ring: Arc<Ring>,
+    filter: Filter,
+    cursor: u64,
+    renderer: Renderer,
+    initial: VecDeque<Arc<Entry>>,
+    /// Revision of the bookmark that ends the initial events.
+    initial_end: Option<u64>,
+    bookmarks: bool,
+    next_bookmark: Instant,
+    deadline: Instant,
+    failure: Option<Status>,
+    done: bool,
+}
+
+impl Registry {
+    /// Begins a watch.
+    ///
+    /// # Errors
+    /// 400, 422 for options that cannot be read, 504 for a revision that does not come. A revision that is too old is
+    /// no error but the watch's only event.
+    pub async fn watch(&self, call: &Call<'_>, renderer: Renderer) -> Result<Watch, Status> {
+        let options = ListOptions::parse(call.info, true)?;
+        let filter = self.filter(call, &options)?;
+        let revision = options.revision().map_err(Status::plain_error)?;
+        let cache = call.cache()?.clone();
+        match revision {
+            None => self.feed.consistent(&cache).await.map(|_| ()),
+            Some(revision) => match self.feed.ensure(&cache).await {
+                Ok(()) => self.feed.wait_for(revision).await,
+                Err(e) => Err(e),
+            },
+        }
+        .map_err(|e| feed_status(&e))?;
+
+        let send_initial = options.send_initial_events.unwrap_or(matches!(revision, None | Some(0)));
+        let seen = self.feed.seen();
+        let scope = filter.scope(cache.kind().namespaced, cache.indexed_field());
+        let ring = cache.ring(&scope);
+        let mut initial = VecDeque::new();
+        let cursor = if send_initial {
+            let state = cache.scan(filter.namespace(), None, |e| {
+                if filter.matches(e) {
+                    initial.push_back(e.clone());
+                }
+                true
+            });
+            state.max(seen)
+        } else {
+            revision.filter(|r| *r > 0).unwrap_or_else(|| cache.revision().max(seen))
+        };
+        let failure = (cursor < ring.floor()).then(|| Status::too_old(cursor, ring.floor()));
+        let now = Instant::now();
+        let timeout = options.timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()));
+        let deadline = now + timeout;
+        let mut watch = Watch {
+            feed: self.feed.clone(),
+            _cache: cache,
+            ring,
+            filter,
+            cursor,
+            renderer,
+            initial,
+            initial_end: (options.send_initial_events == Some(true) && options.bookmarks).then_some(cursor),
+            bookmarks: options.bookmarks,
+            next_bookmark: deadline,
+            deadline,
+            failure,
+            done: false,
+        };
+        watch.schedule_bookmark(now);
+        Ok(watch)
+    }
+}
+
+impl Watch {
+    /// The events as chunks of newline-separated JSON.
+    pub fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
+        futures::stream::unfold(
+            self,
+            |mut watch| async move { watch.next().await.map(|frame| (frame, watch)) },
+        )
+    }
+
+    /// The next chunk; None at the end.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(status) = self.failure.take() {
+                self.done = true;
+                return Some(self.renderer.error(&status));
+            }
+            if self.done || self.feed.is_stopped() {
+                return None;
+            }
+            if !self.initial.is_empty() {
+                match self.initial_chunk() {
+                    Ok(chunk) => return Some(chunk),
+                    Err(status) => self.failure = Some(status),
+                }
+                continue;
+            }
+            if let Some(revision) = self.initial_end.take() {
+                return Some(self.renderer.bookmark(revision, true));
+            }
+            let ring = self.ring.clone();
+            let mut changed = std::pin::pin!(ring.changed.notified());
+            // Listening begins before looking, so that nothing falls between.
+            changed.as_mut().enable();
+            if self.feed.is_stopped() {
+                return None;
+            }
+            let seen = self.feed.seen();
+            let mut events = Vec::new();
+            if let Err(lagged) = self.ring.read(self.cursor, BATCH, &mut events) {
+                self.failure = Some(Status::too_old(self.cursor, lagged.floor));
+                continue;
+            }
+            if !events.is_empty() {
+                match self.chunk(&events) {
+                    Ok(Some(chunk)) => return Some(chunk),
+                    Ok(None) => {}
+                    Err(status) => self.failure = Some(status),
+                }
+                continue;
+            }
+            // Everything up to `seen` was applied before it was read, and nothing of it is left.
+            self.cursor = self.cursor.max(seen);
+            let wake = if self.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(wake) => {
+                    let now = Instant::now();
+                    if now >= self.deadline {
+                        self.done = true;
+                    } else {
+                        self.schedule_bookmark(now);
+                        return Some(self.renderer.bookmark(self.cursor, false));
+                    }
+                }
+            }
+        }
+    }
+
+    fn schedule_bookmark(&mut self, now: Instant) {
+        let last =
+            self.deadline.checked_sub(BOOKMARK_BEFORE_END).filter(|t| *t > now).unwrap_or(self.deadline);
+        self.next_bookmark = (now + BOOKMARK_EVERY).min(last);
+    }
+
+    fn initial_chunk(&mut self) -> Result<Bytes, Status> {
+        let mut out = BytesMut::new();
+        while out.len() < FLUSH {
+            let Some(entry) = self.initial.pop_front() else { break };
+            let frame = self.renderer.event(EventType::Added, &entry, entry.revision)?;
+            if self.initial.is_empty() && out.is_empty() {
+                return Ok(frame);
+            }
+            out.extend_from_slice(&frame);
+        }
+        Ok(out.freeze())
+    }
+
+    /// Renders events; None when none of them concerns this watcher.
+    fn chunk(&mut self, events: &[Arc<Event>]) -> Result<Option<Bytes>, Status> {
+        let mut only: Option<Bytes> = None;
+        let mut out = BytesMut::new();
+        for event in events {
+            self.cursor = event.revision;
+            let Some((kind, entry)) = self.as_seen(event) else { continue };
+            let frame = self.renderer.shared_event(event, kind, entry)?;
+            match only.take() {
+                None if out.is_empty() => only = Some(frame),
+                None => out.extend_from_slice(&frame),
+                Some(first) => {
+                    out.reserve(FLUSH.min((first.len() + frame.len()) * events.len() / 2 + 64));
+                    out.extend_from_slice(&first);
+                    out.extend_from_slice(&frame);
+                }
+            }
+            if out.len() >= FLUSH {
+                break;
+            }
+        }
+        Ok(only.or_else(|| (!out.is_empty()).then(|| out.freeze())))
+    }
+
+    /// What an event is to this watcher: an object that begins to match is added, one that ceases to is deleted.
+    fn as_seen<'e>(&self, event: &'e Event) -> Option<(EventType, &'e Arc<Entry>)> {
+        let now = event.kind != EventType::Deleted && self.filter.matches(&event.entry);
+        let before = event.previous.as_ref().filter(|p| self.filter.matches(p));
+        match (now, before) {
+            (true, Some(_)) => Some((EventType::Modified, &event.entry)),
+            (true, None) => Some((EventType::Added, &event.entry)),
+            (false, Some(previous)) => Some((EventType::Deleted, previous)),
+            (false, None) => None,
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! One shared, indexed cache per kind per process.
+//!
+//! Controllers read these stores and never the server, except where a decision must rest on a live
+//! look (see the garbage collector). A store opens its watch only if a controller needs it.
+
+mod store;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client};
+use tokio_util::sync::CancellationToken;
+
+pub use store::{Change, Handler, IndexFn, Scope, Store, Written};
+
+use crate::object::{self, Key, Object};
+
+/// Index: objects by their managing controller's uid.
+pub const BY_CONTROLLER: &str = "controller-uid";
+/// Index: objects without a managing controller, by namespace.
+pub const ORPHANS: &str = "orphans";
+/// Index: pods by `namespace/key=value` of each label, and by `namespace/`.
+pub const BY_LABEL: &str = "label";
+/// Index: objects that select others, by the bucket of their selector.
+pub const BY_SELECTOR: &str = "selector";
+/// Index: objects by the node they are on.
+pub const BY_NODE: &str = "node";
+/// Index: objects by namespace.
+pub const BY_NAMESPACE: &str = "namespace";
+/// Index: slices by `namespace/service`.
+pub const BY_SERVICE: &str = "service";
+/// Index: ClusterRoles that aggregate others, all under one value.
+pub const AGGREGATES: &str = "aggregates";
+/// Index: terminated pods, all under one value.
+pub const TERMINATED: &str = "terminated";
+
+/// Sees metadata, and whether the object is there.
+pub type MetaObserver = Box<dyn Fn(&ObjectMeta, bool) + Send + Sync>;
+
+/// A store whose kind is not known statically.
+#[async_trait]
+pub trait AnyStore: Send + Sync {
+    /// Group and plural of the kind.
+    fn kind(&self) -> (String, String);
+    /// Whether some controller needs the store.
+    fn is_wanted(&self) -> bool;
+    /// Whether an object of this name is one that the store holds.
+    fn covers(&self, key: &Key) -> bool;
+    /// Feeds the store from the server until cancelled.
+    async fn feed(&self, client: Client, stop: CancellationToken);
+    /// Waits for the first complete list.
+    async fn synced(&self);
+    /// Whether the store is fed, and with every object of its kind.
+    fn holds_all(&self) -> bool;
+    /// Shows the metadata of every object that is there, and from now on of every change: whether the
+    /// object is there afterwards, or this was its last state.
+    fn observe(&self, observer: MetaObserver);
+    /// See [`Store::list_mark`].
+    fn mark(&self) -> u64;
+    /// See [`Store::wait_written`].
+    async fn written(&self, key: &Key, written: &Written, mark: u64);
+}
+
+#[async_trait]
+impl<K> AnyStore for Store<K>
+where
+    K: Object,
+{
+    fn kind(&self) -> (String, String) {
+        (K::group(&()).into_owned(), K::plural(&()).into_owned())
+    }
+
+    fn is_wanted(&self) -> bool {
+        Store::is_wanted(self)
+    }
+
+    fn covers(&self, key: &Key) -> bool {
+        self.scope.fields.is_none()
+            && self.scope.namespace.is_none_or(|n| n == key.namespace)
+            && self.scope.name.is_none_or(|n| n == key.name)
+    }
+
+    fn holds_all(&self) -> bool {
+        let scope = &self.scope;
+        Store::is_wanted(self) && scope.namespace.is_none() && scope.name.is_none() && scope.fields.is_none()
+    }
+
+    fn observe(&self, observer: MetaObserver) {
+        let observer = Arc::new(observer);
+        let later = observer.clone();
+        self.on_change(move |change| match (change.old, change.new) {
+            (_, Some(new)) => later(new.meta(), true),
+            (Some(old), None) => later(old.meta(), false),
+            (None, None) => {}
+        });
+        // After the handler is in place: what changes in between is shown twice, which does no harm,
+        // and not missed. What went in between was perhaps shown as gone before it was shown as there.
+        for object in self.all() {
+            observer(object.meta(), true);
+            let held = self.get(&Key::of(object.as_ref()));
+            if held.is_none_or(|held| held.meta().uid != object.meta().uid) {
+                observer(object.meta(), false);
+            }
+        }
+    }
+
+    async fn feed(&self, client: Client, stop: CancellationToken) {
+        let mut fields: Vec<String> = Vec::new();
+        fields.extend(self.scope.namespace.map(|n| format!("metadata.namespace={n}")));
+        fields.extend(self.scope.name.map(|n| format!("metadata.name={n}")));
+        fields.extend(self.scope.fields.map(str::to_owned));
+        let mut config = watcher::Config::default();
+        if !fields.is_empty() {
+            config = config.fields(&fields.join(","));
+        }
+        let mut events = watcher(Api::<K>::all(client), config).default_backoff().boxed();
+        let mut listed = Vec::new();
+        loop {
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.next() => event,
+            };
+            match event {
+                Some(Ok(watcher::Event::Init)) => listed = Vec::new(),
+                Some(Ok(watcher::Event::InitApply(object))) => listed.push(object),
+                Some(Ok(watcher::Event::InitDone)) => self.replace(std::mem::take(&mut listed)),
+                Some(Ok(watcher::Event::Apply(object))) => self.apply(object),
+                Some(Ok(watcher::Event::Delete(object))) => self.remove(&object),
+                Some(Err(error)) => {
+                    tracing::debug!(kind = %K::kind(&()), %error, "watch failed, trying again");
+                }
+                None => return,
+            }
+        }
+    }
+
+    async fn synced(&self) {
+        self.wait_synced().await;
+    }
+
+    fn mark(&self) -> u64 {
+        self.list_mark()
+    }
+
+    async fn written(&self, key: &Key, written: &Written, mark: u64) {
+        self.wait_written(key, written, mark).await;
+    }
+}
+
+macro_rules! caches {
+    ($($(#[$doc:meta])* $field:ident: $kind:ty = $make:expr;)*) => {
+        /// Every shared store.
+        pub struct Caches {
+            $($(#[$doc])* pub $field: Arc<Store<$kind>>,)*
+        }
+
+        impl Caches {
+            /// Empty stores with their indexes. Nothing is watched before [`Caches::feed`].
+            pub fn new() -> Arc<Self> {
+                Arc::new(Self { $($field: Arc::new($make),)* })
+            }
+
+            /// All stores.
+            pub fn stores(&self) -> Vec<Arc<dyn AnyStore>> {
+                vec![$(self.$field.clone() as Arc<dyn AnyStore>,)*]
+            }
+        }
+    };
+}
+
+caches! {
+    /// Pods, trimmed to what controllers read: they must be patched, never replaced, from here.
+    pods: Pod = Store::new(
+        Scope::default(),
+        vec![
+            (BY_CONTROLLER, controller_uid::<Pod>), (ORPHANS, orphan::<Pod>), (BY_LABEL, labels::<Pod>),
+            (BY_NODE, pod_node), (TERMINATED, pod_terminated),
+        ],
+        trim_pod,
+    );
+    /// Nodes, without their image lists.
+    nodes: Node = Store::new(Scope::default(), vec![], |n| {
+        if let Some(status) = &mut n.status {
+            status.images = None;
+        }
+    });
+    /// The leases by which kubelets show that they live.
+    node_leases: Lease =
+        Store::new(Scope { namespace: Some("kube-node-lease"), ..Scope::default() }, vec![], |_| {});
+    /// Namespaces.
+    namespaces: Namespace = Store::new(Scope::default(), vec![], |_| {});
+    /// ServiceAccounts named `default`.
+    default_accounts: ServiceAccount =
+        Store::new(Scope { name: Some("default"), ..Scope::default() }, vec![], |_| {});
+    /// The ConfigMap that carries the cluster's CA into every namespace.
+    root_cas: ConfigMap =
+        Store::new(Scope { name: Some("kube-root-ca.crt"), ..Scope::default() }, vec![], |_| {});
+    /// Services.
+    services: Service = Store::new(Scope::default(), vec![(BY_SELECTOR, service_selector)], |_| {});
+    /// Endpoints.
+    endpoints: Endpoints = Store::new(Scope::default(), vec![], |_| {});
+    /// EndpointSlices.
+    slices: EndpointSlice = Store::new(Scope::default(), vec![(BY_SERVICE, slice_service)], |_| {});
+    /// ReplicaSets.
+    replica_sets: ReplicaSet = Store::new(
+        Scope::default(),
+        vec![
+            (BY_CONTROLLER, controller_uid::<ReplicaSet>), (ORPHANS, orphan::<ReplicaSet>),
+            (BY_SELECTOR, |r| vec![object::selector_bucket(
+                object::namespace(r), r.spec.as_ref().and_then(|s| s.selector.match_labels.as_ref()))]),
+        ],
+        |_| {},
+    );
+    /// Deployments.
+    deployments: Deployment = Store::new(
+        Scope::default(),
+        vec![(BY_SELECTOR, |d| vec![object::selector_bucket(
+            object::namespace(d), d.spec.as_ref().and_then(|s| s.selector.match_labels.as_ref()))])],
+        |_| {},
+    );
+    /// StatefulSets.
+    stateful_sets: StatefulSet = Store::new(
+        Scope::default(),
+        vec![(BY_SELECTOR, |d| vec![object::selector_bucket(
+            object::namespace(d), d.spec.as_ref().and_then(|s| s.selector.match_labels.as_ref()))])],
+        |_| {},
+    );
+    /// DaemonSets.
+    daemon_sets: DaemonSet = Store::new(
+        Scope::default(),
+        vec![(BY_SELECTOR, |d| vec![object::selector_bucket(
+            object::namespace(d), d.spec.as_ref().and_then(|s| s.selector.match_labels.as_ref()))])],
+        |_| {},
+    );
+    /// ControllerRevisions.
+    revisions: ControllerRevision = Store::new(
+        Scope::default(),
+        vec![(BY_CONTROLLER, controller_uid::<ControllerRevision>), (ORPHANS, orphan::<ControllerRevision>)],
+        |_| {},
+    );
+    /// Jobs.
+    jobs: Job = Store::new(
+        Scope::default(),
+        vec![(BY_CONTROLLER, controller_uid::<Job>),
+            (BY_SELECTOR, |j| vec![object::selector_bucket(object::namespace(j),
+                j.spec.as_ref().and_then(|s| s.selector.as_ref()).and_then(|s| s.match_labels.as_ref()))])],
+        |_| {},
+    );
+    /// CronJobs.
+    cron_jobs: CronJob = Store::new(Scope::default(), vec![], |_| {});
+    /// PersistentVolumeClaims.
+    claims: PersistentVolumeClaim = Store::new(Scope::default(), vec![], |_| {});
+    /// PodDisruptionBudgets.
+    budgets: PodDisruptionBudget = Store::new(
+        Scope::default(),
+        vec![(BY_SELECTOR, |b| vec![object::selector_bucket(object::namespace(b),
+            b.spec.as_ref().and_then(|s| s.selector.as_ref()).and_then(|s| s.match_labels.as_ref()))])],
+        |_| {},
+    );
+    /// CertificateSigningRequests.
+    csrs: CertificateSigningRequest = Store::new(Scope::default(), vec![(BY_NODE, csr_node)], |_| {});
+    /// Bootstrap token Secrets; no other Secret is ever held.
+    tokens: Secret = Store::new(
+        Scope {
+            namespace: Some("kube-system"),
+            fields: Some("type=bootstrap.kubernetes.io/token"),
+            ..Scope::default()
+        },
+        vec![],
+        |_| {},
+    );
+    /// ClusterRoles.
+    cluster_roles: ClusterRole = Store::new(
+        Scope::default(),
+        vec![(AGGREGATES, |r| r.aggregation_rule.iter().map(|_| String::new()).collect())],
+        |_| {},
+    );
+}
+
+impl Caches {
+    /// Feeds every needed store from the server until cancelled.
+    pub async fn feed(&self, client: &Client, stop: &CancellationToken) {
+        let wanted = self.stores().into_iter().filter(|s| s.is_wanted());
+        let feeds = wanted.map(|store| {
+            let (client, stop) = (client.clone(), stop.clone());
+            async move { store.feed(client, stop).await }
+        });
+        futures::future::join_all(feeds).await;
+    }
+
+    /// Waits until every needed store is complete.
+    pub async fn synced(&self) {
+        for store in self.stores().into_iter().filter(|s| s.is_wanted()) {
+            store.synced().await;
+        }
+    }
+
+    /// The pods of `namespace` whose labels hold every one of `pairs` (which must not be empty): looks
+    /// only at the pods of the pair that fewest pods have.
+    pub fn pods_with(&self, namespace: &str, pairs: &object::Labels) -> Vec<Arc<Pod>> {
+        let rarest = pairs
+            .iter()
+            .map(|(k, v)| format!("{namespace}/{k}={v}"))
+            .min_by_key(|value| self.pods.count(BY_LABEL, value));
+        let Some(value) = rarest else { return Vec::new() };
+        let mut pods = self.pods.by_index(BY_LABEL, &value);
+        pods.retain(|pod| object::matches_pairs(pairs, &pod.metadata.labels));
+        pods
+    }
+}
+
+fn controller_uid<K: Object>(object: &K) -> Vec<String> {
+    object::controller_ref(object.meta()).map(|r| r.uid.clone()).into_iter().collect()
+}
+
+fn orphan<K: Object>(object: &K) -> Vec<String> {
+    match object::controller_ref(object.meta()) {
+        Some(_) => Vec::new(),
+        None => vec![object::namespace(object).to_owned()],
+    }
+}
+
+fn labels<K: Object>(object: &K) -> Vec<String> {
+    object::label_buckets(object::namespace(object), &object.meta().labels)
+}
+
+fn pod_node(pod: &Pod) -> Vec<String> {
+    let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
+    node.into_iter().filter(|n| !n.is_empty()).collect()
+}
+
+/// The node that asks for a certificate.
+fn csr_node(csr: &CertificateSigningRequest) -> Vec<String> {
+    let user = csr.spec.username.as_deref();
+    user.and_then(|u| u.strip_prefix(crate::certificates::NODE_USER)).map(str::to_owned).into_iter().collect()
+}
+
+fn pod_terminated(pod: &Pod) -> Vec<String> {
+    match crate::pods::phase(pod) {
+        "Succeeded" | "Failed" => vec![String::new()],
+        _ => Vec::new(),
+    }
+}
+
+fn service_selector(service: &Service) -> Vec<String> {
+    let selector = service.spec.as_ref().and_then(|s| s.selector.as_ref());
+    // A Service without a selector selects nothing.
+    selector
+        .filter(|s| !s.is_empty())
+        .map(|s| object::selector_bucket(object::namespace(service), Some(s)))
+        .into_iter()
+        .collect()
+}
+
+fn slice_service(slice: &EndpointSlice) -> Vec<String> {
+    object::label(&slice.metadata, "kubernetes.io/service-name")
+        .map(|service| format!("{}/{service}", object::namespace(slice)))
+        .into_iter()
+        .collect()
+}
+
+/// Keeps of a pod's spec what controllers read.
+fn trim_pod(pod: &mut Pod) {
+    if let Some(annotations) = &mut pod.metadata.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    let Some(spec) = &mut pod.spec else { return };
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        container.command = None;
+        container.args = None;
+        container.env = None;
+        container.env_from = None;
+        container.volume_mounts = None;
+        container.liveness_probe = None;
+        container.readiness_probe = None;
+        container.startup_probe = None;
+        container.lifecycle = None;
+        container.security_context = None;
+    }
+    for volumes in spec.volumes.iter_mut() {
+        volumes.retain(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some());
+    }
+    spec.security_context = None;
+    spec.topology_spread_constraints = None;
+    spec.dns_config = None;
+}

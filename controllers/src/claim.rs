@@ -1,0 +1,76 @@
+//! Which objects a controller takes as its own: adoption of orphans that its selector matches, release
+//! of owned objects that it no longer matches.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::core::Selector;
+use serde_json::{Value, json};
+
+use crate::object::{self, Object};
+use crate::plan::Act;
+
+/// What became of the candidates.
+pub struct Claims<K> {
+    /// Owned, or to be owned once [`Claims::acts`] are done.
+    pub claimed: Vec<Arc<K>>,
+    /// Adoptions and releases.
+    pub acts: Vec<Act>,
+}
+
+/// Sorts `candidates` (owned ones and orphans of the owner's namespace) for `owner`.
+///
+/// An owner that is being deleted claims nothing new and releases nothing; an object that is being
+/// deleted is neither adopted nor released. `adoptable` is a further demand on what is adopted.
+pub fn claim<O: Object, K: Object>(
+    owner: &O,
+    selector: &Selector,
+    candidates: &[Arc<K>],
+    adoptable: impl Fn(&K) -> bool,
+) -> Claims<K> {
+    let mut claims = Claims { claimed: Vec::new(), acts: Vec::new() };
+    let leaving = object::is_deleting(owner);
+    for candidate in candidates {
+        let fits = object::matches(selector, &candidate.meta().labels);
+        match object::controller_ref(candidate.meta()) {
+            Some(by) if by.uid == object::uid(owner) => {
+                if fits {
+                    claims.claimed.push(candidate.clone());
+                } else if !leaving && !object::is_deleting(candidate.as_ref()) {
+                    claims.acts.push(release(owner, candidate.as_ref()));
+                }
+            }
+            Some(_) => {}
+            None => {
+                let dying = leaving || object::is_deleting(candidate.as_ref());
+                if fits && !dying && adoptable(candidate) {
+                    claims.acts.push(adopt(owner, candidate.as_ref()));
+                    claims.claimed.push(candidate.clone());
+                }
+            }
+        }
+    }
+    claims
+}
+
+/// Adds the owner to the candidate's references. The resourceVersion is a precondition: a merge patch
+/// replaces the whole list, and another may adopt at the same moment.
+fn adopt<O: Object, K: Object>(owner: &O, candidate: &K) -> Act {
+    let mut owners = candidate.meta().owner_references.clone().unwrap_or_default();
+    owners.retain(|r| r.uid != object::uid(owner));
+    owners.push(object::new_controller_ref(owner));
+    Act::patch(candidate, None, owners_patch(candidate, &owners)).may_be_absent()
+}
+
+fn release<O: Object, K: Object>(owner: &O, candidate: &K) -> Act {
+    let mut owners = candidate.meta().owner_references.clone().unwrap_or_default();
+    owners.retain(|r| r.uid != object::uid(owner));
+    Act::patch(candidate, None, owners_patch(candidate, &owners)).may_be_absent()
+}
+
+fn owners_patch<K: Object>(candidate: &K, owners: &[OwnerReference]) -> Value {
+    json!({"metadata": {
+        "resourceVersion": candidate.meta().resource_version,
+        "ownerReferences": owners,
+    }})
+}

@@ -1,0 +1,121 @@
+//! Deployment: rolls its ReplicaSets from one template to the next.
+
+mod annotations;
+mod numbers;
+mod reconcile;
+mod scale;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS};
+use crate::object::{self, Key};
+use crate::plan::Plan;
+use crate::pods;
+use crate::runner::{Controller, Failure, Queue, ViewError};
+
+pub use reconcile::{View, reconcile};
+
+/// The controller. Keys are Deployments.
+pub struct Deployments {
+    caches: Arc<Caches>,
+}
+
+impl Deployments {
+    /// A controller on these caches.
+    pub fn new(caches: &Arc<Caches>) -> Self {
+        Self { caches: caches.clone() }
+    }
+
+    /// The Deployments that a ReplicaSet concerns.
+    fn keys_of(&self, set: &ReplicaSet) -> Vec<Key> {
+        let namespace = object::namespace(set);
+        if let Some(owner) = object::controller_ref(&set.metadata) {
+            return (owner.kind == "Deployment")
+                .then(|| Key::new(namespace, &owner.name))
+                .into_iter()
+                .collect();
+        }
+        let selects = |deployment: &Deployment| {
+            let selector = deployment.spec.as_ref().and_then(|s| object::selector(&s.selector));
+            selector.is_some_and(|s| !s.selects_all() && object::matches(&s, &set.metadata.labels))
+        };
+        object::label_buckets(namespace, &set.metadata.labels)
+            .iter()
+            .flat_map(|bucket| self.caches.deployments.by_index(BY_SELECTOR, bucket))
+            .filter(|deployment| selects(deployment))
+            .map(|deployment| Key::of(deployment.as_ref()))
+            .collect()
+    }
+
+    /// The Deployment above a pod, by way of its ReplicaSet.
+    fn key_above(&self, pod: &Pod) -> Option<Key> {
+        let namespace = object::namespace(pod);
+        let set = object::controller_ref(&pod.metadata).filter(|r| r.kind == "ReplicaSet")?;
+        let set = self.caches.replica_sets.get(&Key::new(namespace, &set.name))?;
+        let owner = object::controller_ref(&set.metadata).filter(|r| r.kind == "Deployment")?;
+        Some(Key::new(namespace, &owner.name))
+    }
+}
+
+#[async_trait]
+impl Controller for Deployments {
+    type View = View;
+
+    fn name(&self) -> &'static str {
+        "deployment"
+    }
+
+    fn component(&self) -> &'static str {
+        "deployment-controller"
+    }
+
+    fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
+        let q = queue.clone();
+        self.caches.deployments.on_change(move |change| q.add(change.key.clone()));
+        let (this, q) = (self.clone(), queue.clone());
+        self.caches.replica_sets.on_change(move |change| {
+            for set in change.states() {
+                for key in this.keys_of(set) {
+                    q.add(key);
+                }
+            }
+        });
+        // Only the end of a pod matters beyond what its ReplicaSet's status tells: `Recreate` waits
+        // for it.
+        let (this, q) = (self.clone(), queue.clone());
+        self.caches.pods.on_change(move |change| {
+            let ended = change.new.is_none_or(|pod| pods::is_terminal(pod));
+            if ended && let Some(key) = change.old.and_then(|pod| this.key_above(pod)) {
+                q.add(key);
+            }
+        });
+    }
+
+    async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View>, ViewError> {
+        let Some(deployment) = self.caches.deployments.get(key) else { return Ok(None) };
+        let owned = self.caches.replica_sets.by_index(BY_CONTROLLER, object::uid(deployment.as_ref()));
+        let pods_of = |set: &Arc<ReplicaSet>| {
+            let pods = self.caches.pods.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
+            let running = pods.iter().filter(|pod| !pods::is_terminal(pod)).count();
+            (object::uid(set.as_ref()).to_owned(), running)
+        };
+        let running = owned.iter().map(pods_of).collect();
+        let mut candidates = owned;
+        candidates.extend(self.caches.replica_sets.by_index(ORPHANS, &key.namespace));
+        // A set of the name we would choose but of another owner: a collision of hashes.
+        let name = reconcile::new_set_name(&deployment);
+        let homonym = self.caches.replica_sets.get(&Key::new(&key.namespace, name));
+        Ok(Some(View { deployment, candidates, running, homonym, prior: prior.cloned() }))
+    }
+
+    fn reconcile(&self, view: &View, now: jiff::Timestamp) -> Plan {
+        reconcile(view, now)
+    }
+}

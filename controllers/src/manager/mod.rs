@@ -1,0 +1,213 @@
+//! The controller manager: one set of caches, the table of controllers, leader election.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use ipnet::IpNet;
+use jiff::Timestamp;
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::aggregation::RoleAggregation;
+use crate::cache::{AnyStore, Caches};
+use crate::certificates::approve::Approver;
+use crate::certificates::clean::Cleaner;
+use crate::certificates::sign::{Ca, Signer};
+use crate::config::Config;
+use crate::deployment::Deployments;
+use crate::endpoints::EndpointsController;
+use crate::endpointslice::EndpointSlices;
+use crate::gc::GarbageCollector;
+use crate::namespace::Namespaces;
+use crate::node::eviction::TaintEviction;
+use crate::node::ipam::{NodeIpam, Pool};
+use crate::node::lifecycle::{self, NodeLifecycle};
+use crate::node::podgc::PodGc;
+use crate::node::zones;
+use crate::nsdefaults::{RootCa, ServiceAccounts};
+use crate::replicaset::ReplicaSets;
+use crate::runner::events::{Recorder, write_events};
+use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
+use crate::tokens::TokenCleaner;
+
+/// Why the manager ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration makes no sense.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// Another process leads now. The process should end and start anew: its caches may be stale.
+    #[error("leadership lost")]
+    LeadershipLost,
+}
+
+/// All controllers of one process.
+pub struct ControllerManager {
+    /// What they do and how.
+    pub config: Config,
+    /// With which they watch and, unless the configuration says otherwise, write.
+    pub client: Client,
+}
+
+/// Controllers wired to their caches, not yet running.
+struct Table {
+    config: Config,
+    client: Client,
+    caches: Arc<Caches>,
+    recorder: Recorder,
+    /// Everything that can be run once all controllers are wired.
+    starts: Vec<Start>,
+}
+
+type Start = Box<dyn FnOnce(&[Arc<dyn AnyStore>], CancellationToken) -> BoxFuture<'static, ()> + Send>;
+
+impl Table {
+    /// The client of the controller that Kubernetes runs as `account`.
+    fn client(&self, account: &str) -> Client {
+        match &self.config.client_for {
+            Some(client_for) => client_for(account),
+            None => self.client.clone(),
+        }
+    }
+
+    /// Adds a controller, if it is to run. `account` is its ServiceAccount in Kubernetes.
+    fn add<C: Controller>(&mut self, name: &str, account: &str, make: impl FnOnce(&Self, &Client) -> C) {
+        if !self.config.runs(name) {
+            return;
+        }
+        let client = self.client(account);
+        let controller = Arc::new(make(self, &client));
+        debug_assert_eq!(controller.name(), name);
+        let queue = Arc::new(Queue::new());
+        controller.clone().wire(&queue);
+        let recorder = self.recorder.for_component(controller.component());
+        self.starts.push(Box::new(move |stores, stop| {
+            let executor = Executor::new(client, stores, recorder);
+            let clock: Clock = Arc::new(Timestamp::now);
+            Runner::new(controller, executor, queue, clock).run(stop).boxed()
+        }));
+    }
+}
+
+/// Every controller. A new one is one more entry.
+fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder) -> Result<Table, Error> {
+    let mut t = Table { config, client, caches, recorder, starts: Vec::new() };
+    t.add("replicaset", "replicaset-controller", |t, _| ReplicaSets::new(&t.caches));
+    t.add("deployment", "deployment-controller", |t, _| Deployments::new(&t.caches));
+    t.add("endpointslice", "endpointslice-controller", |t, _| {
+        EndpointSlices::new(&t.caches, t.config.max_endpoints_per_slice)
+    });
+    t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
+    t.add("namespace", "namespace-controller", |t, client| Namespaces::new(&t.caches, client));
+    t.add("serviceaccount", "service-account-controller", |t, _| ServiceAccounts::new(&t.caches));
+    if let Some(bundle) = t.config.root_ca_pem.clone() {
+        t.add("root-ca-certificate-publisher", "root-ca-cert-publisher", |t, _| {
+            RootCa::new(&t.caches, &bundle)
+        });
+    }
+    let clock: Clock = Arc::new(Timestamp::now);
+    t.add("node-lifecycle", "node-controller", |t, _| {
+        let c = &t.config;
+        let times = lifecycle::Times {
+            grace: c.node_monitor_grace_period,
+            startup_grace: c.node_startup_grace_period,
+            period: c.node_monitor_period,
+        };
+        let rates = zones::Rates {
+            normal: c.node_eviction_rate,
+            secondary: c.secondary_node_eviction_rate,
+            threshold: c.unhealthy_zone_threshold,
+            large: c.large_cluster_size_threshold,
+        };
+        NodeLifecycle::new(&t.caches, times, rates, clock.clone())
+    });
+    t.add("taint-eviction", "node-controller", |t, _| TaintEviction::new(&t.caches, clock.clone()));
+    t.add("pod-garbage-collector", "pod-garbage-collector", |t, client| {
+        let (threshold, quarantine) = (t.config.terminated_pod_gc_threshold, t.config.orphan_quarantine);
+        PodGc::new(&t.caches, client, clock.clone(), threshold, quarantine)
+    });
+    if !t.config.cluster_cidrs.is_empty() {
+        t.add("node-ipam", "node-controller", |t, _| {
+            let c = &t.config;
+            let mask = |cidr: &IpNet| match cidr {
+                IpNet::V4(_) => c.node_cidr_mask_size_v4,
+                IpNet::V6(_) => c.node_cidr_mask_size_v6,
+            };
+            let pools = c.cluster_cidrs.iter().map(|cidr| Pool::new(*cidr, mask(cidr)));
+            NodeIpam::new(&t.caches, pools.collect())
+        });
+    }
+    t.add("certificatesigningrequest-approving", "certificate-controller", |t, client| {
+        Approver::new(&t.caches, client)
+    });
+    if let Some(ca) = &t.config.signing_ca {
+        let ca = Ca::new(ca).map_err(|e| Error::Config(e.to_string()))?;
+        t.add("certificatesigningrequest-signing", "certificate-controller", |t, _| {
+            Signer::new(&t.caches, ca, t.config.signing_duration, clock.clone())
+        });
+    }
+    t.add("certificatesigningrequest-cleaner", "certificate-controller", |t, _| Cleaner::new(&t.caches));
+    t.add("tokencleaner", "token-cleaner", |t, _| TokenCleaner::new(&t.caches));
+    t.add("clusterrole-aggregation", "clusterrole-aggregation-controller", |t, _| {
+        RoleAggregation::new(&t.caches)
+    });
+    // Last, so that it finds out which caches are fed anyway.
+    t.add("garbage-collector", "generic-garbage-collector", |t, client| {
+        GarbageCollector::new(&t.caches, client, &t.client)
+    });
+    Ok(t)
+}
+
+impl ControllerManager {
+    /// Runs all configured controllers until cancelled.
+    ///
+    /// # Errors
+    /// When the configuration is invalid, or when leadership is lost.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        self.config.validate().map_err(Error::Config)?;
+        let Some(election) = self.config.leader_election.clone() else {
+            return self.lead(stop).await;
+        };
+        let client = self.client.clone();
+        if !leader::acquire(&client, &election, &stop).await {
+            return Ok(());
+        }
+        tracing::info!(lease = election.name, identity = election.identity, "leading");
+        let work = stop.child_token();
+        let mut led = Box::pin(self.lead(work.clone()));
+        tokio::select! {
+            // Given up only when all work has ended, so that no two processes ever act.
+            ended = &mut led => {
+                leader::release(&client, &election).await;
+                ended
+            }
+            () = leader::hold(&client, &election) => {
+                work.cancel();
+                led.await?;
+                Err(Error::LeadershipLost)
+            }
+        }
+    }
+
+    async fn lead(self, stop: CancellationToken) -> Result<(), Error> {
+        let (recorder, notes) = Recorder::channel();
+        let caches = Caches::new();
+        let client = self.client;
+        let table = table(self.config, client.clone(), caches.clone(), recorder)?;
+        let stores = caches.stores();
+        let work = async {
+            tokio::select! {
+                () = caches.synced() => {}
+                () = stop.cancelled() => return,
+            }
+            let runs = table.starts.into_iter().map(|start| start(&stores, stop.clone()));
+            futures::future::join_all(runs).await;
+        };
+        tokio::join!(work, caches.feed(&client, &stop), write_events(client.clone(), notes, stop.clone()));
+        Ok(())
+    }
+}

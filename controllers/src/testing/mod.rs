@@ -1,0 +1,10 @@
+//! What tests run controllers against: a model of an API server, and a harness that drives a
+//! controller's real wiring and executor on it with views that lag.
+
+mod harness;
+mod http;
+mod model;
+
+pub use harness::{Harness, clock, lag};
+pub use http::client;
+pub use model::{Fault, Model, Shared};

@@ -1,0 +1,66 @@
+//! Pods of this node, prefixes of the cluster, and the node itself.
+
+map_types! {
+    /// Value of `hawser_endpoints`; the key is the pod's address in network byte order.
+    pub struct Endpoint4 [24] {
+        /// Interface of the node's end of the veth pair.
+        pub ifindex: u32,
+        /// Reserved; 0.
+        pub flags: u32,
+        /// Address of `eth0` in the pod.
+        pub pod_mac: [u8; 6],
+        /// Address of the node's end.
+        pub host_mac: [u8; 6],
+        /// Zero.
+        pub pad: [u8; 4],
+    }
+
+    /// Value of `hawser_ipcache`; the key is a prefix (`BPF_MAP_TYPE_LPM_TRIE`).
+    pub struct IpcacheEntry4 [12] {
+        /// Node behind which the prefix lies; 0 when it is this node or none.
+        pub node_ip_be: u32,
+        /// `IDENTITY_*`.
+        pub identity: u32,
+        /// `IPCACHE_*`.
+        pub flags: u32,
+    }
+
+    /// The only element of `hawser_config`.
+    pub struct NodeConfig [24] {
+        /// This node's address.
+        pub node_ip_be: u32,
+        /// Interface that carries `node_ip`; 0 when the node is not attached.
+        pub uplink_ifindex: u32,
+        /// `CONFIG_*`.
+        pub flags: u32,
+        /// Layout version of all maps.
+        pub layout: u32,
+        /// Address of the uplink.
+        pub uplink_mac: [u8; 6],
+        /// Zero.
+        pub pad: [u8; 2],
+    }
+}
+
+/// Version of the map layouts. Maps pinned by another version are not adopted.
+pub const LAYOUT: u32 = 1;
+
+/// This node (Cilium's `reserved:host`).
+pub const IDENTITY_HOST: u32 = 1;
+/// Another node (Cilium's `reserved:remote-node`).
+pub const IDENTITY_REMOTE_NODE: u32 = 6;
+/// Pods of a node, not told apart.
+pub const IDENTITY_PODS: u32 = 16;
+/// Service addresses: nothing lives there, so what no service translates is refused.
+pub const IDENTITY_SERVICES: u32 = 17;
+
+/// The node can be reached without a router.
+pub const IPCACHE_ON_LINK: u32 = 1;
+
+/// Pods that talk to something outside the cluster get the node's address.
+pub const CONFIG_MASQUERADE: u32 = 1;
+
+/// Source address a pod sees when a Service sends it back to itself. Never leaves the node.
+pub const HAIRPIN_ADDRESS: [u8; 4] = [169, 254, 42, 1];
+/// The pods' default gateway; a name for the node's end of the veth pair.
+pub const GATEWAY_ADDRESS: [u8; 4] = [169, 254, 1, 1];

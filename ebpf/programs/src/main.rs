@@ -1,0 +1,32 @@
+//! Hawser's eBPF programs: service translation at the socket and at tc, and the pods' routing.
+//!
+//! | program | hook | does |
+//! |---|---|---|
+//! | `connect4`, `sendmsg4` | cgroup | frontend → backend before a packet exists |
+//! | `recvmsg4`, `getpeername4` | cgroup | backend → frontend in what the socket is told |
+//! | `from_pod` | tc ingress of a pod's veth | translation for what the hooks do not see; routing |
+//! | `to_pod` | tc egress of a pod's veth | answers that come out of the node's stack |
+//! | `from_uplink` | tc ingress of the uplink | translation, delivery to pods |
+//! | `to_uplink` | tc egress of the uplink | masquerade, answers of the node itself |
+#![no_std]
+#![no_main]
+
+mod count;
+mod ct;
+mod forward;
+mod lb;
+mod maps;
+mod packet;
+mod reject;
+mod sock;
+mod tc;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel gives some helpers only to programs under a licence that is compatible with the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

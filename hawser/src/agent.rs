@@ -1,0 +1,304 @@
+//! `hawser agent`, and a node's components alone: `kubelet`, `proxy`, `runtime`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use hawser_kubelet::Kubelet;
+use hawser_kubelet::bootstrap::{self, Bootstrap};
+use hawser_proxy::Agent;
+use hawser_runtime::Runtime;
+use hawser_runtime::cgroup::Cgroups;
+use hawser_runtime::network::PodNetwork;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::dataplane_identity::DataplaneIdentity;
+use crate::flags::{AgentFlags, KubeletFlags, NodeFlags, ProxyFlags, RuntimeFlags};
+use crate::pod_network::{HostOnly, ProxyNetwork};
+use crate::server::{private_directory, source_address};
+use crate::{clients, signals};
+
+/// Who a node is and where its things are: the flags with their defaults filled in.
+struct NodeSettings {
+    name: String,
+    address: IpAddr,
+    flags: NodeFlags,
+}
+
+impl NodeSettings {
+    /// `server` is the URL of the API server, for the address that the node reaches it from.
+    fn new(flags: NodeFlags, server: &server_url::Authority) -> Result<Self> {
+        let name = match &flags.node_name {
+            Some(name) => name.clone(),
+            None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
+        };
+        let address = match flags.node_ip {
+            Some(address) => address,
+            None => server.source_address()?,
+        };
+        ensure!(!address.is_unspecified(), "--node-ip {address}: not an address that others can reach");
+        private_directory(&flags.data_dir)?;
+        private_directory(&flags.run_dir)?;
+        Ok(NodeSettings { name, address, flags })
+    }
+
+    fn address_v4(&self) -> Result<Ipv4Addr> {
+        match self.address {
+            IpAddr::V4(address) => Ok(address),
+            IpAddr::V6(address) => bail!("--node-ip {address}: the dataplane is IPv4 only so far"),
+        }
+    }
+
+    fn log_dir(&self) -> PathBuf {
+        self.flags.log_dir.clone().unwrap_or_else(|| self.flags.data_dir.join("logs"))
+    }
+
+    fn cri_socket(&self) -> PathBuf {
+        self.flags.run_dir.join("cri.sock")
+    }
+
+    fn labels(&self) -> Result<Vec<(String, String)>> {
+        let pair = |label: &String| {
+            let (name, value) =
+                label.split_once('=').with_context(|| format!("--node-label {label}: not NAME=VALUE"))?;
+            Ok((name.to_owned(), value.to_owned()))
+        };
+        self.flags.labels.iter().map(pair).collect()
+    }
+
+    fn runtime_config(&self, images: Option<PathBuf>, insecure: &[String]) -> hawser_runtime::Config {
+        let flags = &self.flags;
+        let mut config = hawser_runtime::Config::new(&flags.data_dir, &flags.run_dir, &flags.cgroup_root);
+        config.images_dir = images;
+        config.insecure_registries = insecure.to_vec();
+        config
+    }
+
+    fn kubelet_config(&self, cri_socket: PathBuf) -> Result<hawser_kubelet::Config> {
+        let mut config = hawser_kubelet::Config::new(&self.name, &self.flags.data_dir);
+        config.node_ips = vec![self.address];
+        config.labels = self.labels()?;
+        config.cri_socket = cri_socket;
+        config.log_dir = self.log_dir();
+        config.listen = Some(SocketAddr::new(self.address, self.flags.kubelet_port));
+        Ok(config)
+    }
+
+    fn proxy_config(
+        &self,
+        uplink: Option<String>,
+        service_cidr: ipnet::Ipv4Net,
+    ) -> Result<hawser_proxy::Config> {
+        Ok(hawser_proxy::Config {
+            node_name: self.name.clone(),
+            node_ip: self.address_v4()?,
+            uplink,
+            run_dir: self.flags.run_dir.clone(),
+            cgroup: self.cgroup()?,
+            service_cidr: Some(service_cidr),
+            mtu: None,
+            masquerade: true,
+            pod_network: true,
+        })
+    }
+
+    /// The node's directory in the cgroup v2 hierarchy, with this process moved into a leaf of it, so that the
+    /// node's own connections are translated too.
+    fn cgroup(&self) -> Result<PathBuf> {
+        let cgroups = Cgroups::discover(&self.flags.cgroup_root)?;
+        let root = cgroups.v2_root().context("no cgroup v2 hierarchy is mounted")?.to_path_buf();
+        let own = root.join("agent");
+        std::fs::create_dir_all(&own).with_context(|| format!("creating {}", own.display()))?;
+        std::fs::write(own.join("cgroup.procs"), std::process::id().to_string())
+            .with_context(|| format!("moving into {}", own.display()))?;
+        Ok(root)
+    }
+}
+
+/// A whole node.
+pub async fn agent(flags: AgentFlags) -> Result<()> {
+    let stop = signals::stop_token()?;
+    let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
+    // In the node's cgroup before anything is started that would inherit another.
+    let proxy_config = node.proxy_config(flags.uplink, flags.service_cidr)?;
+    let identity = bootstrap::bootstrap(Bootstrap {
+        server: flags.server.clone(),
+        token: flags.token.clone(),
+        node_name: node.name.clone(),
+        node_ips: vec![node.address],
+        data_dir: node.flags.data_dir.clone(),
+    });
+    let identity = tokio::select! {
+        identity = identity => identity.context("joining the cluster")?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let client = identity.client()?;
+    let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
+    kubelet_config.tls = Some(identity.tls);
+    let kubelet = Kubelet::new(kubelet_config, client.clone()).context("kubelet")?;
+    // The kubelet goes first, because it registers the Node that everything else is bound to; it waits for the
+    // runtime, and reports the node as not ready until then.
+    let mut components = Components::new(stop.clone())
+        .spawn("kubelet", |token| async move { Ok(kubelet.run(token).await?) })
+        .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) });
+    let joining = async {
+        let dataplane = DataplaneIdentity::obtain(client, &node.name, &node.flags.data_dir)
+            .await
+            .context("getting the dataplane's token")?;
+        let client = dataplane.client(&flags.server, &node.flags.data_dir)?;
+        let proxy = Agent::start(proxy_config, client).await.context("dataplane")?;
+        anyhow::Ok((dataplane, proxy))
+    };
+    let (dataplane, proxy) = tokio::select! {
+        joined = joining => joined?,
+        ended = components.ended() => return ended,
+        () = stop.cancelled() => return components.run().await,
+    };
+    let network = proxy.pod_network().context("the dataplane runs without a pod network")?;
+    let network: Arc<dyn PodNetwork> = Arc::new(ProxyNetwork::new(network, proxy.synced()));
+    let runtime_config = node.runtime_config(flags.images, &flags.insecure_registries);
+    let runtime = Runtime::new(runtime_config, network).context("container runtime")?;
+    components
+        .spawn("dataplane", |token| async move { Ok(proxy.run(token).await?) })
+        .spawn("dataplane's token", |token| dataplane.run(token))
+        .spawn("container runtime", |token| async move { Ok(runtime.run(token).await?) })
+        .run()
+        .await
+}
+
+/// `hawser kubelet`.
+pub async fn kubelet(flags: KubeletFlags) -> Result<()> {
+    let stop = signals::stop_token()?;
+    let server = server_of(&flags.kubeconfig).await?;
+    let node = NodeSettings::new(flags.node, &server)?;
+    let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
+    let mut config = node.kubelet_config(flags.container_runtime_endpoint)?;
+    config.tls = Some(bootstrap::serving_paths(&node.flags.data_dir));
+    let kubelet = Kubelet::new(config, client.clone()).context("kubelet")?;
+    // Signed once the kubelet has registered the Node, so the two run side by side.
+    let serving = async move {
+        let addresses = [node.address];
+        bootstrap::serving_certificate(&client, &node.name, &addresses, &node.flags.data_dir)
+            .await
+            .context("getting a serving certificate")
+    };
+    let mut running = tokio::spawn(kubelet.run(stop));
+    tokio::select! {
+        ended = &mut running => return ended?.context("kubelet"),
+        serving = serving => drop(serving?),
+    }
+    running.await?.context("kubelet")
+}
+
+/// `hawser proxy`.
+pub async fn proxy(flags: ProxyFlags) -> Result<()> {
+    let stop = signals::stop_token()?;
+    let server = server_of(&flags.kubeconfig).await?;
+    let node = NodeSettings::new(flags.node, &server)?;
+    let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
+    let mut config = node.proxy_config(flags.uplink, flags.service_cidr)?;
+    // The pods' network is another's; Services are translated at the sockets.
+    config.pod_network = false;
+    config.masquerade = false;
+    Agent::start(config, client).await?.run(stop).await.context("dataplane")
+}
+
+/// `hawser runtime`.
+pub async fn runtime(flags: RuntimeFlags) -> Result<()> {
+    let stop = signals::stop_token()?;
+    private_directory(&flags.node.data_dir)?;
+    private_directory(&flags.node.run_dir)?;
+    let mut config =
+        hawser_runtime::Config::new(&flags.node.data_dir, &flags.node.run_dir, &flags.node.cgroup_root);
+    config.images_dir = flags.images;
+    config.insecure_registries = flags.insecure_registries;
+    Runtime::new(config, Arc::new(HostOnly))?.run(stop).await.context("container runtime")
+}
+
+async fn server_of(kubeconfig: &std::path::Path) -> Result<server_url::Authority> {
+    let config = kube::config::Kubeconfig::read_from(kubeconfig)?;
+    let cluster =
+        config.clusters.iter().find_map(|c| c.cluster.as_ref()).context("a kubeconfig without cluster")?;
+    cluster.server.as_deref().context("a kubeconfig without server")?.parse()
+}
+
+/// Components that run side by side; when one ends the others are stopped.
+struct Components {
+    stop: CancellationToken,
+    tasks: JoinSet<Result<()>>,
+}
+
+impl Components {
+    fn new(stop: CancellationToken) -> Self {
+        Components { stop, tasks: JoinSet::new() }
+    }
+
+    fn spawn<F>(mut self, name: &'static str, run: impl FnOnce(CancellationToken) -> F) -> Self
+    where
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let running = run(self.stop.clone());
+        self.tasks.spawn(async move { running.await.context(name) });
+        self
+    }
+
+    /// Waits for a component that ends before it was told to.
+    async fn ended(&mut self) -> Result<()> {
+        match self.tasks.join_next().await {
+            Some(ended) => ended?.and_then(|()| bail!("a component ended")),
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn run(mut self) -> Result<()> {
+        let mut outcome = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let ended = ended.map_err(anyhow::Error::from).and_then(|result| result);
+            if !self.stop.is_cancelled() {
+                outcome = ended.and_then(|()| bail!("a component ended"));
+                self.stop.cancel();
+            }
+        }
+        outcome
+    }
+}
+
+/// The host and port of a URL, for finding the route to it.
+mod server_url {
+    use std::net::{IpAddr, ToSocketAddrs};
+    use std::str::FromStr;
+
+    use anyhow::{Context, Result, ensure};
+
+    /// `host:port`.
+    pub struct Authority {
+        host: String,
+        port: u16,
+    }
+
+    impl FromStr for Authority {
+        type Err = anyhow::Error;
+
+        fn from_str(url: &str) -> Result<Self> {
+            let uri: http::Uri = url.parse().with_context(|| format!("--server {url}: not a URL"))?;
+            ensure!(uri.scheme_str() == Some("https"), "--server {url}: must begin with https://");
+            let host = uri.host().with_context(|| format!("--server {url}: names no host"))?;
+            Ok(Authority {
+                host: host.trim_matches(['[', ']']).to_owned(),
+                port: uri.port_u16().unwrap_or(443),
+            })
+        }
+    }
+
+    impl Authority {
+        /// The address from which this machine reaches it.
+        pub fn source_address(&self) -> Result<IpAddr> {
+            let mut found = (self.host.as_str(), self.port)
+                .to_socket_addrs()
+                .with_context(|| format!("{}: no such host", self.host))?;
+            super::source_address(found.next().with_context(|| format!("{}: no address", self.host))?)
+        }
+    }
+}

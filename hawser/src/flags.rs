@@ -1,0 +1,223 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// A Kubernetes in one binary whose network is eBPF.
+#[derive(Parser)]
+#[command(name = "hawser", version, propagate_version = false)]
+pub struct Cli {
+    /// What to log: a level, or `component=level` pairs
+    #[arg(long, global = true, env = "HAWSER_LOG", default_value = "info")]
+    pub log: String,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// The filter of `--log`; dependencies only warn.
+    pub fn log_filter(&self) -> EnvFilter {
+        if self.log.contains('=') || self.log.contains(',') {
+            EnvFilter::new(&self.log)
+        } else {
+            let level = &self.log;
+            EnvFilter::new(format!(
+                "warn,hawser={level},hawser_apiserver={level},hawser_storage={level},hawser_controllers={level},\
+                 hawser_scheduler={level},hawser_kubelet={level},hawser_runtime={level},hawser_proxy={level}"
+            ))
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// The control plane: API server, controllers and scheduler
+    Server(ServerFlags),
+    /// A node: container runtime, kubelet and dataplane
+    Agent(AgentFlags),
+    /// The API server alone
+    Apiserver(ApiserverFlags),
+    /// The controllers alone, against any Kubernetes
+    ControllerManager(ControllerManagerFlags),
+    /// The scheduler alone, against any Kubernetes
+    Scheduler(SchedulerFlags),
+    /// The kubelet alone, against any Kubernetes and any CRI runtime
+    Kubelet(KubeletFlags),
+    /// The Service dataplane alone, against any Kubernetes
+    Proxy(ProxyFlags),
+    /// The container runtime alone: a CRI socket
+    Runtime(RuntimeFlags),
+    /// Looks at the eBPF maps of the node's dataplane
+    #[command(subcommand)]
+    Bpf(hawser_cli::BpfCommand),
+    /// Prints the version
+    Version,
+}
+
+#[derive(Args, Clone)]
+pub struct ApiserverFlags {
+    /// Where keys, certificates and the store are kept
+    #[arg(long, default_value = "/var/lib/hawser/server")]
+    pub data_dir: PathBuf,
+    /// Address and port to serve on
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    pub bind: SocketAddr,
+    /// Address that nodes and pods reach this server at [default: the one of --bind, or of the host's route out]
+    #[arg(long)]
+    pub advertise_address: Option<IpAddr>,
+    /// Further names and addresses for the serving certificate
+    #[arg(long = "tls-san", value_name = "NAME")]
+    pub tls_sans: Vec<String>,
+    /// etcd servers to use instead of the embedded store, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "URL")]
+    pub etcd_endpoints: Vec<String>,
+    /// Range of the Services' addresses
+    #[arg(long, default_value = "10.96.0.0/12")]
+    pub service_cidr: ipnet::Ipv4Net,
+    /// Let requests without credentials in as system:anonymous, subject to RBAC
+    #[arg(long)]
+    pub anonymous_auth: bool,
+}
+
+#[derive(Args)]
+pub struct ServerFlags {
+    #[command(flatten)]
+    pub apiserver: ApiserverFlags,
+    #[command(flatten)]
+    pub controllers: ControllerSettings,
+}
+
+#[derive(Args, Clone)]
+pub struct ControllerSettings {
+    /// Range that the nodes' pod networks are taken from
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pub cluster_cidr: ipnet::Ipv4Net,
+    /// Prefix length of one node's pod network
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=30))]
+    pub node_cidr_mask_size: u8,
+    /// How long a node may be silent before it counts as unreachable, in seconds
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub node_monitor_grace_period: u64,
+}
+
+#[derive(Args)]
+pub struct ControllerManagerFlags {
+    /// How to reach the API server
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+    /// Certificate of the cluster's CA, to sign certificates with; without it none are signed
+    #[arg(long, requires = "cluster_signing_key_file")]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    /// Key of the cluster's CA
+    #[arg(long, requires = "cluster_signing_cert_file")]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// Certificate to publish to pods as kube-root-ca.crt [default: the kubeconfig's CA]
+    #[arg(long)]
+    pub root_ca_file: Option<PathBuf>,
+    /// Run without electing a leader
+    #[arg(long)]
+    pub no_leader_elect: bool,
+    #[command(flatten)]
+    pub settings: ControllerSettings,
+}
+
+#[derive(Args)]
+pub struct SchedulerFlags {
+    /// How to reach the API server
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+}
+
+#[derive(Args, Clone)]
+pub struct NodeFlags {
+    /// Name of the Node [default: the host's name]
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// Address of the node [default: the one of its route to the API server]
+    #[arg(long)]
+    pub node_ip: Option<IpAddr>,
+    /// Where images, pods and keys are kept
+    #[arg(long, default_value = "/var/lib/hawser/agent")]
+    pub data_dir: PathBuf,
+    /// Where sockets and pins are
+    #[arg(long, default_value = "/run/hawser")]
+    pub run_dir: PathBuf,
+    /// Where container logs are written
+    #[arg(long)]
+    pub log_dir: Option<PathBuf>,
+    /// The node's cgroup, below the process' own one, or absolute below each hierarchy's mount point
+    #[arg(long, default_value = "/hawser")]
+    pub cgroup_root: PathBuf,
+    /// Port of the kubelet's server
+    #[arg(long, default_value_t = 10250)]
+    pub kubelet_port: u16,
+    /// Labels of the Node, as name=value
+    #[arg(long = "node-label", value_name = "NAME=VALUE")]
+    pub labels: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct AgentFlags {
+    /// URL of the API server
+    #[arg(long)]
+    pub server: String,
+    /// The token that the server wrote to its data directory (node-token)
+    #[arg(long, env = "HAWSER_TOKEN", hide_env_values = true)]
+    pub token: String,
+    #[command(flatten)]
+    pub node: NodeFlags,
+    /// Folder of OCI or docker archives to load at the start
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Registries that are spoken to without TLS, as host:port
+    #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
+    pub insecure_registries: Vec<String>,
+    /// Interface that leads to the other nodes [default: the one with the node's address]
+    #[arg(long)]
+    pub uplink: Option<String>,
+    /// Range of the Services' addresses
+    #[arg(long, default_value = "10.96.0.0/12")]
+    pub service_cidr: ipnet::Ipv4Net,
+}
+
+#[derive(Args)]
+pub struct KubeletFlags {
+    /// How to reach the API server
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+    /// The runtime's CRI socket
+    #[arg(long, default_value = "/run/hawser/cri.sock")]
+    pub container_runtime_endpoint: PathBuf,
+    #[command(flatten)]
+    pub node: NodeFlags,
+}
+
+#[derive(Args)]
+pub struct ProxyFlags {
+    /// How to reach the API server
+    #[arg(long)]
+    pub kubeconfig: PathBuf,
+    #[command(flatten)]
+    pub node: NodeFlags,
+    /// Interface that leads to the other nodes [default: the one with the node's address]
+    #[arg(long)]
+    pub uplink: Option<String>,
+    /// Range of the Services' addresses
+    #[arg(long, default_value = "10.96.0.0/12")]
+    pub service_cidr: ipnet::Ipv4Net,
+}
+
+#[derive(Args)]
+pub struct RuntimeFlags {
+    #[command(flatten)]
+    pub node: NodeFlags,
+    /// Folder of OCI or docker archives to load at the start
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Registries that are spoken to without TLS, as host:port
+    #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
+    pub insecure_registries: Vec<String>,
+}

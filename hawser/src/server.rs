@@ -1,0 +1,165 @@
+//! `hawser server` and `hawser apiserver`.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, ensure};
+use hawser_apiserver::access::UserInfo;
+use hawser_apiserver::bootstrap::AccessConfig;
+use hawser_apiserver::pki::{Pki, PkiConfig};
+use hawser_apiserver::{ApiServer, Config};
+use hawser_controllers::{ControllerManager, SigningCa};
+use hawser_scheduler::Scheduler;
+use hawser_storage::Storage;
+use hawser_storage::embedded::{self, Embedded};
+use hawser_storage::etcd::{self, Etcd};
+use tokio_util::sync::CancellationToken;
+
+use crate::clients::InProcess;
+use crate::flags::{ApiserverFlags, ControllerSettings, ServerFlags};
+use crate::{components, encryption, signals};
+
+/// The whole control plane in one process.
+pub async fn server(flags: ServerFlags) -> Result<()> {
+    let stop = signals::stop_token()?;
+    let (apiserver, pki) = start(&flags.apiserver, true).await?;
+    // The components end before the API server that they write to.
+    let components = CancellationToken::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    let in_process = InProcess::new(&apiserver);
+    let manager = controller_manager(&in_process, &pki, &flags.controllers)?;
+    let scheduler = scheduler(&in_process)?;
+    let (of_manager, of_scheduler) = (components.clone(), components.clone());
+    tasks.spawn(async move { manager.run(of_manager).await.context("controllers") });
+    tasks.spawn(async move { scheduler.run(of_scheduler).await.context("scheduler") });
+    let serving = CancellationToken::new();
+    let mut api = tokio::spawn(apiserver.run(serving.clone()));
+    let mut outcome = Ok(());
+    tokio::select! {
+        () = stop.cancelled() => {}
+        ended = &mut api => return ended?.context("API server"),
+        Some(ended) = tasks.join_next() => outcome = ended?.and_then(|()| anyhow::bail!("a component ended")),
+    }
+    components.cancel();
+    while tasks.join_next().await.is_some() {}
+    serving.cancel();
+    api.await?.context("API server")?;
+    outcome
+}
+
+/// The API server alone.
+pub async fn apiserver(flags: ApiserverFlags) -> Result<()> {
+    let stop = signals::stop_token()?;
+    let (apiserver, _) = start(&flags, true).await?;
+    apiserver.run(stop).await.context("API server")
+}
+
+fn controller_manager(
+    clients: &InProcess,
+    pki: &Pki,
+    settings: &ControllerSettings,
+) -> Result<ControllerManager> {
+    let mut config = components::controller_config(settings);
+    config.root_ca_pem = Some(pki.ca.cert_pem.clone());
+    config.signing_ca =
+        Some(SigningCa { certificate_pem: pki.ca.cert_pem.clone(), key_pem: pki.ca.key_pem.clone() });
+    config.client_for = Some(clients.for_controllers());
+    let client = clients.client(UserInfo::new("system:kube-controller-manager", [] as [&str; 0]));
+    Ok(ControllerManager { config, client })
+}
+
+fn scheduler(clients: &InProcess) -> Result<Scheduler> {
+    let client = clients.client(UserInfo::new("system:kube-scheduler", [] as [&str; 0]));
+    Ok(Scheduler::new(hawser_scheduler::Config::default(), client)?)
+}
+
+/// Keys, store and API server, with the administrator's kubeconfig written.
+async fn start(flags: &ApiserverFlags, inherit_sockets: bool) -> Result<(ApiServer, Arc<Pki>)> {
+    let advertise = advertise_address(flags)?;
+    let data = &flags.data_dir;
+    private_directory(data)?;
+    let pki_dir = data.join("pki");
+    let mut pki_config = PkiConfig::new(&pki_dir);
+    pki_config.service_ips = vec![first_address(flags.service_cidr)?];
+    pki_config.advertise = vec![advertise, flags.bind.ip()];
+    pki_config.extra_sans = flags.tls_sans.clone();
+    let pki = Arc::new(Pki::load_or_create(&pki_config, SystemTime::now())?);
+    let seal = encryption::open(&pki_dir.join("encryption.key"))?;
+    let storage = open_storage(flags).await?;
+
+    let mut access = AccessConfig::new(pki.clone());
+    access.anonymous = flags.anonymous_auth;
+    access.node_token_file = Some(data.join("node-token"));
+    let mut config = Config::new(Arc::new(access));
+    config.listen = vec![flags.bind];
+    config.inherit_sockets = inherit_sockets;
+    config.tls = Some(Arc::new(hawser_apiserver::pki::server_config(&pki)?));
+    config.seal = Some(Arc::new(seal));
+    config.service_cidr = flags.service_cidr;
+    config.advertise = SocketAddr::new(advertise, flags.bind.port());
+    let apiserver = ApiServer::start(config, storage).await?;
+    let host = if flags.bind.ip().is_unspecified() { advertise } else { flags.bind.ip() };
+    let url = format!("https://{}", SocketAddr::new(host, flags.bind.port()));
+    pki.write_admin_kubeconfig(&data.join("admin.kubeconfig"), &url)?;
+    tracing::info!(%url, data = %data.display(), "the API server is ready");
+    Ok((apiserver, pki))
+}
+
+async fn open_storage(flags: &ApiserverFlags) -> Result<Arc<dyn Storage>> {
+    if flags.etcd_endpoints.is_empty() {
+        let directory = flags.data_dir.join("db");
+        let store = Embedded::open(&directory, embedded::Options::default())
+            .await
+            .with_context(|| format!("opening the store in {}", directory.display()))?;
+        return Ok(Arc::new(store));
+    }
+    // The API server's keys begin with /registry/ already, as Kubernetes' do.
+    let options = etcd::Options { endpoints: flags.etcd_endpoints.clone(), ..etcd::Options::default() };
+    let store = Etcd::connect(options)
+        .await
+        .with_context(|| format!("connecting to etcd at {}", flags.etcd_endpoints.join(",")))?;
+    Ok(Arc::new(store))
+}
+
+/// The first usable address of the Services' range: that of the Service `kubernetes`.
+fn first_address(range: ipnet::Ipv4Net) -> Result<IpAddr> {
+    let first = range.hosts().next().context("--service-cidr is empty")?;
+    ensure!(range.prefix_len() <= 24, "--service-cidr {range}: at least a /24 is needed");
+    Ok(IpAddr::V4(first))
+}
+
+/// As given, else the bound one, else the one that the host's default route leaves from.
+fn advertise_address(flags: &ApiserverFlags) -> Result<IpAddr> {
+    if let Some(address) = flags.advertise_address {
+        ensure!(
+            !address.is_unspecified(),
+            "--advertise-address {address}: not an address that others can reach"
+        );
+        return Ok(address);
+    }
+    if !flags.bind.ip().is_unspecified() {
+        return Ok(flags.bind.ip());
+    }
+    source_address(SocketAddr::from(([192, 0, 2, 1], 9)))
+        .context("this host has no default route: give --advertise-address")
+}
+
+/// The address from which this host would send to `target`. Nothing is sent.
+pub fn source_address(target: SocketAddr) -> Result<IpAddr> {
+    let any: SocketAddr = if target.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(target)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// A directory that only its owner can enter.
+pub fn private_directory(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("creating {}", path.display()))
+}

@@ -1,0 +1,251 @@
+//! The Node object and its Lease: registration, status, heartbeat.
+
+mod lease;
+pub(crate) mod machine;
+pub(crate) mod status;
+
+use crate::config::Checked;
+use crate::cri::Runtime;
+use crate::events::{Kind, Recorder};
+use crate::retry::Retry;
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeSpec, NodeStatus, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use status::{Facts, Health};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How often the runtime's health is asked for.
+const CHECK: Duration = Duration::from_secs(10);
+/// The same while it is not ready.
+const CHECK_UNREADY: Duration = Duration::from_millis(100);
+/// A status that did not change is sent again after this time.
+const REPORT: Duration = Duration::from_secs(300);
+/// Images reported in the status.
+const MAX_IMAGES: usize = 50;
+
+/// Keeps the Node object current until cancelled.
+pub(crate) struct NodeKeeper {
+    pub config: Checked,
+    pub client: Client,
+    pub runtime: Runtime,
+    pub recorder: Recorder,
+}
+
+impl NodeKeeper {
+    fn api(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    /// Registers the node, then reports and renews.
+    pub async fn run(self, stop: CancellationToken) {
+        let uid = tokio::select! {
+            () = stop.cancelled() => return,
+            uid = self.register() => uid,
+        };
+        self.event("Starting", "Starting kubelet.", &uid);
+        let lease = lease::keep(self.client.clone(), self.config.clone(), uid.clone());
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = lease => {}
+            () = self.report(uid) => {}
+        }
+    }
+
+    fn event(&self, reason: &str, message: &str, uid: &str) {
+        let object = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(self.config.node_name.clone()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        self.recorder.record(object, Kind::Normal, reason, message);
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        let arch = machine::architecture();
+        let mut labels: BTreeMap<String, String> = self.config.labels.iter().cloned().collect();
+        for (k, v) in [
+            ("kubernetes.io/hostname", self.config.node_name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", arch),
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", arch),
+        ] {
+            labels.insert(k.to_owned(), v.to_owned());
+        }
+        labels
+    }
+
+    /// Makes the Node object or brings its labels up to date, for as long as it takes. Answers with its UID.
+    async fn register(&self) -> String {
+        let mut retry = Retry::default();
+        loop {
+            match self.try_register().await {
+                Ok(uid) => return uid,
+                Err(e) => tracing::warn!("registering the node: {e}"),
+            }
+            tokio::time::sleep(retry.next().unwrap_or(CHECK)).await;
+        }
+    }
+
+    async fn try_register(&self) -> Result<String, kube::Error> {
+        let api = self.api();
+        let name = &self.config.node_name;
+        if self.config.register_node {
+            let facts = self.facts().await;
+            let node = Node {
+                metadata: ObjectMeta {
+                    name: Some(name.clone()),
+                    labels: Some(self.labels()),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(NodeSpec {
+                    taints: (!self.config.taints.is_empty()).then(|| self.config.taints.clone()),
+                    ..NodeSpec::default()
+                }),
+                status: Some(status::build(&self.config, &facts, None, Timestamp::now())),
+            };
+            match api.create(&PostParams::default(), &node).await {
+                Ok(node) => return Ok(node.metadata.uid.unwrap_or_default()),
+                Err(kube::Error::Api(s)) if s.code == 409 => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let patch = serde_json::json!({"metadata": {"labels": self.labels()}});
+        let node = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        Ok(node.metadata.uid.unwrap_or_default())
+    }
+
+    /// Reports the status when it changes, and every five minutes.
+    async fn report(&self, uid: String) {
+        let mut published: Option<NodeStatus> = None;
+        let mut published_at = tokio::time::Instant::now();
+        let mut cidr: Option<String> = None;
+        let api = self.api();
+        let mut nodes =
+            std::pin::pin!(watcher::watch_object(api, &self.config.node_name).backoff(Retry::default()));
+        loop {
+            let facts = self.facts().await;
+            let now = Timestamp::now();
+            let wanted = status::build(&self.config, &facts, published.as_ref(), now);
+            let ready = facts.health.problem.is_none();
+            let changed = published.as_ref().is_none_or(|p| !status::same(p, &wanted));
+            if changed || published_at.elapsed() >= REPORT {
+                match self.publish(&wanted).await {
+                    Ok(()) => {
+                        if ready && published.as_ref().is_some_and(|p| !is_ready(p)) {
+                            let text = format!("Node {} status is now: NodeReady", self.config.node_name);
+                            self.event("NodeReady", &text, &uid);
+                        }
+                        published = Some(wanted);
+                        published_at = tokio::time::Instant::now();
+                    }
+                    Err(e) => tracing::warn!("reporting the node's status: {e}"),
+                }
+            }
+            let pause = tokio::time::sleep(if ready { CHECK } else { CHECK_UNREADY });
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    node = nodes.next() => match node {
+                        Some(Ok(Some(node))) => if self.heed(&node, &mut cidr, &mut published).await { break },
+                        Some(Ok(None)) => {
+                            // Somebody deleted the node: it is here, so it comes back.
+                            self.register().await;
+                            published = None;
+                            break;
+                        }
+                        Some(Err(e)) => tracing::debug!("watching the node: {e}"),
+                        None => break,
+                    },
+                }
+            }
+        }
+    }
+
+    /// Takes note of the Node object. Says whether the status is to be looked at anew.
+    async fn heed(&self, node: &Node, cidr: &mut Option<String>, published: &mut Option<NodeStatus>) -> bool {
+        let given = node.spec.as_ref().and_then(|s| s.pod_cidr.clone()).filter(|c| !c.is_empty());
+        if given.is_some() && given != *cidr {
+            let network = cri::NetworkConfig { pod_cidr: given.clone().unwrap_or_default() };
+            let config = cri::RuntimeConfig { network_config: Some(network) };
+            let request = cri::UpdateRuntimeConfigRequest { runtime_config: Some(config) };
+            match self.runtime.runtime().update_runtime_config(request).await {
+                Ok(_) => *cidr = given,
+                Err(e) => tracing::warn!("giving the runtime its pod CIDR: {}", e.message()),
+            }
+            return true;
+        }
+        // The node lifecycle controller, or a person, may have changed our conditions: say again what is true.
+        let overruled = published
+            .as_ref()
+            .is_some_and(|p| node.status.as_ref().is_some_and(|n| is_ready(p) && !is_ready(n)));
+        if overruled {
+            *published = None;
+        }
+        overruled
+    }
+
+    async fn publish(&self, status: &NodeStatus) -> Result<(), kube::Error> {
+        let patch = serde_json::json!({"status": status});
+        let name = &self.config.node_name;
+        self.api().patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
+    }
+
+    async fn facts(&self) -> Facts {
+        let version = self.runtime.runtime().version(cri::VersionRequest::default()).await;
+        let runtime =
+            version.map(|v| v.into_inner()).map(|v| format!("{}://{}", v.runtime_name, v.runtime_version));
+        Facts {
+            capacity: machine::capacity(&self.config.data_dir, self.config.max_pods),
+            info: machine::system_info(&self.config.version, &runtime.unwrap_or_default()),
+            images: self.images().await,
+            health: self.health().await,
+        }
+    }
+
+    async fn images(&self) -> Vec<ContainerImage> {
+        let answer = self.runtime.images().list_images(cri::ListImagesRequest::default()).await;
+        let mut images = answer.map(|a| a.into_inner().images).unwrap_or_default();
+        images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+        images.truncate(MAX_IMAGES);
+        let name = |i: cri::Image| ContainerImage {
+            size_bytes: i64::try_from(i.size).ok(),
+            names: Some(i.repo_digests.into_iter().chain(i.repo_tags).collect()),
+        };
+        images.into_iter().map(name).collect()
+    }
+
+    async fn health(&self) -> Health {
+        let problem = match self.runtime.runtime().status(cri::StatusRequest { verbose: false }).await {
+            Err(e) => Some(format!("container runtime is down: {}", e.message())),
+            Ok(answer) => {
+                let conditions = answer.into_inner().status.map(|s| s.conditions).unwrap_or_default();
+                let text = |kind: &str, words: &str| match conditions.iter().find(|c| c.r#type == kind) {
+                    Some(c) if c.status => None,
+                    Some(c) => Some(format!(
+                        "{words} not ready: {kind}=false reason:{} message:{}",
+                        c.reason, c.message
+                    )),
+                    None => Some(format!("{words} status check may not have completed yet")),
+                };
+                text("RuntimeReady", "container runtime")
+                    .or_else(|| text("NetworkReady", "container runtime network"))
+            }
+        };
+        Health { problem }
+    }
+}
+
+fn is_ready(s: &NodeStatus) -> bool {
+    s.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}

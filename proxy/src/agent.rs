@@ -1,0 +1,437 @@
+//! The agent: watches the API, keeps the maps and routes, serves inspection.
+//!
+//! One task owns the desired state. An event goes straight through to the maps; nothing is collected or
+//! delayed, because a write of the API must be in the kernel within milliseconds.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::{BoxStream, SelectAll};
+use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, LAYOUT, NodeConfig};
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client};
+use parking_lot::Mutex;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, ConfigError, Settings};
+use crate::convert;
+use crate::ct;
+use crate::dataplane::Dataplane;
+use crate::desired::{self, Local, ObjectName, Touched};
+use crate::inspect::{self, InspectService};
+use crate::lock::{InstanceLock, LockError};
+use crate::maps::{KernelMaps, MapError};
+use crate::netlink::{Netlink, NetlinkError};
+use crate::podnet::{NodeNet, PodNet, PodNetError, write_sysctl};
+use crate::programs::{Pins, Programs, ProgramsError, create_private};
+use crate::routes::Routes;
+use crate::sys::monotonic_ns;
+use crate::types::address_be;
+use crate::watch::{Known, Named, compact};
+
+/// Shortest and longest wait before a failed reconcile is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+/// How often connection tracking is swept.
+const CT_SWEEP: Duration = Duration::from_secs(15);
+
+/// Why an agent could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is wrong.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// Another agent runs on this node.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The run directory or the socket could not be made.
+    #[error("{path}: {source}")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// No interface has the node's address.
+    #[error("no interface has the address {0}")]
+    NoUplink(Ipv4Addr),
+    /// The named uplink does not exist.
+    #[error("no interface is called {0}")]
+    NoInterface(String),
+    /// The programs could not be loaded or attached.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    /// A map could not be opened.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// A netlink request failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The pod network could not be taken over.
+    #[error(transparent)]
+    PodNet(#[from] PodNetError),
+    /// The inspection service failed.
+    #[error("inspection service: {0}")]
+    Inspect(#[from] tonic::transport::Error),
+}
+
+/// The dataplane agent of one node.
+pub struct Agent {
+    client: Client,
+    settings: Settings,
+    dataplane: Dataplane<KernelMaps>,
+    routes: Option<Routes>,
+    podnet: Option<Arc<PodNet>>,
+    cidr: watch::Sender<Option<Ipv4Net>>,
+    synced: watch::Sender<bool>,
+    listener: UnixListener,
+    /// Held for their effect.
+    _programs: Arc<Mutex<Programs>>,
+    _lock: InstanceLock,
+}
+
+/// What a watch delivers.
+enum Input {
+    Service(Event<Named<desired::Service>>),
+    Slice(Event<Named<desired::Slice>>),
+    Node(Event<Named<desired::Node>>),
+    Failed(&'static str, watcher::Error),
+}
+
+impl Agent {
+    /// Checks the configuration, takes the node's lock, loads the programs, puts them in place of those
+    /// that an earlier agent left, and takes its pods over. Must be called in the node's network
+    /// namespace, on a runtime whose threads all live there. Reads nothing from the API yet.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn start(config: Config, client: Client) -> Result<Self, Error> {
+        let settings = Settings::check(config)?;
+        let config = &settings.config;
+        let io_error = |path: PathBuf| move |source| Error::Io { path, source };
+        create_private(&config.run_dir).map_err(io_error(config.run_dir.clone()))?;
+        let lock = InstanceLock::take(&config.run_dir)?;
+        let pins = Pins::new(settings.pins());
+        let mut programs = Programs::load(&pins)?;
+        let mut maps = KernelMaps::open(&pins.maps())?;
+        let (cidr, cidr_receiver) = watch::channel(None);
+
+        let mut local = Local {
+            node_name: config.node_name.clone(),
+            node_ip: config.pod_network.then_some(config.node_ip),
+            link: None,
+            service_cidr: config.service_cidr,
+        };
+        let mut network = None;
+        if config.pod_network {
+            let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
+            let uplink = find_uplink(&netlink, config).await?;
+            local.link = uplink.subnet;
+            maps.set_config(&NodeConfig {
+                node_ip_be: address_be(config.node_ip),
+                uplink_ifindex: uplink.index,
+                flags: if config.masquerade { CONFIG_MASQUERADE } else { 0 },
+                layout: LAYOUT,
+                uplink_mac: uplink.mac,
+                pad: [0; 2],
+            })?;
+            write_sysctl("net/ipv4/ip_forward", "1")?;
+            programs.attach_uplink(&uplink.name)?;
+            network = Some((netlink, uplink));
+        }
+        programs.attach_cgroup(&config.cgroup)?;
+        let programs = Arc::new(Mutex::new(programs));
+
+        let mut routes = None;
+        let mut podnet = None;
+        if let Some((netlink, uplink)) = network {
+            let node = NodeNet { node_ip: config.node_ip, mtu: config.mtu.unwrap_or(uplink.mtu) };
+            let state_dir = config.run_dir.join("podnet");
+            let pods = KernelMaps::open(&pins.maps())?;
+            let started =
+                PodNet::start(node, state_dir, netlink.clone(), programs.clone(), pods, cidr_receiver)
+                    .await?;
+            podnet = Some(Arc::new(started));
+            routes = Some(Routes::new(netlink, uplink.index));
+        }
+        let socket = settings.socket();
+        let listener = inspect::bind(&socket).map_err(io_error(socket))?;
+        Ok(Self {
+            client,
+            dataplane: Dataplane::new(local, maps),
+            settings,
+            routes,
+            podnet,
+            cidr,
+            synced: watch::Sender::new(false),
+            listener,
+            _programs: programs,
+            _lock: lock,
+        })
+    }
+
+    /// The pods' network; `None` when the configuration says without.
+    pub fn pod_network(&self) -> Option<Arc<PodNet>> {
+        self.podnet.clone()
+    }
+
+    /// Tells when the maps first hold what the API says.
+    pub fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
+    }
+
+    /// Runs until cancelled. What is attached and pinned stays.
+    ///
+    /// # Errors
+    /// The inspection service failed; faults of the API, the maps and the routes are retried.
+    pub async fn run(self, token: CancellationToken) -> Result<(), Error> {
+        let Self { client, settings, dataplane, routes, podnet, cidr, synced, listener, _programs, _lock } =
+            self;
+        let maps = Pins::new(settings.pins()).maps();
+        let stop = token.child_token();
+        let _stop_all = stop.clone().drop_guard();
+        let service = InspectService::new(maps.clone(), podnet).serve(listener, stop.clone());
+        let node_name = settings.config.node_name.clone();
+        let engine =
+            Engine { dataplane, routes, cidr, synced, node_name, known: Default::default(), retry: None };
+        let sweep = sweep_ct(maps, stop.clone());
+        tokio::select! {
+            result = service => result?,
+            () = engine.run(client, stop.clone()) => {}
+            () = sweep => {}
+        }
+        Ok(())
+    }
+}
+
+/// The node's interface to the others.
+struct Uplink {
+    index: u32,
+    name: String,
+    mac: [u8; 6],
+    mtu: u32,
+    subnet: Option<Ipv4Net>,
+}
+
+async fn find_uplink(netlink: &Netlink, config: &Config) -> Result<Uplink, Error> {
+    let by_address = netlink.link_of(config.node_ip).await?;
+    let (link, subnet) = match (&config.uplink, by_address) {
+        (None, Some((link, subnet))) => (link, Some(subnet)),
+        (None, None) => return Err(Error::NoUplink(config.node_ip)),
+        (Some(name), by_address) => {
+            let link = netlink.link(name).await?.ok_or_else(|| Error::NoInterface(name.clone()))?;
+            let subnet = by_address.filter(|(other, _)| other.index == link.index).map(|(_, subnet)| subnet);
+            (link, subnet)
+        }
+    };
+    Ok(Uplink {
+        index: link.index,
+        name: link.name,
+        mac: link.mac.unwrap_or_default(),
+        mtu: link.mtu,
+        subnet,
+    })
+}
+
+/// Objects by kind.
+#[derive(Default)]
+struct AllKnown {
+    services: Known,
+    slices: Known,
+    nodes: Known,
+}
+
+struct Engine {
+    dataplane: Dataplane<KernelMaps>,
+    routes: Option<Routes>,
+    cidr: watch::Sender<Option<Ipv4Net>>,
+    synced: watch::Sender<bool>,
+    node_name: String,
+    known: AllKnown,
+    /// When to reconcile, and how long to wait after that should it fail.
+    retry: Option<(tokio::time::Instant, Duration)>,
+}
+
+impl Engine {
+    async fn run(mut self, client: Client, token: CancellationToken) {
+        let mut inputs = inputs(client);
+        loop {
+            let retry_at = self.retry.map(|(at, _)| at);
+            let input = tokio::select! {
+                biased;
+                () = token.cancelled() => return,
+                () = sleep_until(retry_at), if retry_at.is_some() => None,
+                input = inputs.next() => match input {
+                    Some(input) => Some(input),
+                    None => return,
+                },
+            };
+            match input {
+                None => self.reconcile().await,
+                Some(input) => self.on_input(input).await,
+            }
+        }
+    }
+
+    async fn on_input(&mut self, input: Input) {
+        let was_synced = self.known_all();
+        let touched = match input {
+            Input::Failed(kind, error) => {
+                tracing::warn!(kind, %error, "watch failed; it starts again");
+                return;
+            }
+            Input::Service(event) => {
+                let desired = self.dataplane.desired();
+                let changes = self.known.services.on_event(event);
+                merge(changes.into_iter().map(|change| desired.set_service(&change.name, change.value)))
+            }
+            Input::Slice(event) => {
+                let desired = self.dataplane.desired();
+                let changes = self.known.slices.on_event(event);
+                merge(changes.into_iter().map(|change| desired.set_slice(&change.name, change.value)))
+            }
+            Input::Node(event) => {
+                let changes = self.known.nodes.on_event(event);
+                merge(changes.into_iter().map(|change| self.on_node(&change.name, change.value.as_ref())))
+            }
+        };
+        if !self.known_all() {
+            return;
+        }
+        if !was_synced {
+            self.reconcile().await;
+            return;
+        }
+        if let Err(error) = self.dataplane.apply(&touched) {
+            tracing::warn!(%error, "updating the maps; they will be compared in full");
+            self.retry_soon();
+        }
+        let desired = self.dataplane.desired();
+        let prefixes: Vec<_> =
+            touched.prefixes.iter().map(|prefix| (*prefix, desired.prefix(prefix).copied())).collect();
+        if let Some(routes) = &mut self.routes
+            && !prefixes.is_empty()
+            && let Err(error) = routes.apply(&prefixes).await
+        {
+            tracing::warn!(%error, "updating the routes; they will be compared in full");
+            self.retry_soon();
+        }
+    }
+
+    fn on_node(&mut self, name: &ObjectName, node: Option<&desired::Node>) -> Touched {
+        if **name == *self.node_name {
+            let cidr = node.and_then(|node| node.pod_cidrs.first().copied());
+            // A Node that is deleted and comes back keeps its pods meanwhile.
+            self.cidr.send_if_modified(|held| {
+                let changed = cidr.is_some() && *held != cidr;
+                if changed {
+                    *held = cidr;
+                }
+                changed
+            });
+        }
+        self.dataplane.desired().set_node(name, node)
+    }
+
+    fn known_all(&self) -> bool {
+        self.known.services.synced() && self.known.slices.synced() && self.known.nodes.synced()
+    }
+
+    fn retry_soon(&mut self) {
+        if self.retry.is_none() {
+            self.retry = Some((tokio::time::Instant::now() + RETRY.0, RETRY.0));
+        }
+    }
+
+    /// Compares everything: at the start, and after a fault.
+    async fn reconcile(&mut self) {
+        let wait = self.retry.take().map_or(RETRY.0, |(_, wait)| (wait * 2).min(RETRY.1));
+        let mut whole = true;
+        if !self.dataplane.in_sync()
+            && let Err(error) = self.dataplane.reconcile()
+        {
+            tracing::warn!(%error, "comparing the maps; trying again");
+            whole = false;
+        }
+        let prefixes: Vec<_> =
+            self.dataplane.desired().prefixes().map(|(prefix, entry)| (*prefix, *entry)).collect();
+        if let Some(routes) = &mut self.routes
+            && !routes.in_sync()
+            && let Err(error) = routes.reconcile(&prefixes).await
+        {
+            tracing::warn!(%error, "comparing the routes; trying again");
+            whole = false;
+        }
+        if whole {
+            self.synced.send_replace(true);
+        } else {
+            self.retry = Some((tokio::time::Instant::now() + wait, wait));
+        }
+    }
+}
+
+fn merge(all: impl Iterator<Item = Touched>) -> Touched {
+    all.fold(Touched::default(), |mut sum, touched| {
+        sum.frontends.extend(touched.frontends);
+        sum.prefixes.extend(touched.prefixes);
+        sum
+    })
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn inputs(client: Client) -> SelectAll<BoxStream<'static, Input>> {
+    let ours = || watcher::Config::default().labels(convert::SELECTOR);
+    let services = watcher(Api::<Service>::all(client.clone()), ours()).default_backoff();
+    let slices = watcher(Api::<EndpointSlice>::all(client.clone()), ours()).default_backoff();
+    let nodes = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
+    let services = services.map(|event| match event {
+        Ok(event) => Input::Service(compact(event, convert::service)),
+        Err(error) => Input::Failed("services", error),
+    });
+    let slices = slices.map(|event| match event {
+        Ok(event) => Input::Slice(compact(event, convert::slice)),
+        Err(error) => Input::Failed("endpointslices", error),
+    });
+    let nodes = nodes.map(|event| match event {
+        Ok(event) => Input::Node(compact(event, |node| Some(convert::node(node)))),
+        Err(error) => Input::Failed("nodes", error),
+    });
+    futures::stream::select_all([services.boxed(), slices.boxed(), nodes.boxed()])
+}
+
+/// Removes entries of connections that are over, now and then.
+async fn sweep_ct(maps: PathBuf, token: CancellationToken) {
+    let mut tick = tokio::time::interval(CT_SWEEP);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = token.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let dir = maps.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            let mut maps = KernelMaps::open(&dir)?;
+            let entries = maps.ct()?;
+            ct::expired(&entries, monotonic_ns()).iter().try_for_each(|key| maps.delete_ct(key))
+        });
+        match swept.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "sweeping connection tracking"),
+            Err(error) => tracing::warn!(%error, "sweeping connection tracking"),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! PURE: which connection tracking entries are over.
+//!
+//! A flow lives as long as either of its two entries saw a packet. Times are those of Linux'
+//! conntrack (Documentation/networking/nf_conntrack-sysctl.rst), rounded.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use hawser_ebpf_common::ct::{CT_CLOSING, CT_REPLY, CT_SEEN, CtEntry4, CtKey4};
+use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
+
+use crate::maps::CtRecord;
+
+const TCP_OPENING: Duration = Duration::from_secs(60);
+const TCP_ESTABLISHED: Duration = Duration::from_secs(6 * 3600);
+const TCP_CLOSING: Duration = Duration::from_secs(30);
+const UDP: Duration = Duration::from_secs(60);
+const UDP_ANSWERED: Duration = Duration::from_secs(120);
+const OTHER: Duration = Duration::from_secs(30);
+
+/// Keys of the entries whose flow was idle for too long at `now_ns` (`CLOCK_MONOTONIC`).
+pub fn expired(entries: &[CtRecord], now_ns: u64) -> Vec<CtKey4> {
+    let by_key: HashMap<&CtKey4, &CtEntry4> = entries.iter().map(|(key, entry)| (key, entry)).collect();
+    let is_over = |(key, entry): &&CtRecord| {
+        let partner = by_key.get(&key.partner(entry)).copied();
+        let flags = entry.flags | partner.map_or(0, |partner| partner.flags);
+        let last_seen = entry.last_seen_ns.max(partner.map_or(0, |partner| partner.last_seen_ns));
+        Duration::from_nanos(now_ns.saturating_sub(last_seen)) > lifetime(key.protocol, flags)
+    };
+    entries.iter().filter(is_over).map(|(key, _)| *key).collect()
+}
+
+/// How long a flow may be idle, given the flags of both its entries.
+fn lifetime(protocol: u8, flags: u32) -> Duration {
+    let answered = flags & CT_SEEN != 0 && flags & CT_REPLY != 0;
+    match protocol {
+        PROTO_TCP if flags & CT_CLOSING != 0 => TCP_CLOSING,
+        PROTO_TCP if answered => TCP_ESTABLISHED,
+        PROTO_TCP => TCP_OPENING,
+        PROTO_UDP if answered => UDP_ANSWERED,
+        PROTO_UDP => UDP,
+        _ => OTHER,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn pair(protocol: u8, flags: u32, seen: u64, reply_seen: u64) -> Vec<CtRecord> {
+        let key = CtKey4 { saddr_be: 1, daddr_be: 2, sport_be: 3, dport_be: 4, protocol, pad: [0; 3] };
+        let entry = CtEntry4 {
+            last_seen_ns: seen,
+            new_saddr_be: 1,
+            new_daddr_be: 9,
+            new_sport_be: 3,
+            new_dport_be: 8,
+            flags,
+            ..Default::default()
+        };
+        let reply_key = key.partner(&entry);
+        let reply = CtEntry4 {
+            last_seen_ns: reply_seen,
+            new_saddr_be: 2,
+            new_daddr_be: 1,
+            new_sport_be: 4,
+            new_dport_be: 3,
+            flags: CT_REPLY | if reply_seen > 0 { CT_SEEN } else { 0 },
+            ..Default::default()
+        };
+        assert_eq!(reply_key.partner(&reply), key, "partners name each other");
+        vec![(key, entry), (reply_key, reply)]
+    }
+
+    #[test]
+    fn both_directions_live_and_die_together() {
+        let cases = [
+            // protocol, flags, last packet, last answer, now, entries that are over
+            (PROTO_TCP, 0, 100, 0, 150, 0),
+            (PROTO_TCP, 0, 100, 0, 161, 2),
+            (PROTO_TCP, 0, 100, 5000, 20_000, 0),
+            (PROTO_TCP, 0, 100, 100, 30_000, 2),
+            (PROTO_TCP, CT_CLOSING, 100, 101, 120, 0),
+            (PROTO_TCP, CT_CLOSING, 100, 101, 140, 2),
+            (PROTO_UDP, 0, 100, 0, 161, 2),
+            (PROTO_UDP, 0, 100, 101, 220, 0),
+            (PROTO_UDP, 0, 100, 101, 230, 2),
+            (1, 0, 100, 101, 140, 2),
+        ];
+        for (protocol, flags, seen, reply, now, over) in cases {
+            let entries = pair(protocol, flags, seen * SECOND, reply * SECOND);
+            let keys = expired(&entries, now * SECOND);
+            assert_eq!(keys.len(), over, "{protocol} {flags} {seen} {reply} {now}");
+        }
+    }
+}

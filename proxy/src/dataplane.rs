@@ -1,0 +1,121 @@
+//! Desired state and maps together: events in, map operations out.
+//!
+//! After a fault nothing is assumed about the maps: they are read back, and everything is compared
+//! (update, delete, prune). Between faults an event costs what it changed.
+
+use std::collections::HashMap;
+
+use hawser_ebpf_common::endpoint::IpcacheEntry4;
+use ipnet::Ipv4Net;
+
+use crate::desired::{Desired, Local, Touched};
+use crate::diff::Table;
+use crate::maps::{MapError, Maps, Op};
+use crate::types::L4Addr;
+
+/// The load balancer and the ipcache of one node.
+#[derive(Debug)]
+pub struct Dataplane<M> {
+    desired: Desired,
+    table: Table,
+    prefixes: HashMap<Ipv4Net, IpcacheEntry4>,
+    maps: M,
+    /// The maps are as `table` and `prefixes` say.
+    in_sync: bool,
+}
+
+impl<M: Maps> Dataplane<M> {
+    /// Does not touch the maps before the first [`Self::reconcile`].
+    pub fn new(local: Local, maps: M) -> Self {
+        Self {
+            desired: Desired::new(local),
+            table: Table::default(),
+            prefixes: HashMap::new(),
+            maps,
+            in_sync: false,
+        }
+    }
+
+    /// The desired state, for events. Pass what they return to [`Self::apply`].
+    pub fn desired(&mut self) -> &mut Desired {
+        &mut self.desired
+    }
+
+    /// The maps.
+    pub fn maps(&self) -> &M {
+        &self.maps
+    }
+
+    /// Whether the maps hold what they should, as far as is known.
+    pub fn in_sync(&self) -> bool {
+        self.in_sync
+    }
+
+    /// Brings the maps to the desired state where an event touched it. Does nothing while a full
+    /// reconcile is due.
+    ///
+    /// # Errors
+    /// A map operation failed; a full reconcile is due.
+    pub fn apply(&mut self, touched: &Touched) -> Result<(), MapError> {
+        if !self.in_sync {
+            return Ok(());
+        }
+        let result = self.apply_touched(touched);
+        self.in_sync = result.is_ok();
+        result
+    }
+
+    /// Reads the maps back and brings them to the desired state: update, delete, prune.
+    ///
+    /// # Errors
+    /// A map operation failed; call again.
+    pub fn reconcile(&mut self) -> Result<(), MapError> {
+        self.in_sync = false;
+        let snapshot = self.maps.snapshot()?;
+        let (table, stale) = Table::adopt(&snapshot);
+        self.table = table;
+        self.prefixes = snapshot.prefixes.iter().copied().collect();
+        self.run(&stale)?;
+        // Before any id is given away again.
+        self.maps.forget_sockets()?;
+        let frontends: Vec<L4Addr> = self.desired.frontends().map(|(frontend, _)| *frontend).collect();
+        let gone: Vec<L4Addr> = self
+            .table
+            .frontends()
+            .filter(|frontend| self.desired.frontend(frontend).is_none())
+            .copied()
+            .collect();
+        let prefixes = self.desired.prefixes().map(|(prefix, _)| *prefix);
+        let prefixes = prefixes.chain(self.prefixes.keys().copied()).collect();
+        self.apply_touched(&Touched { frontends: [frontends, gone].concat(), prefixes })?;
+        let unused = self.table.sweep();
+        self.run(&unused)?;
+        self.in_sync = true;
+        Ok(())
+    }
+
+    fn apply_touched(&mut self, touched: &Touched) -> Result<(), MapError> {
+        for frontend in &touched.frontends {
+            let ops = self.table.plan(frontend, self.desired.frontend(frontend));
+            self.run(&ops)?;
+        }
+        for prefix in &touched.prefixes {
+            let op = match (self.desired.prefix(prefix), self.prefixes.get(prefix)) {
+                (Some(wanted), Some(held)) if wanted == held => continue,
+                (Some(wanted), _) => Op::PutPrefix { prefix: *prefix, value: *wanted },
+                (None, Some(_)) => Op::DeletePrefix { prefix: *prefix },
+                (None, None) => continue,
+            };
+            self.maps.apply(&op)?;
+            match op {
+                Op::PutPrefix { prefix, value } => drop(self.prefixes.insert(prefix, value)),
+                _ => drop(self.prefixes.remove(prefix)),
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        ops.iter().try_for_each(|op| self.maps.apply(op))
+    }
+}

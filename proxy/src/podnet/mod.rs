@@ -1,0 +1,393 @@
+//! The pods' network: an address from the node's prefix, a veth pair, routes, and the programs on it.
+//!
+//! The pod sees one interface `eth0` with a /32 and a default route through 169.254.1.1, a name for the
+//! node's end of the pair: a permanent neighbour entry answers for it, so no ARP is spoken. The node's
+//! end has no address. What the pod sends is routed by `from_pod`, past the node's stack where it can.
+
+mod pool;
+mod store;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hawser_ebpf_common::endpoint::{Endpoint4, GATEWAY_ADDRESS};
+use ipnet::Ipv4Net;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+pub use pool::{Lease, Pool, REUSE_DELAY};
+pub use store::{Record, Store};
+
+use crate::maps::{KernelMaps, MapError, Maps, Op};
+use crate::netlink::{Netlink, NetlinkError, RouteTarget, VethEnd};
+use crate::programs::{Programs, ProgramsError};
+
+/// How long a pod waits for the node to get a prefix.
+const CIDR_TIMEOUT: Duration = Duration::from_secs(30);
+/// Name of the pod's interface.
+const POD_INTERFACE: &str = "eth0";
+/// Beginning of the names of the node's interfaces.
+const PREFIX: &str = "hws";
+
+/// A pod that needs a network.
+#[derive(Debug, Clone)]
+pub struct PodNetRequest {
+    /// The pod's sandbox: the key of everything.
+    pub sandbox_id: String,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// UID of the pod.
+    pub uid: String,
+    /// The pod's network namespace (`/proc/PID/ns/net`, or a bind mount of it).
+    pub netns: PathBuf,
+}
+
+/// Why a pod's network could not be set up or torn down. Both can be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum PodNetError {
+    /// The Node has no `spec.podCIDR`.
+    #[error("the node has no podCIDR yet")]
+    NoPodCidr,
+    /// All addresses are in use, or were until a moment ago.
+    #[error("no free address in {0}")]
+    Exhausted(Ipv4Net),
+    /// The state on disk could not be read or written.
+    #[error("address store: {0}")]
+    Store(#[source] io::Error),
+    /// The pod's network namespace could not be entered.
+    #[error("network namespace {path}: {source}")]
+    Namespace {
+        /// Its path.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// A network setting below /proc/sys could not be written.
+    #[error("{path}: {source}")]
+    Sysctl {
+        /// Its path.
+        path: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// A netlink request failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The programs could not be attached.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    /// The thread that attaches programs died.
+    #[error("attaching programs: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+    /// The endpoint map could not be written.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// What the pods' network must know of the node.
+#[derive(Debug, Clone)]
+pub struct NodeNet {
+    /// This node's address.
+    pub node_ip: Ipv4Addr,
+    /// MTU of the pods' interfaces.
+    pub mtu: u32,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pool: Pool,
+    by_sandbox: HashMap<String, Record>,
+}
+
+/// The pods' network of one node.
+pub struct PodNet {
+    node: NodeNet,
+    netlink: Netlink,
+    programs: Arc<Mutex<Programs>>,
+    maps: Mutex<KernelMaps>,
+    store: Store,
+    state: Mutex<State>,
+    /// One setup or teardown of a sandbox at a time.
+    busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    cidr: watch::Receiver<Option<Ipv4Net>>,
+}
+
+impl PodNet {
+    /// Takes over what is on disk and in the kernel: pods that an earlier agent set up get this one's
+    /// programs, and endpoints that no pod has are removed.
+    ///
+    /// # Errors
+    /// See [`PodNetError`].
+    pub async fn start(
+        node: NodeNet,
+        state_dir: PathBuf,
+        netlink: Netlink,
+        programs: Arc<Mutex<Programs>>,
+        maps: KernelMaps,
+        cidr: watch::Receiver<Option<Ipv4Net>>,
+    ) -> Result<Self, PodNetError> {
+        let (store, records) = Store::open(state_dir).map_err(PodNetError::Store)?;
+        let mut state = State::default();
+        for record in records {
+            match record.released_at {
+                Some(at) => state.pool.restore(record.address, Lease::Released(Duration::from_secs(at))),
+                None => {
+                    state.pool.restore(record.address, Lease::Held);
+                    state.by_sandbox.insert(record.sandbox_id.clone(), record);
+                }
+            }
+        }
+        let podnet = Self {
+            node,
+            netlink,
+            programs,
+            maps: Mutex::new(maps),
+            store,
+            state: Mutex::new(state),
+            busy: Mutex::default(),
+            cidr,
+        };
+        podnet.adopt().await?;
+        Ok(podnet)
+    }
+
+    /// Sets up a pod's network, or completes what an earlier call began. Answers the pod's addresses.
+    ///
+    /// # Errors
+    /// See [`PodNetError`]; what was done stays, and the next call goes on from there.
+    pub async fn setup(&self, request: &PodNetRequest) -> Result<Vec<IpAddr>, PodNetError> {
+        let lock = self.lock_of(&request.sandbox_id);
+        let _guard = lock.lock().await;
+        let known = self.state.lock().by_sandbox.get(&request.sandbox_id).cloned();
+        let record = match known {
+            Some(record) => record,
+            None => self.allocate(request).await?,
+        };
+        self.connect(&record, request).await?;
+        Ok(vec![IpAddr::V4(record.address)])
+    }
+
+    /// Removes a pod's network; it may be gone already, with its namespace.
+    ///
+    /// # Errors
+    /// See [`PodNetError`]; call again.
+    pub async fn teardown(&self, sandbox_id: &str) -> Result<(), PodNetError> {
+        let lock = self.lock_of(sandbox_id);
+        let guard = lock.lock().await;
+        let record = self.state.lock().by_sandbox.get(sandbox_id).cloned();
+        if let Some(mut record) = record {
+            self.maps.lock().apply(&Op::DeleteEndpoint { address: record.address })?;
+            self.netlink.delete_link(&record.interface).await?;
+            let now = since_epoch();
+            record.released_at = Some(now.as_secs());
+            self.store.put(&record).map_err(PodNetError::Store)?;
+            let mut state = self.state.lock();
+            state.by_sandbox.remove(sandbox_id);
+            state.pool.release(record.address, now);
+        }
+        drop(guard);
+        self.busy.lock().remove(sandbox_id);
+        Ok(())
+    }
+
+    /// Whether pods can get addresses: the node has its prefix.
+    ///
+    /// # Errors
+    /// `NoPodCidr` until then.
+    pub fn ready(&self) -> Result<(), PodNetError> {
+        if self.cidr.borrow().is_some() { Ok(()) } else { Err(PodNetError::NoPodCidr) }
+    }
+
+    /// The addresses of a pod that was set up.
+    pub fn addresses(&self, sandbox_id: &str) -> Vec<IpAddr> {
+        self.state
+            .lock()
+            .by_sandbox
+            .get(sandbox_id)
+            .map(|record| IpAddr::V4(record.address))
+            .into_iter()
+            .collect()
+    }
+
+    /// All pods that have an address.
+    pub fn records(&self) -> Vec<Record> {
+        self.state.lock().by_sandbox.values().cloned().collect()
+    }
+
+    fn lock_of(&self, sandbox_id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        self.busy.lock().entry(sandbox_id.to_string()).or_default().clone()
+    }
+
+    async fn adopt(&self) -> Result<(), PodNetError> {
+        let records = self.records();
+        let mut endpoints = Vec::new();
+        for record in &records {
+            // A pod whose interface is gone waits for its teardown.
+            let Some(link) = self.netlink.link(&record.interface).await? else { continue };
+            let endpoint = endpoint(record.address, link.index);
+            self.maps.lock().apply(&Op::PutEndpoint { address: record.address, value: endpoint })?;
+            self.attach(&record.interface).await?;
+            endpoints.push(record.address);
+        }
+        let held = self.maps.lock().snapshot()?.endpoints;
+        for (address, _) in held.into_iter().filter(|(address, _)| !endpoints.contains(address)) {
+            self.maps.lock().apply(&Op::DeleteEndpoint { address })?;
+        }
+        for link in self.netlink.links().await?.iter().filter(|link| link.name.starts_with(PREFIX)) {
+            if !records.iter().any(|record| record.interface == link.name) {
+                self.netlink.delete_link(&link.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs, on a thread that may block.
+    async fn attach(&self, interface: &str) -> Result<(), PodNetError> {
+        let (programs, interface) = (self.programs.clone(), interface.to_string());
+        tokio::task::spawn_blocking(move || programs.lock().attach_pod(&interface)).await??;
+        Ok(())
+    }
+
+    async fn allocate(&self, request: &PodNetRequest) -> Result<Record, PodNetError> {
+        let mut cidr = self.cidr.clone();
+        let known = tokio::time::timeout(CIDR_TIMEOUT, cidr.wait_for(Option::is_some)).await;
+        let cidr = match known {
+            Ok(Ok(cidr)) => (*cidr).ok_or(PodNetError::NoPodCidr)?,
+            _ => return Err(PodNetError::NoPodCidr),
+        };
+        let mut state = self.state.lock();
+        let address = state.pool.allocate(cidr, since_epoch()).ok_or(PodNetError::Exhausted(cidr))?;
+        let record = Record {
+            sandbox_id: request.sandbox_id.clone(),
+            namespace: request.namespace.clone(),
+            name: request.name.clone(),
+            uid: request.uid.clone(),
+            address,
+            interface: free_name(&request.sandbox_id, &state.by_sandbox),
+            released_at: None,
+        };
+        if let Err(error) = self.store.put(&record) {
+            // Whether it is on disk is unknown, so nobody else may have it either.
+            return Err(PodNetError::Store(error));
+        }
+        state.by_sandbox.insert(request.sandbox_id.clone(), record.clone());
+        Ok(record)
+    }
+
+    async fn connect(&self, record: &Record, request: &PodNetRequest) -> Result<(), PodNetError> {
+        let namespace_error = |source| PodNetError::Namespace { path: request.netns.clone(), source };
+        let inside = Netlink::inside(&request.netns).await.map_err(namespace_error)?;
+        let mut host = self.netlink.link(&record.interface).await?;
+        let mut pod = inside.link(POD_INTERFACE).await?;
+        if host.is_some() && pod.as_ref().and_then(|link| link.mac) != Some(pod_mac(record.address)) {
+            // The pair belongs to a namespace that this sandbox no longer has.
+            self.netlink.delete_link(&record.interface).await?;
+            host = None;
+        }
+        if host.is_none() {
+            let namespace = std::fs::File::open(&request.netns).map_err(namespace_error)?;
+            let host_end =
+                VethEnd { name: &record.interface, mac: host_mac(record.address), mtu: self.node.mtu };
+            let pod_end = VethEnd { name: POD_INTERFACE, mac: pod_mac(record.address), mtu: self.node.mtu };
+            self.netlink.add_veth(&host_end, &pod_end, namespace.as_fd()).await?;
+            host = self.netlink.link(&record.interface).await?;
+            pod = inside.link(POD_INTERFACE).await?;
+        }
+        let gone = |what: &str| NetlinkError {
+            what: format!("reading interface {what}"),
+            source: io::Error::from_raw_os_error(libc::ENODEV),
+        };
+        let host = host.ok_or_else(|| gone(&record.interface))?;
+        let pod = pod.ok_or_else(|| gone(POD_INTERFACE))?;
+
+        self.tune(&record.interface)?;
+        self.attach(&record.interface).await?;
+        self.netlink.set_up(host.index).await?;
+        self.configure_pod(&inside, pod.index, record.address).await?;
+
+        self.netlink.set_neighbour(host.index, record.address, pod_mac(record.address)).await?;
+        let target = RouteTarget::Link { index: host.index, source: Some(self.node.node_ip) };
+        self.netlink.set_route(Ipv4Net::from(record.address), target).await?;
+        let value = endpoint(record.address, host.index);
+        self.maps.lock().apply(&Op::PutEndpoint { address: record.address, value })?;
+        Ok(())
+    }
+
+    async fn configure_pod(
+        &self,
+        inside: &Netlink,
+        index: u32,
+        address: Ipv4Addr,
+    ) -> Result<(), PodNetError> {
+        if let Some(loopback) = inside.link("lo").await? {
+            inside.set_up(loopback.index).await?;
+        }
+        inside.add_address(index, Ipv4Net::from(address)).await?;
+        inside.set_up(index).await?;
+        let gateway = Ipv4Addr::from(GATEWAY_ADDRESS);
+        inside.set_neighbour(index, gateway, host_mac(address)).await?;
+        let link = RouteTarget::Link { index, source: None };
+        inside.set_route(Ipv4Net::from(gateway), link).await?;
+        let default = RouteTarget::Gateway { address: gateway, index };
+        inside.set_route(Ipv4Net::default(), default).await?;
+        Ok(())
+    }
+
+    /// Settings of the node's end.
+    fn tune(&self, interface: &str) -> Result<(), PodNetError> {
+        // Packets of a pod reach the stack from where its route leads, but answers of other interfaces
+        // to it may not: the programs have checked the source already.
+        write_sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")?;
+        write_sysctl(&format!("net/ipv4/conf/{interface}/forwarding"), "1")?;
+        // No address, no router solicitations. A kernel without IPv6 has nothing to switch off.
+        match write_sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1") {
+            Err(PodNetError::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Writes a setting of the calling thread's network namespace.
+pub(crate) fn write_sysctl(name: &str, value: &str) -> Result<(), PodNetError> {
+    let path = format!("/proc/sys/{name}");
+    std::fs::write(&path, value).map_err(|source| PodNetError::Sysctl { path, source })
+}
+
+fn since_epoch() -> Duration {
+    // A clock before 1970 makes released addresses wait for longer.
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Address of the pod's end: locally administered, and different for every address of the cluster.
+fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x0a, 0x58, a, b, c, d]
+}
+
+/// Address of the node's end.
+fn host_mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x0e, 0x58, a, b, c, d]
+}
+
+fn endpoint(address: Ipv4Addr, ifindex: u32) -> Endpoint4 {
+    Endpoint4 { ifindex, flags: 0, pod_mac: pod_mac(address), host_mac: host_mac(address), pad: [0; 4] }
+}
+
+/// A name that no other pod's interface has: the sandbox's hash, or one close to it.
+fn free_name(sandbox_id: &str, taken: &HashMap<String, Record>) -> String {
+    // FNV-1a: stable between versions, and nobody gains anything from a collision.
+    let hash = sandbox_id
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let mut candidates = (0u32..).map(|offset| format!("{PREFIX}{:08x}", hash.wrapping_add(offset)));
+    let is_free = |name: &String| !taken.values().any(|record| &record.interface == name);
+    candidates.find(is_free).unwrap_or_default()
+}

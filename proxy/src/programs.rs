@@ -1,0 +1,373 @@
+//! Loads the eBPF programs, attaches them, and pins all so that it outlives this process.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::FdLink;
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, tc,
+};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+use hawser_ebpf_common::endpoint::{LAYOUT, NodeConfig};
+use hawser_ebpf_common::map_names;
+use nix::mount::MsFlags;
+
+use crate::maps::{KernelMaps, MapError};
+use crate::sys;
+
+/// The programs, compiled by build.rs; aligned because the ELF is read in place.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser.bpf.o"));
+
+/// Cgroup programs.
+const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
+/// Priority and handle of our filters: fixed, so that a restart finds them.
+const NETLINK_PRIORITY: u16 = 1;
+const NETLINK_HANDLE: TcHandle = TcHandle::new(0, 0x68);
+/// `BPF_FS_MAGIC`.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+/// Mode of directories that only root may enter.
+const PRIVATE: u32 = 0o700;
+
+/// Why programs could not be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramsError {
+    /// A bpffs could not be mounted, or a pin not be written.
+    #[error("{path}: {source}")]
+    Pin {
+        /// The path.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The ELF or the maps were refused.
+    #[error("loading the eBPF programs: {0}")]
+    Load(#[from] Box<aya::EbpfError>),
+    /// The kernel refused a program.
+    #[error("eBPF program {name}: {source}")]
+    Program {
+        /// Name of the program.
+        name: String,
+        /// The kernel's answer, with the verifier's log.
+        source: Box<ProgramError>,
+    },
+    /// A link could not be made.
+    #[error("attaching {name} to {target}: {reason}")]
+    Attach {
+        /// Name of the program.
+        name: String,
+        /// Interface or cgroup.
+        target: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A map could not be read.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// Where everything is pinned.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Below a directory that is, or becomes, the mount point of a bpffs.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Directory of the maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Pin of a link; `target` is an interface or "cgroup-ID". A bpffs allows no dot in names, an interface does.
+    fn link(&self, program: &str, target: &str) -> PathBuf {
+        self.links().join(format!("{program}:{}", target.replace('.', "!")))
+    }
+
+    /// Mounts a bpffs where there is none, and makes the directories.
+    fn prepare(&self) -> Result<(), ProgramsError> {
+        let pin_error = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| ProgramsError::Pin { path, source }
+        };
+        create_private(&self.root).map_err(pin_error(&self.root))?;
+        let kind =
+            nix::sys::statfs::statfs(&self.root).map_err(io::Error::from).map_err(pin_error(&self.root))?;
+        if kind.filesystem_type().0 as i64 != BPF_FS_MAGIC {
+            nix::mount::mount(
+                Some("bpf"),
+                &self.root,
+                Some("bpf"),
+                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+                Some("mode=0700"),
+            )
+            .map_err(io::Error::from)
+            .map_err(pin_error(&self.root))?;
+        }
+        for dir in [self.maps(), self.programs(), self.links()] {
+            create_private(&dir).map_err(pin_error(&dir))?;
+        }
+        Ok(())
+    }
+}
+
+/// Creates a directory that only root may enter, and its parents.
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(PRIVATE).create(path)
+}
+
+fn remove_if_there(path: &Path) -> Result<(), ProgramsError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ProgramsError::Pin { path: path.to_path_buf(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The loaded programs. Dropping them leaves all links in force: they are pinned.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+    pins: Pins,
+    tcx: bool,
+}
+
+impl Programs {
+    /// Loads all programs over the pinned maps, which are made when they are missing or of another
+    /// layout. Attaches nothing.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`].
+    pub fn load(pins: &Pins) -> Result<Self, ProgramsError> {
+        pins.prepare()?;
+        discard_other_layouts(pins)?;
+        let mut loader = EbpfLoader::new();
+        let mut ebpf = loader.default_map_pin_directory(pins.maps()).load(OBJECT).map_err(Box::new)?;
+        for (name, program) in ebpf.programs_mut() {
+            let failed = |source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) };
+            match program {
+                Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
+                Program::SchedClassifier(program) => program.load().map_err(failed)?,
+                _ => continue,
+            }
+            let pin = pins.programs().join(name);
+            remove_if_there(&pin)?;
+            program
+                .pin(&pin)
+                .map_err(|error| ProgramsError::Pin { path: pin, source: io::Error::other(error) })?;
+        }
+        let mut config = KernelMaps::open(&pins.maps())?;
+        let current = config.config()?;
+        config.set_config(&NodeConfig { layout: LAYOUT, ..current })?;
+        Ok(Self { ebpf, pins: pins.clone(), tcx: has_tcx() })
+    }
+
+    /// Attaches the socket hooks to a cgroup v2, or replaces those that an earlier agent attached. Another
+    /// cgroup that an earlier agent was told is let go.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`].
+    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), ProgramsError> {
+        let failed = |source| ProgramsError::Pin { path: cgroup.to_path_buf(), source };
+        let directory = File::open(cgroup).map_err(failed)?;
+        // The inode is the cgroup's id: a cgroup made anew under the same path is another one.
+        let target = format!("cgroup-{}", directory.metadata().map_err(failed)?.ino());
+        for name in SOCKET_PROGRAMS {
+            let pin = self.pins.link(name, &target);
+            if self.replace(name, &target, &pin)? {
+                continue;
+            }
+            let failed = attach_error(name, &cgroup.display().to_string());
+            let program: &mut CgroupSockAddr = self.program(name)?;
+            let id = program.attach(&directory, CgroupAttachMode::Single).map_err(|e| failed(&e))?;
+            let link = program.take_link(id).map_err(|e| failed(&e))?;
+            let link = FdLink::try_from(link).map_err(|e| failed(&e))?;
+            link.pin(&pin).map_err(|e| failed(&e))?;
+        }
+        self.release_others(&SOCKET_PROGRAMS, &target)
+    }
+
+    /// Attaches to a pod's interface, or replaces what is there. By filters and not by TCX links, whatever
+    /// the kernel: nobody else has programs there, the filters live as long as the interface, and TCX
+    /// would make every pod wait for two RCU grace periods (25 ms in place of 2).
+    ///
+    /// # Errors
+    /// See [`ProgramsError`].
+    pub fn attach_pod(&mut self, interface: &str) -> Result<(), ProgramsError> {
+        self.attach_netlink("from_pod", interface, TcAttachType::Ingress)?;
+        self.attach_netlink("to_pod", interface, TcAttachType::Egress)
+    }
+
+    /// Attaches to the uplink, or replaces what is there. Another interface that was the uplink of an
+    /// earlier agent is let go.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`].
+    pub fn attach_uplink(&mut self, interface: &str) -> Result<(), ProgramsError> {
+        for (name, hook) in [("from_uplink", TcAttachType::Ingress), ("to_uplink", TcAttachType::Egress)] {
+            match self.tcx {
+                true => self.attach_tcx(name, interface, hook)?,
+                false => self.attach_netlink(name, interface, hook)?,
+            }
+        }
+        self.release_others(&["from_uplink", "to_uplink"], interface)
+    }
+
+    /// Removes these programs' links to any other target.
+    fn release_others(&self, names: &[&str], target: &str) -> Result<(), ProgramsError> {
+        let dir = self.pins.links();
+        let failed = |source| ProgramsError::Pin { path: dir.clone(), source };
+        for entry in std::fs::read_dir(&dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let pin = path.file_name().unwrap_or_default().to_string_lossy();
+            let program = pin.split_once(':').map(|(program, _)| program);
+            if program.is_some_and(|name| names.contains(&name) && path != self.pins.link(name, target)) {
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A loaded tc program, for `BPF_PROG_TEST_RUN`.
+    ///
+    /// # Errors
+    /// There is no such program.
+    pub fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, ProgramsError> {
+        self.program(name)
+    }
+
+    fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, ProgramsError>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        let missing = || ProgramsError::Attach {
+            name: name.to_string(),
+            target: "the kernel".to_string(),
+            reason: "no such program in the object".to_string(),
+        };
+        let program = self.ebpf.program_mut(name).ok_or_else(missing)?;
+        program
+            .try_into()
+            .map_err(|source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) })
+    }
+
+    /// Puts our program into a link that is pinned. `false` when there is no such link, or when what
+    /// it was attached to is gone; its pin is then removed.
+    fn replace(&mut self, name: &str, target: &str, pin: &Path) -> Result<bool, ProgramsError> {
+        let failed = attach_error(name, target);
+        let link = match sys::object_get(pin) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed(&error)),
+        };
+        let Some(program) = self.ebpf.program(name) else { return Ok(false) };
+        let fd = program.fd().map_err(|e| failed(&e))?;
+        match sys::link_update(link.as_fd(), fd.as_fd()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                remove_if_there(pin)?;
+                Ok(false)
+            }
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    fn attach_tcx(&mut self, name: &str, interface: &str, hook: TcAttachType) -> Result<(), ProgramsError> {
+        let failed = attach_error(name, interface);
+        let pin = self.pins.link(name, interface);
+        if self.replace(name, interface, &pin)? {
+            return Ok(());
+        }
+        let program: &mut SchedClassifier = self.program(name)?;
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program.attach_with_options(interface, hook, options).map_err(|e| failed(&e))?;
+        let link = program.take_link(id).map_err(|e| failed(&e))?;
+        let link = FdLink::try_from(link).map_err(|e| failed(&e))?;
+        link.pin(&pin).map(drop).map_err(|e| failed(&e))
+    }
+
+    /// A filter on clsact. It stays with the interface, so there is nothing to pin.
+    fn attach_netlink(
+        &mut self,
+        name: &str,
+        interface: &str,
+        hook: TcAttachType,
+    ) -> Result<(), ProgramsError> {
+        let failed = attach_error(name, interface);
+        match tc::qdisc_add_clsact(interface) {
+            Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
+            // The qdisc is there from an earlier life; if it is not, attaching says so.
+            Err(error) => tracing::debug!(interface, %error, "adding clsact"),
+        }
+        let program: &mut SchedClassifier = self.program(name)?;
+        let old = SchedClassifierLink::attached(interface, hook, NETLINK_PRIORITY, NETLINK_HANDLE, None)
+            .map_err(|e| failed(&e))?;
+        let id = match program.attach_to_link(old) {
+            Ok(id) => id,
+            Err(_) => {
+                let options = NlOptions { priority: NETLINK_PRIORITY, handle: NETLINK_HANDLE, classid: None };
+                program
+                    .attach_with_options(interface, hook, TcAttachOptions::Netlink(options))
+                    .map_err(|e| failed(&e))?
+            }
+        };
+        // Dropping the link would remove the filter.
+        std::mem::forget(program.take_link(id).map_err(|e| failed(&e))?);
+        Ok(())
+    }
+}
+
+/// Whether tc programs can be attached by links (since 6.6).
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+fn attach_error(name: &str, target: &str) -> impl Fn(&dyn std::error::Error) -> ProgramsError + use<> {
+    let (name, target) = (name.to_string(), target.to_string());
+    move |error| {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            reason = format!("{reason}: {cause}");
+            source = cause.source();
+        }
+        ProgramsError::Attach { name: name.clone(), target: target.clone(), reason }
+    }
+}
+
+/// Removes the pins of maps that another layout version made: programs of this one cannot read them.
+fn discard_other_layouts(pins: &Pins) -> Result<(), ProgramsError> {
+    if !pins.maps().join(map_names::CONFIG).exists() {
+        return Ok(());
+    }
+    let layout = KernelMaps::pinned_config(&pins.maps()).map(|config| config.layout);
+    // 0: an agent died between making the maps and marking them.
+    if layout.as_ref().is_ok_and(|layout| *layout == LAYOUT || *layout == 0) {
+        return Ok(());
+    }
+    tracing::warn!(?layout, wanted = LAYOUT, "the pinned maps have another layout; making new ones");
+    let dir = pins.maps();
+    let failed = |source| ProgramsError::Pin { path: dir.clone(), source };
+    for entry in std::fs::read_dir(&dir).map_err(failed)? {
+        remove_if_there(&entry.map_err(failed)?.path())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! What a watch says, as changes: a list that was read again also says what is gone.
+
+use std::collections::HashSet;
+
+use kube::runtime::watcher::Event;
+
+use crate::convert::object_name;
+use crate::desired::ObjectName;
+
+/// An object's name, and what matters of it; `None` when nothing does, or when it is gone.
+#[derive(Debug)]
+pub struct Named<T> {
+    /// Name.
+    pub name: ObjectName,
+    /// What matters.
+    pub value: Option<T>,
+}
+
+/// Keeps what matters of an event.
+pub fn compact<K: kube::Resource, T>(event: Event<K>, convert: fn(&K) -> Option<T>) -> Event<Named<T>> {
+    let named = |object: K| Named { name: object_name(&object), value: convert(&object) };
+    match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(object) => Event::InitApply(named(object)),
+        Event::Apply(object) => Event::Apply(named(object)),
+        Event::Delete(object) => Event::Delete(named(object)),
+    }
+}
+
+/// One kind's objects, by name only.
+#[derive(Debug, Default)]
+pub struct Known {
+    names: HashSet<ObjectName>,
+    /// Names of a list that is being read.
+    listing: Option<HashSet<ObjectName>>,
+    synced: bool,
+}
+
+impl Known {
+    /// Whether a list was read to its end.
+    pub fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// Turns an event into changes.
+    pub fn on_event<T>(&mut self, event: Event<Named<T>>) -> Vec<Named<T>> {
+        match event {
+            Event::Init => {
+                self.listing = Some(HashSet::new());
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                if let Some(listing) = &mut self.listing {
+                    listing.insert(object.name.clone());
+                }
+                self.names.insert(object.name.clone());
+                vec![object]
+            }
+            Event::InitDone => {
+                self.synced = true;
+                let Some(listing) = self.listing.take() else { return Vec::new() };
+                let gone: Vec<ObjectName> = self.names.difference(&listing).cloned().collect();
+                self.names = listing;
+                gone.into_iter().map(|name| Named { name, value: None }).collect()
+            }
+            Event::Apply(object) => {
+                self.names.insert(object.name.clone());
+                vec![object]
+            }
+            Event::Delete(object) => {
+                self.names.remove(&object.name);
+                vec![Named { name: object.name, value: None }]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(name: &str) -> Named<u8> {
+        Named { name: name.into(), value: Some(1) }
+    }
+
+    fn names(changes: Vec<Named<u8>>) -> Vec<(String, bool)> {
+        let mut names: Vec<_> = changes.iter().map(|c| (c.name.to_string(), c.value.is_some())).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_new_list_removes_what_it_does_not_name() {
+        let mut known = Known::default();
+        known.on_event::<u8>(Event::Init);
+        known.on_event(Event::InitApply(object("a")));
+        known.on_event(Event::InitApply(object("b")));
+        assert!(!known.synced());
+        assert!(known.on_event::<u8>(Event::InitDone).is_empty());
+        assert!(known.synced());
+        assert_eq!(names(known.on_event(Event::Apply(object("c")))), [("c".to_string(), true)]);
+        assert_eq!(names(known.on_event(Event::Delete(object("a")))), [("a".to_string(), false)]);
+        known.on_event::<u8>(Event::Init);
+        known.on_event(Event::InitApply(object("c")));
+        assert_eq!(names(known.on_event(Event::InitDone)), [("b".to_string(), false)]);
+    }
+}

@@ -1,0 +1,177 @@
+//! Packets, written and read without the code under test.
+
+use std::net::Ipv4Addr;
+
+use hawser_proxy::types::Protocol;
+
+/// What follows the IPv4 header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    Tcp { seq: u32, ack: u32, flags: u8 },
+    Udp { payload: Vec<u8> },
+    Icmp { kind: u8, code: u8, quoted: Vec<u8> },
+}
+
+impl Transport {
+    /// The next packet of the same flow.
+    pub fn next(&self) -> Self {
+        match self {
+            Self::Tcp { seq, .. } => Self::Tcp { seq: seq.wrapping_add(1), ack: 1, flags: 0x10 },
+            other => other.clone(),
+        }
+    }
+}
+
+/// An Ethernet frame with IPv4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// Destination and source.
+    pub macs: ([u8; 6], [u8; 6]),
+    pub source: (Ipv4Addr, u16),
+    pub destination: (Ipv4Addr, u16),
+    pub ttl: u8,
+    pub transport: Transport,
+}
+
+impl Packet {
+    /// The first packet of a flow: a SYN, or a datagram.
+    pub fn new(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16), protocol: Protocol) -> Self {
+        let transport = match protocol {
+            Protocol::Tcp => Transport::Tcp { seq: 0xfeed_beef, ack: 0, flags: 2 },
+            Protocol::Udp => Transport::Udp { payload: b"hello, backend".to_vec() },
+        };
+        Self { macs: ([0x0e; 6], [0x0a; 6]), source, destination, ttl: 64, transport }
+    }
+
+    /// What the one who got this packet sends back.
+    pub fn answer(to: &Self) -> Self {
+        let transport = match &to.transport {
+            Transport::Tcp { seq, .. } => Transport::Tcp { seq: 1, ack: seq.wrapping_add(1), flags: 0x12 },
+            other => other.clone(),
+        };
+        Self { source: to.destination, destination: to.source, transport, ..to.clone() }
+    }
+
+    /// An ICMP error about this packet, by someone on its way or at its end.
+    pub fn error(about: &Self, by: Ipv4Addr) -> Self {
+        let quoted = about.bytes()[14..14 + 28].to_vec();
+        let transport = Transport::Icmp { kind: 3, code: 3, quoted };
+        Self { source: (by, 0), destination: (about.source.0, 0), transport, ..about.clone() }
+    }
+
+    /// The frame, with right checksums.
+    pub fn bytes(&self) -> Vec<u8> {
+        let (protocol, mut l4, checksum_at) = match &self.transport {
+            Transport::Tcp { seq, ack, flags } => {
+                let mut l4 = Vec::new();
+                l4.extend(self.source.1.to_be_bytes());
+                l4.extend(self.destination.1.to_be_bytes());
+                l4.extend(seq.to_be_bytes());
+                l4.extend(ack.to_be_bytes());
+                l4.extend([5 << 4, *flags, 0xff, 0xff, 0, 0, 0, 0]);
+                (6, l4, 16)
+            }
+            Transport::Udp { payload } => {
+                let mut l4 = Vec::new();
+                l4.extend(self.source.1.to_be_bytes());
+                l4.extend(self.destination.1.to_be_bytes());
+                l4.extend((8 + payload.len() as u16).to_be_bytes());
+                l4.extend([0, 0]);
+                l4.extend(payload);
+                (17, l4, 6)
+            }
+            Transport::Icmp { kind, code, quoted } => {
+                let mut l4 = vec![*kind, *code, 0, 0, 0, 0, 0, 0];
+                l4.extend(quoted);
+                (1, l4, 2)
+            }
+        };
+        let sum = match protocol {
+            1 => checksum(&[&l4]),
+            _ => checksum(&[&pseudo(self.source.0, self.destination.0, protocol, l4.len()), &l4]),
+        };
+        l4[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
+        let mut ip = vec![0x45, 0];
+        ip.extend((20 + l4.len() as u16).to_be_bytes());
+        ip.extend([0x12, 0x34, 0x40, 0, self.ttl, protocol, 0, 0]);
+        ip.extend(self.source.0.octets());
+        ip.extend(self.destination.0.octets());
+        let sum = checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut frame = Vec::new();
+        frame.extend(self.macs.0);
+        frame.extend(self.macs.1);
+        frame.extend([8, 0]);
+        frame.extend(ip);
+        frame.extend(l4);
+        frame
+    }
+
+    /// Reads a frame and judges its lengths and checksums.
+    pub fn parse(frame: &[u8]) -> Result<Self, String> {
+        if frame.len() < 34 || frame[12..14] != [8, 0] || frame[14] != 0x45 {
+            return Err(format!("not a plain IPv4 frame: {frame:02x?}"));
+        }
+        let (ip, l4) = frame[14..].split_at(20);
+        if checksum(&[ip]) != 0 {
+            return Err("IP checksum".to_string());
+        }
+        if usize::from(u16::from_be_bytes([ip[2], ip[3]])) != ip.len() + l4.len() {
+            return Err(format!("total length: {frame:02x?}"));
+        }
+        let address = |at: usize| Ipv4Addr::new(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
+        let (from, to, protocol) = (address(12), address(16), ip[9]);
+        let word = |at: usize| u16::from_be_bytes([l4[at], l4[at + 1]]);
+        let long = |at: usize| u32::from_be_bytes([l4[at], l4[at + 1], l4[at + 2], l4[at + 3]]);
+        let sum = match protocol {
+            1 => checksum(&[l4]),
+            _ => checksum(&[&pseudo(from, to, protocol, l4.len()), l4]),
+        };
+        if sum != 0 {
+            return Err(format!("transport checksum, off by {sum:#x}: {frame:02x?}"));
+        }
+        let (ports, transport) = match protocol {
+            6 if l4.len() >= 20 => {
+                ((word(0), word(2)), Transport::Tcp { seq: long(4), ack: long(8), flags: l4[13] })
+            }
+            17 if l4.len() >= 8 && usize::from(word(4)) == l4.len() => {
+                ((word(0), word(2)), Transport::Udp { payload: l4[8..].to_vec() })
+            }
+            1 if l4.len() >= 8 => {
+                ((0, 0), Transport::Icmp { kind: l4[0], code: l4[1], quoted: l4[8..].to_vec() })
+            }
+            other => return Err(format!("protocol {other}: {frame:02x?}")),
+        };
+        let mac = |at: usize| <[u8; 6]>::try_from(&frame[at..at + 6]).map_err(|error| error.to_string());
+        Ok(Self {
+            macs: (mac(0)?, mac(6)?),
+            source: (from, ports.0),
+            destination: (to, ports.1),
+            ttl: ip[8],
+            transport,
+        })
+    }
+}
+
+fn pseudo(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend(from.octets());
+    bytes.extend(to.octets());
+    bytes.extend([0, protocol]);
+    bytes.extend((len as u16).to_be_bytes());
+    bytes
+}
+
+/// RFC 1071, over parts of even length but for the last.
+fn checksum(parts: &[&[u8]]) -> u16 {
+    let mut sum = 0u64;
+    for part in parts {
+        for pair in part.chunks(2) {
+            sum += u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}

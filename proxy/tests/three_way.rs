@@ -1,0 +1,392 @@
+//! The load balancer tested three ways against each other: the model, the lookup over maps in memory,
+//! and the real programs over the kernel's maps, by `BPF_PROG_TEST_RUN` (tc) and by real sockets (hooks).
+
+mod common;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use aya::programs::{TestRun, TestRunOptions};
+use common::packet::{Packet, Transport};
+use common::world::{Action, BACKEND_PORTS, action, apply_to_world, decide, frontends, local, tell};
+use common::{Cgroup, isolated, run};
+use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
+use hawser_proxy::dataplane::Dataplane;
+use hawser_proxy::maps::{FakeMaps, KernelMaps, Lookup, Maps, Op};
+use hawser_proxy::programs::{Pins, Programs};
+use hawser_proxy::types::{L4Addr, Protocol};
+use hawser_proxy_model::{Decision, World};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// The client pod that sends the packets.
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 5);
+/// `TC_ACT_UNSPEC`, `TC_ACT_REDIRECT`.
+const NEXT: u32 = u32::MAX;
+const REDIRECT: u32 = 7;
+const CASES: u32 = 250;
+
+/// The programs, and what counts the packets so that no two have one source port.
+struct Kernel {
+    programs: Programs,
+    port: u16,
+}
+
+impl Kernel {
+    fn run(&mut self, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
+        let mut out = vec![0; 2048];
+        let classifier = self.programs.classifier(program).expect("a program");
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = classifier.test_run(options).expect("BPF_PROG_TEST_RUN");
+        out.truncate(result.data_size_out as usize);
+        (result.return_value, out)
+    }
+
+    /// A new connection's first packet through `from_pod`, and the backend's answer back.
+    fn decide(&mut self, frontend: &L4Addr) -> Result<Decision, TestCaseError> {
+        self.port = if self.port < 20_000 { 20_000 } else { self.port.wrapping_add(1).max(20_000) };
+        let sent = Packet::new((POD, self.port), (frontend.address, frontend.port), frontend.protocol);
+        let (code, bytes) = self.run("from_pod", &sent.bytes());
+        let got = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
+        if code == REDIRECT {
+            self.is_refusal(&sent, &got)?;
+            return Ok(Decision::Refuse);
+        }
+        prop_assert_eq!(code, NEXT);
+        prop_assert_eq!((got.source, &got.transport), (sent.source, &sent.transport));
+        if got.destination == sent.destination {
+            prop_assert_eq!(bytes, sent.bytes(), "a packet to no Service is left alone");
+            return Ok(Decision::NotAService);
+        }
+        let answer = Packet::answer(&got);
+        let (code, bytes) = self.run("from_uplink", &answer.bytes());
+        prop_assert_eq!(code, REDIRECT, "delivered to the pod");
+        let back = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
+        prop_assert_eq!(back.source, sent.destination, "the answer comes from the frontend");
+        prop_assert_eq!(back.destination, sent.source);
+        prop_assert_eq!(back.ttl, answer.ttl - 1);
+        for by in [got.destination.0, Ipv4Addr::new(192, 0, 2, 7)] {
+            self.error_comes_back(&sent, &got, by)?;
+        }
+        // The connection stays with its backend.
+        let (_, bytes) = self.run("from_pod", &Packet { transport: sent.transport.next(), ..sent }.bytes());
+        let again = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
+        prop_assert_eq!(again.destination, got.destination);
+        Ok(Decision::OneOf([(got.destination.0, got.destination.1)].into()))
+    }
+
+    /// An ICMP error about the translated packet reaches the pod as one about the packet it sent.
+    fn error_comes_back(&mut self, sent: &Packet, got: &Packet, by: Ipv4Addr) -> Result<(), TestCaseError> {
+        let (code, bytes) = self.run("from_uplink", &Packet::error(got, by).bytes());
+        prop_assert_eq!(code, REDIRECT, "delivered to the pod");
+        let error = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
+        let said_by = if by == got.destination.0 { sent.destination.0 } else { by };
+        prop_assert_eq!((error.source.0, error.destination.0), (said_by, sent.source.0));
+        let Transport::Icmp { quoted, .. } = &error.transport else {
+            return Err(TestCaseError::fail(format!("{error:?}")));
+        };
+        let original = &sent.bytes()[14..14 + 28];
+        let without_l4_checksum = if matches!(sent.transport, Transport::Udp { .. }) { 26 } else { 28 };
+        prop_assert_eq!(&quoted[..without_l4_checksum], &original[..without_l4_checksum]);
+        Ok(())
+    }
+
+    /// A RST or an ICMP port unreachable that the sender will believe.
+    fn is_refusal(&self, sent: &Packet, got: &Packet) -> Result<(), TestCaseError> {
+        prop_assert_eq!(got.macs, (sent.macs.1, sent.macs.0));
+        prop_assert_eq!(got.destination.0, sent.source.0);
+        prop_assert_eq!(got.source.0, sent.destination.0);
+        match (&sent.transport, &got.transport) {
+            (Transport::Tcp { seq, .. }, Transport::Tcp { flags, ack, .. }) => {
+                prop_assert_eq!((got.source, got.destination), (sent.destination, sent.source));
+                prop_assert_eq!(*flags, 0x14, "RST and ACK");
+                prop_assert_eq!(*ack, seq.wrapping_add(1));
+            }
+            (Transport::Udp { .. }, Transport::Icmp { kind, code, quoted }) => {
+                prop_assert_eq!((*kind, *code), (3, 3));
+                let sent = sent.bytes();
+                prop_assert_eq!(&quoted[..], &sent[14..14 + 28], "quotes the packet");
+            }
+            other => prop_assert!(false, "{other:?}"),
+        }
+        Ok(())
+    }
+}
+
+/// Listeners on every port that may be asked for, in a namespace where every address is local: where a
+/// connection arrives says what the hook made of it.
+struct Listeners {
+    tcp: Vec<TcpListener>,
+}
+
+impl Listeners {
+    fn new() -> Self {
+        run("ip link set lo up");
+        run("ip route add local 10.0.0.0/8 dev lo");
+        let ports: BTreeSet<u16> = frontends().iter().map(|f| f.port).chain(BACKEND_PORTS).collect();
+        let listen = |port| {
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a listener");
+            listener.set_nonblocking(true).expect("settable");
+            listener
+        };
+        Self { tcp: ports.into_iter().map(listen).collect() }
+    }
+
+    /// Where a connection from this thread to a frontend arrives.
+    fn decide(&self, frontend: &L4Addr) -> Result<Decision, TestCaseError> {
+        let to = SocketAddr::from((frontend.address, frontend.port));
+        let reached = match frontend.protocol {
+            Protocol::Tcp => self.tcp_target(to),
+            Protocol::Udp => udp_target(to),
+        };
+        match reached {
+            Ok((_, peer)) if peer != to => {
+                prop_assert!(false, "getpeername says {peer}, not {to}");
+                unreachable!()
+            }
+            Ok((reached, _)) if reached == to => Ok(Decision::NotAService),
+            Ok((SocketAddr::V4(reached), _)) => Ok(Decision::OneOf([(*reached.ip(), reached.port())].into())),
+            Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(Decision::Refuse),
+            other => Err(TestCaseError::fail(format!("{to}: {other:?}"))),
+        }
+    }
+
+    fn tcp_target(&self, to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
+        let client = TcpStream::connect(to)?;
+        let own = client.local_addr()?;
+        // The connection is in one of the backlogs: which, its listener knows.
+        for listener in &self.tcp {
+            while let Ok((stream, from)) = listener.accept() {
+                if from == own {
+                    return Ok((stream.local_addr()?, client.peer_addr()?));
+                }
+            }
+        }
+        Err(io::Error::other("connected to nobody"))
+    }
+}
+
+/// What the kernel thinks a connected UDP socket's peer is, and what the socket is told.
+fn udp_target(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.connect(to)?;
+    let port = socket.local_addr()?.port();
+    let table = std::fs::read_to_string("/proc/thread-self/net/udp")?;
+    let hex = |text: &str| u32::from_str_radix(text, 16).ok();
+    let remote = table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (_, local_port) = fields.get(1)?.split_once(':')?;
+        if hex(local_port)? != u32::from(port) {
+            return None;
+        }
+        let (address, remote_port) = fields.get(2)?.split_once(':')?;
+        let address = Ipv4Addr::from(hex(address)?.to_ne_bytes());
+        Some(SocketAddr::from((address, u16::try_from(hex(remote_port)?).ok()?)))
+    });
+    let remote = remote.ok_or_else(|| io::Error::other("the socket is not in the table"))?;
+    Ok((remote, socket.peer_addr()?))
+}
+
+/// The program's one choice must be among the model's.
+fn is_allowed(what: &str, frontend: &L4Addr, model: &Decision, got: &Decision) -> Result<(), TestCaseError> {
+    let allowed = match (model, got) {
+        (Decision::OneOf(all), Decision::OneOf(one)) => one.is_subset(all),
+        (model, got) => model == got,
+    };
+    prop_assert!(allowed, "{what}, {frontend}: {got:?} where the model says {model:?}");
+    Ok(())
+}
+
+fn check(
+    world: &World,
+    fake: &FakeMaps,
+    kernel: &mut Kernel,
+    sockets: &Listeners,
+) -> Result<(), TestCaseError> {
+    for frontend in frontends() {
+        let model = decide(world, &frontend);
+        let interpreted = match fake.lookup(&frontend) {
+            Lookup::NoService => Decision::NotAService,
+            Lookup::Refused => Decision::Refuse,
+            Lookup::Backends(all) => Decision::OneOf(all.iter().map(|b| (b.address, b.port)).collect()),
+            Lookup::Broken(what) => return Err(TestCaseError::fail(what)),
+        };
+        prop_assert_eq!(&interpreted, &model, "fake maps, {}", frontend);
+        is_allowed("tc", &frontend, &model, &kernel.decide(&frontend)?)?;
+        is_allowed("sockets", &frontend, &model, &sockets.decide(&frontend)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn model_fake_and_kernel_agree() {
+    isolated(|dir| {
+        let cgroup = Cgroup::new();
+        let pins = Pins::new(dir.join("bpf"));
+        let mut programs = Programs::load(&pins).expect("the programs load");
+        programs.attach_cgroup(cgroup.path()).expect("the hooks attach");
+        let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
+        // BPF_PROG_TEST_RUN pretends that packets come from loopback: interface 1.
+        let pod = Endpoint4 { ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], ..Endpoint4::default() };
+        maps.apply(&Op::PutEndpoint { address: POD, value: pod }).expect("an endpoint");
+        let kernel = RefCell::new(Kernel { programs, port: 0 });
+        let sockets = Listeners::new();
+        // Only this thread's sockets are the hooks' business.
+        std::thread::scope(|scope| {
+            let compare = scope.spawn(|| {
+                cgroup.enter();
+                compare(&pins, kernel, &sockets);
+            });
+            if let Err(panic) = compare.join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    });
+}
+
+fn compare(pins: &Pins, kernel: RefCell<Kernel>, sockets: &Listeners) {
+    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+    let strategy = prop::collection::vec(action(), 1..10);
+    let result = TestRunner::new(config).run(&strategy, |actions: Vec<Action>| {
+        let open = || KernelMaps::open(&pins.maps()).map_err(|error| TestCaseError::fail(error.to_string()));
+        let mut world = World::default();
+        let mut fake = Dataplane::new(local(), FakeMaps::default());
+        let mut real = Dataplane::new(local(), open()?);
+        fake.reconcile().map_err(|error| TestCaseError::fail(error.to_string()))?;
+        real.reconcile().map_err(|error| TestCaseError::fail(error.to_string()))?;
+        for action in &actions {
+            apply_to_world(&mut world, action);
+            let touched = tell(&mut fake, action);
+            fake.apply(&touched).map_err(|error| TestCaseError::fail(error.to_string()))?;
+            let touched = tell(&mut real, action);
+            real.apply(&touched).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        }
+        check(&world, fake.maps(), &mut kernel.borrow_mut(), sockets)?;
+        // A new agent with nothing to do removes everything.
+        let mut empty = Dataplane::new(local(), open()?);
+        empty.reconcile().map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let left = open()?.snapshot().map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert!(left.has_no_services(), "left behind: {left:?}");
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+}
+
+/// Maps are kept from one agent to the next, unless they are of another version.
+#[test]
+fn maps_of_another_layout_are_not_adopted() {
+    isolated(|dir| {
+        let pins = Pins::new(dir.join("bpf"));
+        let load = || drop(Programs::load(&pins).expect("the programs load"));
+        let endpoints =
+            || KernelMaps::open(&pins.maps()).expect("the maps").snapshot().expect("reads").endpoints.len();
+        load();
+        let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
+        maps.apply(&Op::PutEndpoint { address: POD, value: Endpoint4::default() }).expect("an endpoint");
+        load();
+        assert_eq!(endpoints(), 1, "adopted");
+        let config = maps.config().expect("reads");
+        maps.set_config(&NodeConfig { layout: config.layout + 1, ..config }).expect("writes");
+        load();
+        assert_eq!(endpoints(), 0, "made anew");
+        assert_eq!(KernelMaps::pinned_config(&pins.maps()).expect("reads").layout, config.layout);
+    });
+}
+
+/// A restart keeps the links of the same cgroup, and lets go of another.
+#[test]
+fn links_follow_the_cgroup() {
+    isolated(|dir| {
+        let pins = Pins::new(dir.join("bpf"));
+        let links = || {
+            let entries = std::fs::read_dir(dir.join("bpf/links")).expect("pins");
+            let mut names: Vec<_> = entries.map(|entry| entry.expect("a pin").file_name()).collect();
+            names.sort();
+            names
+        };
+        let attach = |cgroup: &Cgroup| {
+            let mut programs = Programs::load(&pins).expect("the programs load");
+            programs.attach_cgroup(cgroup.path()).expect("the hooks attach");
+        };
+        let first = Cgroup::new();
+        attach(&first);
+        let before = links();
+        assert_eq!(before.len(), 4);
+        attach(&first);
+        assert_eq!(links(), before);
+        let second = Cgroup::new();
+        attach(&second);
+        assert_eq!(links().len(), 4);
+        assert!(links().iter().all(|name| !before.contains(name)));
+        attach(&first);
+        assert_eq!(links(), before, "the first cgroup was free again");
+    });
+}
+
+/// What the programs do with packets that no Service is about.
+#[test]
+fn odd_packets() {
+    isolated(|dir| {
+        let pins = Pins::new(dir.join("bpf"));
+        let programs = Programs::load(&pins).expect("the programs load");
+        let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
+        let pod = Endpoint4 { ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], ..Endpoint4::default() };
+        maps.apply(&Op::PutEndpoint { address: POD, value: pod }).expect("an endpoint");
+        let other = Ipv4Addr::new(10, 244, 0, 6);
+        let elsewhere = Endpoint4 { ifindex: 2, ..pod };
+        maps.apply(&Op::PutEndpoint { address: other, value: elsewhere }).expect("an endpoint");
+        let mut kernel = Kernel { programs, port: 0 };
+        let drop = 2;
+        let good = Packet::new((POD, 1000), (other, 80), Protocol::Tcp);
+        let cases: [(&str, Vec<u8>, u32); 7] = [
+            ("to a pod of this node", good.bytes(), REDIRECT),
+            ("from another pod's address", Packet { source: (other, 1), ..good.clone() }.bytes(), drop),
+            ("from nowhere", Packet { source: (Ipv4Addr::new(1, 2, 3, 4), 1), ..good.clone() }.bytes(), drop),
+            ("last hop", Packet { ttl: 1, ..good.clone() }.bytes(), NEXT),
+            ("a header shorter than it can be", with(good.bytes(), 14, 0x44), drop),
+            ("not IPv4", with(good.bytes(), 12, 0x86), NEXT),
+            ("another version", with(good.bytes(), 14, 0x65), drop),
+        ];
+        for (what, bytes, expected) in cases {
+            assert_eq!(kernel.run("from_pod", &bytes).0, expected, "{what}");
+        }
+        // Truncated anywhere: never a fault. (The kernel itself refuses frames without a whole IP header.)
+        let whole = good.bytes();
+        for len in 34..whole.len() {
+            let (code, _) = kernel.run("from_pod", &whole[..len]);
+            assert!([REDIRECT, drop, NEXT].contains(&code), "{len}: {code}");
+            let (code, _) = kernel.run("from_uplink", &whole[..len]);
+            assert!([REDIRECT, drop, NEXT].contains(&code), "{len}: {code}");
+        }
+    });
+}
+
+fn with(mut bytes: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
+    bytes[at] = value;
+    bytes
+}
+
+/// Connections through many frontends of one backend cost no more than one lookup each.
+#[test]
+fn program_time() {
+    isolated(|dir| {
+        let pins = Pins::new(dir.join("bpf"));
+        let programs = Programs::load(&pins).expect("the programs load");
+        let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
+        let pod = Endpoint4 { ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], ..Endpoint4::default() };
+        maps.apply(&Op::PutEndpoint { address: POD, value: pod }).expect("an endpoint");
+        let mut kernel = Kernel { programs, port: 0 };
+        let packet = Packet::new((POD, 1000), (Ipv4Addr::new(192, 0, 2, 1), 80), Protocol::Tcp).bytes();
+        let classifier = kernel.programs.classifier("from_pod").expect("a program");
+        let options = TestRunOptions { data_in: Some(&packet), repeat: 100_000, ..TestRunOptions::default() };
+        let result = classifier.test_run(options).expect("BPF_PROG_TEST_RUN");
+        eprintln!("from_pod, packet to nothing known: {:?}", result.duration);
+        assert!(result.duration < Duration::from_micros(5), "{:?}", result.duration);
+    });
+}

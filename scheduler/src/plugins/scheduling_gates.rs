@@ -1,0 +1,28 @@
+//! SchedulingGates: a pod with gates waits until all are removed (KEP-3521).
+
+use crate::framework::{ClusterEvent, Plugin, PreEnqueue, Reason};
+use crate::pod::PodInfo;
+
+/// Holds back pods with `spec.schedulingGates`.
+pub struct SchedulingGates;
+
+impl Plugin for SchedulingGates {
+    fn name(&self) -> &'static str {
+        "SchedulingGates"
+    }
+
+    /// Only an update of the pod itself removes a gate, and that enqueues it anew.
+    fn wakes(&self, _: &PodInfo, _: &ClusterEvent<'_>) -> bool {
+        false
+    }
+}
+
+impl PreEnqueue for SchedulingGates {
+    fn admit(&self, pod: &PodInfo) -> Result<(), Reason> {
+        if pod.gated {
+            Err(Reason::new("Scheduling is blocked due to non-empty scheduling gates"))
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The load generator that runs inside the bench's pods: a server, and a client that compares targets in turns.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Bytes of a request and of its answer.
+const MESSAGE: usize = 64;
+/// Connections of the request mode, and connecting tasks of the connection mode.
+const PARALLEL: usize = 16;
+
+/// What the client counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// New connections, with one exchange each.
+    Connections,
+    /// Exchanges over kept connections.
+    Requests,
+}
+
+/// Echoes until the pod ends.
+pub async fn serve(port: u16) -> Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            // A client that goes away ends its connection, nothing else.
+            let _ = echo(stream).await;
+        });
+    }
+}
+
+async fn echo(mut stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut message = [0u8; MESSAGE];
+    while stream.read_exact(&mut message).await.is_ok() {
+        stream.write_all(&message).await?;
+    }
+    Ok(())
+}
+
+/// Loads each target for `span`, in turns, and prints a line of JSON with the rates per second of each target.
+pub async fn load(targets: &[SocketAddr], mode: Mode, rounds: usize, span: Duration) -> Result<()> {
+    let mut rates = vec![Vec::new(); targets.len()];
+    // One round to warm up, which does not count.
+    for round in 0..=rounds {
+        for (at, target) in targets.iter().enumerate() {
+            let rate = one_round(*target, mode, span).await?;
+            if round > 0 {
+                rates[at].push(rate);
+            }
+        }
+    }
+    println!("{}", json!({"rates": rates}));
+    Ok(())
+}
+
+async fn one_round(target: SocketAddr, mode: Mode, span: Duration) -> Result<f64> {
+    let started = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..PARALLEL {
+        tasks.spawn(async move {
+            let mut done = 0u64;
+            let mut kept = None;
+            while started.elapsed() < span {
+                let mut stream = match kept.take() {
+                    Some(stream) => stream,
+                    None => connect(target).await?,
+                };
+                exchange(&mut stream).await?;
+                done += 1;
+                if mode == Mode::Requests {
+                    kept = Some(stream);
+                }
+            }
+            anyhow::Ok(done)
+        });
+    }
+    let mut done = 0;
+    while let Some(task) = tasks.join_next().await {
+        done += task??;
+    }
+    Ok(done as f64 / started.elapsed().as_secs_f64())
+}
+
+async fn connect(target: SocketAddr) -> Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    // Ends with a reset, so that ports do not wait for minutes and run out.
+    socket.set_zero_linger()?;
+    let stream = socket.connect(target).await.with_context(|| format!("connecting to {target}"))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn exchange(stream: &mut TcpStream) -> Result<()> {
+    let mut message = [7u8; MESSAGE];
+    stream.write_all(&message).await?;
+    stream.read_exact(&mut message).await?;
+    Ok(())
+}

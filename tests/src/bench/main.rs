@@ -1,0 +1,77 @@
+//! `cargo xtask bench`: what Hawser promises in figures, measured on this machine in one run.
+#![forbid(unsafe_code)]
+
+mod api;
+mod load;
+mod nodes;
+mod report;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use report::Report;
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The control plane alone
+    Api,
+    /// Pods and Services on two nodes of a sandbox
+    Nodes,
+}
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures and prints a table
+    Run {
+        /// The binary to measure
+        #[arg(long)]
+        binary: PathBuf,
+        /// Only these parts
+        #[arg(value_enum)]
+        parts: Vec<Part>,
+    },
+    /// The load generator's server, inside a pod
+    Serve {
+        #[arg(long)]
+        port: u16,
+    },
+    /// The load generator's client, inside a pod
+    Load {
+        #[arg(long = "target")]
+        targets: Vec<SocketAddr>,
+        #[arg(long)]
+        mode: load::Mode,
+        #[arg(long)]
+        rounds: usize,
+    },
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Run { binary, parts } => run(binary, &parts).await,
+        Command::Serve { port } => load::serve(port).await,
+        Command::Load { targets, mode, rounds } => load::load(&targets, mode, rounds, nodes::SPAN).await,
+    }
+}
+
+async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
+    let mut report = Report::default();
+    let wanted = |part| parts.is_empty() || parts.contains(&part);
+    if wanted(Part::Api) {
+        api::run(&binary, &mut report).await?;
+    }
+    if wanted(Part::Nodes) {
+        nodes::run(&binary, &mut report).await?;
+    }
+    println!("{}", report.table());
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! The node: from an API create to a running pod, and what a ClusterIP costs against the pod's own address.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use hawser_tests::pods::{cluster_ip, wait};
+use hawser_tests::server::resident;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::{DeleteParams, LogParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use xtask::images::BUSYBOX;
+use xtask::sandbox::{Sandbox, node_name};
+use xtask::{build, images};
+
+use crate::report::{Report, Target, ms, percentile};
+
+const NODES: u8 = 2;
+const PODS: usize = 60;
+const ROUNDS: usize = 5;
+const PORT: u16 = 9000;
+/// Image of the load generator: this very program.
+const BENCH_IMAGE: &str = "hawser.local/bench/load:1";
+
+/// Measures with a sandbox of two nodes.
+pub async fn run(binary: &Path, report: &mut Report) -> Result<()> {
+    let directory = tempfile::Builder::new().prefix("hawser-bench-").tempdir()?;
+    let sandbox =
+        Sandbox::new(&format!("bench-{}", std::process::id()), &directory.path().join("sandbox"), binary);
+    let result = measure(&sandbox, directory.path(), report).await;
+    sandbox.remove()?;
+    result
+}
+
+async fn measure(sandbox: &Sandbox, directory: &Path, report: &mut Report) -> Result<()> {
+    let mut archives = images::build_demo(&build::demo_images_dir())?;
+    let load = directory.join("load.tar");
+    images::build_program(BENCH_IMAGE, &std::env::current_exe()?, &load)?;
+    archives.push(load);
+    let started = Instant::now();
+    sandbox.start(NODES, &archives, &|_| {})?;
+    report.add(
+        "`up` on a built tree to both nodes Ready",
+        started.elapsed().as_secs_f64(),
+        "s",
+        Target::Below(3.0),
+    );
+    let client = hawser_tests::cluster::client(&sandbox.kubeconfig()).await?;
+
+    pod_start(&client, report).await?;
+    for number in 1..=NODES {
+        let agent = sandbox.daemon(&node_name(number))?.context("no agent")?;
+        let memory = resident(u32::try_from(agent.pid)?)? as f64 / f64::from(1 << 20);
+        report.add(&format!("memory of the agent of node-{number}"), memory, "MiB", Target::Below(30.0));
+    }
+    cluster_ip_cost(&client, report).await
+}
+
+async fn pod_start(client: &Client, report: &mut Report) -> Result<()> {
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let mut latencies = Vec::with_capacity(PODS);
+    // One to warm up, which does not count.
+    for number in 0..=PODS {
+        let name = format!("start-{number}");
+        let pod = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "containers": [{"name": "c", "image": BUSYBOX, "command": ["sleep", "100000"]}],
+            },
+        });
+        let params = kube::api::WatchParams::default().fields(&format!("metadata.name={name}"));
+        let version = pods.list(&kube::api::ListParams::default().limit(1)).await?.metadata.resource_version;
+        let mut events = pods.watch(&params, &version.context("no resourceVersion")?).await?.boxed();
+        let started = Instant::now();
+        pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+        loop {
+            let event = tokio::time::timeout(hawser_tests::pods::TIMEOUT, events.next()).await?;
+            let event = event.context("the watch ended")??;
+            if let kube::api::WatchEvent::Modified(pod) = event
+                && pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
+            {
+                break;
+            }
+        }
+        if number > 0 {
+            latencies.push(started.elapsed());
+        }
+        pods.delete(&name, &DeleteParams::default().grace_period(0)).await?;
+        wait(&pods, &name, "gone", |pod| pod.is_none()).await?;
+    }
+    report.add("pod create to Running, p50", ms(percentile(&mut latencies, 0.5)), "ms", Target::Below(150.0));
+    report.add(
+        "pod create to Running, p99",
+        ms(percentile(&mut latencies, 0.99)),
+        "ms",
+        Target::Below(500.0),
+    );
+    Ok(())
+}
+
+async fn cluster_ip_cost(client: &Client, report: &mut Report) -> Result<()> {
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let services: Api<Service> = Api::default_namespaced(client.clone());
+    let server = json!({
+        "metadata": {"name": "server", "labels": {"run": "server"}},
+        "spec": {
+            "nodeName": "node-2", "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "c", "image": BENCH_IMAGE, "args": ["serve", "--port", PORT.to_string()]}],
+        },
+    });
+    pods.create(&PostParams::default(), &serde_json::from_value(server)?).await?;
+    let server = wait(&pods, "server", "Ready", |pod| pod.is_some_and(hawser_tests::pods::is_ready)).await?;
+    let pod_ip = server.and_then(|p| p.status?.pod_ip).context("the server has no address")?;
+    let service = make_service(&services, "bench-0").await?;
+    let targets = [format!("{pod_ip}:{PORT}"), format!("{}:{PORT}", cluster_ip(&service)?)];
+    for count in [1usize, 5000] {
+        make_services(&services, count).await?;
+        for mode in ["connections", "requests"] {
+            let ratio = compare(&pods, &targets, mode).await?;
+            let what =
+                format!("{mode} per second through the ClusterIP over the pod's address, {count} Services");
+            report.add(&what, ratio, "", Target::AtLeast(0.95));
+        }
+    }
+    Ok(())
+}
+
+async fn make_service(services: &Api<Service>, name: &str) -> Result<Service> {
+    let service = json!({
+        "metadata": {"name": name},
+        "spec": {"selector": {"run": "server"}, "ports": [{"port": PORT}]},
+    });
+    Ok(services.create(&PostParams::default(), &serde_json::from_value(service)?).await?)
+}
+
+async fn make_services(services: &Api<Service>, count: usize) -> Result<()> {
+    let have = services.list(&kube::api::ListParams::default()).await?.items.len() - 1;
+    futures::stream::iter(have..count)
+        .map(|number| async move { make_service(services, &format!("bench-{number}")).await.map(|_| ()) })
+        .buffer_unordered(16)
+        .collect::<Vec<Result<()>>>()
+        .await
+        .into_iter()
+        .collect()
+}
+
+/// The median rate of the second target over that of the first.
+async fn compare(pods: &Api<Pod>, targets: &[String; 2], mode: &str) -> Result<f64> {
+    let args = [
+        "load",
+        "--mode",
+        mode,
+        "--rounds",
+        &ROUNDS.to_string(),
+        "--target",
+        &targets[0],
+        "--target",
+        &targets[1],
+    ]
+    .map(str::to_owned);
+    let load = json!({
+        "metadata": {"name": "load"},
+        "spec": {
+            "nodeName": "node-1", "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "c", "image": BENCH_IMAGE, "args": args}],
+        },
+    });
+    pods.create(&PostParams::default(), &serde_json::from_value(load)?).await?;
+    let phase = |pod: Option<&Pod>| pod.and_then(|p| p.status.as_ref()?.phase.clone());
+    let ended =
+        wait(pods, "load", "ended", |pod| matches!(phase(pod).as_deref(), Some("Succeeded" | "Failed")))
+            .await?;
+    let log = pods.logs("load", &LogParams::default()).await?;
+    ensure!(phase(ended.as_ref()).as_deref() == Some("Succeeded"), "the load generator failed: {log}");
+    hawser_tests::pods::delete(pods, "load").await?;
+    let line: Value = serde_json::from_str(log.trim())?;
+    let median = |at: usize| -> Option<f64> {
+        let mut rates: Vec<f64> = line["rates"][at].as_array()?.iter().filter_map(Value::as_f64).collect();
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied()
+    };
+    let (direct, service) = (median(0).context("no rates")?, median(1).context("no rates")?);
+    eprintln!("  {mode}: {direct:.0}/s to the pod, {service:.0}/s through the ClusterIP");
+    Ok(service / direct)
+}
+
+/// How long one target is loaded in one round.
+pub const SPAN: Duration = Duration::from_millis(1500);

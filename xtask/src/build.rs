@@ -1,0 +1,47 @@
+//! Builds the binary that the sandbox and the tests run.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{root, run, target_dir};
+
+/// Which of cargo's profiles to build with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Fast to build: for tests.
+    Dev,
+    /// Fast to run: for `up` and the benches.
+    Release,
+}
+
+/// Builds `hawser` with the eBPF programs in it and answers its path.
+pub fn hawser(profile: Profile) -> Result<PathBuf> {
+    package("hawser", "hawser", profile)
+}
+
+/// Builds a program of a package and answers its path.
+pub fn package(package: &str, program: &str, profile: Profile) -> Result<PathBuf> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root()).args(["build", "--package", package, "--bin", program]);
+    let folder = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            cargo.arg("--release");
+            "release"
+        }
+    };
+    run(&mut cargo)?;
+    Ok(target_dir().join(folder).join(program))
+}
+
+/// Where the demo's images are kept.
+pub fn demo_images_dir() -> PathBuf {
+    target_dir().join("images")
+}
+
+/// Where `build-ebpf` leaves the programs.
+pub fn ebpf_object() -> PathBuf {
+    target_dir().join("ebpf/hawser.bpf.o")
+}
