@@ -371,6 +371,9 @@ pub struct Host {
     pub stop: tokio_util::sync::CancellationToken,
 }
 
+/// Makes a document: content type and bytes.
+pub type Document = Arc<dyn Fn() -> (String, Bytes) + Send + Sync>;
+
 /// All parts of access control.
 pub struct Access {
     /// Who it is.
@@ -386,7 +389,7 @@ pub struct Access {
     /// exec, attach, logs, proxy.
     pub connectors: Vec<Arc<dyn Connector>>,
     /// Documents at paths that are no resources: `/.well-known/openid-configuration`, `/openid/v1/jwks`.
-    pub documents: Vec<(String, Arc<dyn Fn() -> (String, Bytes) + Send + Sync>)>,
+    pub documents: Vec<(String, Document)>,
     /// Objects that must exist before the server is ready.
     pub bootstrap: Vec<BootstrapObject>,
 }

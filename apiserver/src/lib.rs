@@ -18,6 +18,7 @@ pub mod encode;
 pub mod encryption;
 pub mod health;
 mod hooks;
+pub mod housekeeping;
 pub mod in_process;
 pub mod initial;
 pub mod kinds;
@@ -156,7 +157,9 @@ impl ApiServer {
         let wanted = std::mem::take(&mut access.bootstrap);
         let allocators = restore(&feed, &kinds, config.service_cidr).await?;
         let service = allocators.first_address();
-        let registry = Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators });
+        let registry =
+            Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators, queues: Default::default() });
+        tasks.spawn(housekeeping::run(registry.clone(), stop.clone()));
         let pipeline = Arc::new(Pipeline {
             registry,
             discovery: discovery::Discovery::default(),
@@ -192,6 +195,11 @@ impl ApiServer {
     /// Reads the watch caches.
     pub fn reader(&self) -> &Reader {
         &self.reader
+    }
+
+    /// The verbs behind the router.
+    pub fn registry(&self) -> Arc<Registry> {
+        self.pipeline.registry.clone()
     }
 
     /// Requests in process, JSON in and out.

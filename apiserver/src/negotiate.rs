@@ -1,6 +1,6 @@
 //! `Accept` and `Content-Type`: in which form an answer is wanted and a body is sent.
 
-use hawser_api::status::Status;
+use hawser_api::status::{Status, StatusDetails};
 
 /// How bytes are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,8 +108,10 @@ impl Clause<'_> {
 /// 406 when nothing that is accepted can be sent.
 pub fn accept(header: Option<&str>, list: bool, transforms: bool) -> Result<Accepted, Status> {
     let Some(header) = header.filter(|h| !h.trim().is_empty()) else { return Ok(Accepted::default()) };
+    let mut known = false;
     for clause in clauses(header) {
         let Some(encoding) = clause.encoding() else { continue };
+        known = true;
         let transform = match clause.param("as") {
             "" => Transform::None,
             target if transforms && clause.param("g") == "meta.k8s.io" => {
@@ -130,7 +132,12 @@ pub fn accept(header: Option<&str>, list: bool, transforms: bool) -> Result<Acce
         };
         return Ok(Accepted { encoding, transform, pretty: false });
     }
-    Err(Status::not_acceptable())
+    // Kubernetes tells encodings that it does not know from forms that it cannot make.
+    Err(if known {
+        Status::not_acceptable()
+    } else {
+        Status::not_acceptable().with_details(StatusDetails::default())
+    })
 }
 
 /// Whether an Accept header asks for aggregated discovery, and is served by it before by plain discovery.

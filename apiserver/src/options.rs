@@ -97,12 +97,10 @@ impl ListOptions {
             if self.continue_token.is_some() {
                 errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
             }
-            if version_match.is_some() {
-                if self.send_initial_events.is_none() {
-                    errors.push(forbidden(
-                        "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                    ));
-                }
+            if version_match.is_some() && self.send_initial_events.is_none() {
+                errors.push(forbidden(
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                ));
             }
             if self.send_initial_events.is_some() && version_match.is_none() {
                 errors.push(forbidden(

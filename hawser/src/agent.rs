@@ -130,26 +130,35 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         () = stop.cancelled() => return Ok(()),
     };
     let client = identity.client()?;
-    let dataplane = DataplaneIdentity::obtain(client.clone(), &node.flags.data_dir)
-        .await
-        .context("getting the dataplane's token")?;
-    let dataplane_client = dataplane.client(&flags.server, &node.flags.data_dir)?;
-    let proxy = Agent::start(proxy_config, dataplane_client).await.context("dataplane")?;
+    let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
+    kubelet_config.tls = Some(identity.tls);
+    let kubelet = Kubelet::new(kubelet_config, client.clone()).context("kubelet")?;
+    // The kubelet goes first, because it registers the Node that everything else is bound to; it waits for the
+    // runtime, and reports the node as not ready until then.
+    let mut components = Components::new(stop.clone())
+        .spawn("kubelet", |token| async move { Ok(kubelet.run(token).await?) })
+        .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) });
+    let joining = async {
+        let dataplane = DataplaneIdentity::obtain(client, &node.name, &node.flags.data_dir)
+            .await
+            .context("getting the dataplane's token")?;
+        let client = dataplane.client(&flags.server, &node.flags.data_dir)?;
+        let proxy = Agent::start(proxy_config, client).await.context("dataplane")?;
+        anyhow::Ok((dataplane, proxy))
+    };
+    let (dataplane, proxy) = tokio::select! {
+        joined = joining => joined?,
+        ended = components.ended() => return ended,
+        () = stop.cancelled() => return components.run().await,
+    };
     let network = proxy.pod_network().context("the dataplane runs without a pod network")?;
     let network: Arc<dyn PodNetwork> = Arc::new(ProxyNetwork::new(network, proxy.synced()));
     let runtime_config = node.runtime_config(flags.images, &flags.insecure_registries);
     let runtime = Runtime::new(runtime_config, network).context("container runtime")?;
-    let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
-    kubelet_config.tls = Some(identity.tls);
-    let kubelet = Kubelet::new(kubelet_config, client).context("kubelet")?;
-
-    let components = Components::new(stop);
     components
         .spawn("dataplane", |token| async move { Ok(proxy.run(token).await?) })
-        .spawn("container runtime", |token| async move { Ok(runtime.run(token).await?) })
-        .spawn("kubelet", |token| async move { Ok(kubelet.run(token).await?) })
         .spawn("dataplane's token", |token| dataplane.run(token))
-        .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) })
+        .spawn("container runtime", |token| async move { Ok(runtime.run(token).await?) })
         .run()
         .await
 }
@@ -209,7 +218,7 @@ async fn server_of(kubeconfig: &std::path::Path) -> Result<server_url::Authority
     cluster.server.as_deref().context("a kubeconfig without server")?.parse()
 }
 
-/// Components that run side by side; when one ends the others are stopped, the last started first.
+/// Components that run side by side; when one ends the others are stopped.
 struct Components {
     stop: CancellationToken,
     tasks: JoinSet<Result<()>>,
@@ -227,6 +236,14 @@ impl Components {
         let running = run(self.stop.clone());
         self.tasks.spawn(async move { running.await.context(name) });
         self
+    }
+
+    /// Waits for a component that ends before it was told to.
+    async fn ended(&mut self) -> Result<()> {
+        match self.tasks.join_next().await {
+            Some(ended) => ended?.and_then(|()| bail!("a component ended")),
+            None => std::future::pending().await,
+        }
     }
 
     async fn run(mut self) -> Result<()> {

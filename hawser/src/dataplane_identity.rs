@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use kube::config::AuthInfo;
+use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
@@ -23,14 +24,19 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// The token's file and how it is kept current.
 pub struct DataplaneIdentity {
-    node: Client,
+    client: Client,
+    node_name: String,
     file: PathBuf,
 }
 
 impl DataplaneIdentity {
-    /// Gets the first token, with the node's own client, into a file below `data_dir` (mode 0600).
-    pub async fn obtain(node: Client, data_dir: &Path) -> Result<Self> {
-        let identity = DataplaneIdentity { node, file: data_dir.join("pki/dataplane.token") };
+    /// Gets the first token, with the node's own client, into a file below `data_dir` (mode 0600). The token is
+    /// bound to the Node, so it waits until that is registered, and ends with it.
+    pub async fn obtain(client: Client, node_name: &str, data_dir: &Path) -> Result<Self> {
+        let nodes: Api<Node> = Api::all(client.clone());
+        await_condition(nodes, node_name, |node: Option<&Node>| node.is_some()).await?;
+        let file = data_dir.join("pki/dataplane.token");
+        let identity = DataplaneIdentity { client, node_name: node_name.to_owned(), file };
         identity.renew().await?;
         Ok(identity)
     }
@@ -70,17 +76,23 @@ impl DataplaneIdentity {
     }
 
     async fn renew(&self) -> Result<()> {
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.node.clone(), NAMESPACE);
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), NAMESPACE);
         let request = TokenRequest {
-            spec: TokenRequestSpec {
+            spec: Some(TokenRequestSpec {
                 expiration_seconds: i64::try_from(LIFETIME.as_secs()).ok(),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Node".into()),
+                    name: Some(self.node_name.clone()),
+                    uid: None,
+                }),
                 ..TokenRequestSpec::default()
-            },
+            }),
             ..TokenRequest::default()
         };
         let answer: TokenRequest =
             accounts.create_subresource("token", ACCOUNT, &Default::default(), &request).await?;
-        let token = answer.status.context("a token request without an answer")?.token;
+        let token = answer.status.and_then(|status| status.token).context("a token request without an answer")?;
         write_private(&self.file, token.as_bytes())
             .with_context(|| format!("writing {}", self.file.display()))
     }

@@ -3,14 +3,16 @@
 //! Two Services can name one frontend, and two Nodes one prefix, at least for the moment between
 //! two watch events. The outcome must not depend on the order of events, or two agents would differ.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
-/// Claims on keys of type `K` by owners of type `O`.
+/// Claims on keys of type `K` by owners of type `O`. Nearly every key has one owner, and an owner few keys,
+/// so short vectors hold both.
 #[derive(Debug, Clone)]
 pub struct Claims<K, O, V> {
-    by_key: HashMap<K, BTreeMap<O, V>>,
-    by_owner: HashMap<O, HashSet<K>>,
+    /// Claims of each key, the smallest owner first.
+    by_key: HashMap<K, Vec<(O, V)>>,
+    by_owner: HashMap<O, Vec<K>>,
 }
 
 impl<K, O, V> Default for Claims<K, O, V> {
@@ -22,23 +24,30 @@ impl<K, O, V> Default for Claims<K, O, V> {
 impl<K: Copy + Eq + Hash, O: Clone + Ord + Hash, V: PartialEq> Claims<K, O, V> {
     /// Replaces all claims of one owner. Returns the keys whose winner may have changed.
     pub fn set(&mut self, owner: &O, claims: Vec<(K, V)>) -> Vec<K> {
-        let mut old = self.by_owner.remove(owner).unwrap_or_default();
-        let mut keys = HashSet::with_capacity(claims.len());
+        let mut old: HashSet<K> = self.by_owner.remove(owner).into_iter().flatten().collect();
+        let mut seen = HashSet::with_capacity(claims.len());
+        let mut keys = Vec::with_capacity(claims.len());
         let mut touched = Vec::new();
         for (key, value) in claims {
-            if !keys.insert(key) {
+            if !seen.insert(key) {
                 continue;
             }
+            keys.push(key);
             old.remove(&key);
             let owners = self.by_key.entry(key).or_default();
-            if owners.get(owner) != Some(&value) {
-                owners.insert(owner.clone(), value);
-                touched.push(key);
+            match owners.binary_search_by(|(other, _)| other.cmp(owner)) {
+                Ok(at) if owners[at].1 == value => continue,
+                Ok(at) => owners[at].1 = value,
+                Err(at) => {
+                    owners.reserve_exact(1);
+                    owners.insert(at, (owner.clone(), value));
+                }
             }
+            touched.push(key);
         }
         for key in old {
             if let Some(owners) = self.by_key.get_mut(&key) {
-                owners.remove(owner);
+                owners.retain(|(other, _)| other != owner);
                 if owners.is_empty() {
                     self.by_key.remove(&key);
                 }
@@ -53,17 +62,17 @@ impl<K: Copy + Eq + Hash, O: Clone + Ord + Hash, V: PartialEq> Claims<K, O, V> {
 
     /// The value in force for a key.
     pub fn get(&self, key: &K) -> Option<&V> {
-        self.by_key.get(key)?.values().next()
+        self.by_key.get(key)?.first().map(|(_, value)| value)
     }
 
     /// The owner in force for a key.
     pub fn owner(&self, key: &K) -> Option<&O> {
-        self.by_key.get(key)?.keys().next()
+        self.by_key.get(key)?.first().map(|(owner, _)| owner)
     }
 
     /// All keys with the values in force.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.by_key.iter().filter_map(|(key, owners)| Some((key, owners.values().next()?)))
+        self.by_key.iter().filter_map(|(key, owners)| owners.first().map(|(_, value)| (key, value)))
     }
 }
 

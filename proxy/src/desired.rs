@@ -104,7 +104,7 @@ pub struct Desired {
     services: HashMap<ObjectName, Service>,
     slices: HashMap<ObjectName, Slice>,
     /// Slices of a Service, which may not be there (yet).
-    by_service: HashMap<ObjectName, BTreeMap<ObjectName, ()>>,
+    by_service: HashMap<ObjectName, Vec<ObjectName>>,
     frontends: Claims<L4Addr, ObjectName, FrontendSpec>,
     prefixes: Claims<Ipv4Net, ObjectName, IpcacheEntry4>,
 }
@@ -153,7 +153,7 @@ impl Desired {
             && new_service.as_ref() != Some(&old.service)
         {
             if let Some(slices) = self.by_service.get_mut(&old.service) {
-                slices.remove(name);
+                slices.retain(|other| other != name);
                 if slices.is_empty() {
                     self.by_service.remove(&old.service);
                 }
@@ -161,7 +161,10 @@ impl Desired {
             touched = self.refresh(&old.service);
         }
         if let Some(service) = new_service {
-            self.by_service.entry(service.clone()).or_default().insert(name.clone(), ());
+            let slices = self.by_service.entry(service.clone()).or_default();
+            if !slices.contains(name) {
+                slices.push(name.clone());
+            }
             touched.frontends.extend(self.refresh(&service).frontends);
         }
         touched
@@ -220,10 +223,10 @@ impl Desired {
     }
 
     /// Ready endpoints; when there is none, those that terminate and still serve.
-    fn backends(&self, name: &ObjectName, service: &Service, port: &ServicePort) -> BTreeMap<L4Addr, u8> {
+    fn backends(&self, name: &ObjectName, service: &Service, port: &ServicePort) -> Vec<(L4Addr, u8)> {
         let mut ready = BTreeMap::new();
         let mut terminating = BTreeMap::new();
-        let names = self.by_service.get(name).into_iter().flat_map(BTreeMap::keys);
+        let names = self.by_service.get(name).into_iter().flatten();
         for slice in names.filter_map(|slice| self.slices.get(slice)) {
             let targets = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
             for target in targets {
@@ -240,7 +243,8 @@ impl Desired {
                 }
             }
         }
-        if ready.is_empty() { terminating } else { ready }
+        let chosen = if ready.is_empty() { terminating } else { ready };
+        chosen.into_iter().collect()
     }
 
     fn node_prefixes(&self, node: &Node, local: bool) -> Vec<(Ipv4Net, IpcacheEntry4)> {

@@ -78,8 +78,8 @@ impl fmt::Display for L4Addr {
 /// What one frontend should lead to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FrontendSpec {
-    /// Backends with their `BACKEND_*` flags, in a fixed order.
-    pub backends: std::collections::BTreeMap<L4Addr, u8>,
+    /// Backends with their `BACKEND_*` flags, by address, each once.
+    pub backends: Vec<(L4Addr, u8)>,
     /// `SERVICE_*`.
     pub flags: u16,
 }

@@ -131,6 +131,9 @@ fn two_nodes() {
         by_tc(&cluster, &a, &c);
         refusals(&cluster, &a);
         from_outside(&cluster, &a, &c);
+        nodes_as_backends(&cluster, &a);
+        flows_and_their_backends(&cluster, &a, &c);
+        setup_is_idempotent(&mut cluster, &c);
         restart_under_connection(&mut cluster, &a, &c);
         second_agent_is_refused(&cluster);
         endpoints_leave(&cluster, &a, &c);
@@ -329,6 +332,122 @@ fn from_outside(cluster: &Cluster, a: &TestPod, c: &TestPod) {
     assert!(starts(&through, &["outside"], cluster.nodes[0].ip), "{through:?}");
     cluster.api.delete("services", "api");
     cluster.api.delete("endpointslices", "api");
+}
+
+/// Endpoints that are nodes themselves, as `kubernetes.default` has.
+fn nodes_as_backends(cluster: &Cluster, a: &TestPod) {
+    let vip = Ipv4Addr::new(10, 96, 0, 9);
+    let outside = Ipv4Addr::new(10, 0, 0, 1);
+    for node in &cluster.nodes {
+        cluster.api.put("services", service("node", "10.96.0.9", 443, "TCP"));
+        cluster.api.put("endpointslices", slice("node", &[node.ip], 9000, "TCP"));
+        eventually("the node's service", || {
+            unhooked(a, || tcp(vip, 443)).is_ok_and(|text| text.starts_with(&node.name))
+        });
+        let by_tc = unhooked(a, || tcp(vip, 443));
+        assert!(starts(&by_tc, &[&node.name], a.ip), "{by_tc:?}");
+        let by_hook = hooked(&cluster.nodes[0], a, || tcp(vip, 443));
+        assert!(starts(&by_hook, &[&node.name], a.ip), "{by_hook:?}");
+        let from_outside = cluster.fabric.run(|| tcp(vip, 443));
+        let source = if node.name == "n1" { outside } else { cluster.nodes[0].ip };
+        assert!(starts(&from_outside, &[&node.name], source), "{from_outside:?}");
+    }
+    cluster.api.delete("services", "node");
+    cluster.api.delete("endpointslices", "node");
+}
+
+/// A TCP connection stays with a backend that is no more an endpoint; datagrams move on.
+fn flows_and_their_backends(cluster: &Cluster, a: &TestPod, c: &TestPod) {
+    let n1 = &cluster.nodes[0];
+    let vip = Ipv4Addr::new(10, 96, 0, 10);
+    let wait_for = |frontends: usize, backends: usize| {
+        eventually("the maps", || {
+            let snapshot = n1.snapshot();
+            let ours = snapshot
+                .services
+                .iter()
+                .filter(|(key, _)| key.address_be == u32::from_ne_bytes(vip.octets()));
+            ours.count() == frontends + backends
+        });
+    };
+    for protocol in ["TCP", "UDP"] {
+        cluster.api.put(
+            "services",
+            service(&format!("flow-{}", protocol.to_lowercase()), "10.96.0.10", 80, protocol),
+        );
+        let mut endpoints = slice(&format!("flow-{}", protocol.to_lowercase()), &[c.ip], 8080, protocol);
+        endpoints["metadata"]["name"] = serde_json::json!(format!("flow-{}", protocol.to_lowercase()));
+        cluster.api.put("endpointslices", endpoints);
+    }
+    wait_for(2, 2);
+    let mut stream = unhooked(a, || TcpStream::connect((vip, 80)).expect("a connection"));
+    let socket = unhooked(a, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.set_read_timeout(Some(TIMEOUT)).expect("settable");
+        socket.connect((vip, 80)).expect("connects");
+        socket
+    });
+    let ask = |socket: &UdpSocket| -> io::Result<String> {
+        socket.send(b"hello")?;
+        let mut buffer = [0; 100];
+        let n = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..n]).into_owned())
+    };
+    assert!(exchange(&mut stream, "x").is_ok_and(|text| text.starts_with("c ")));
+    assert!(ask(&socket).is_ok_and(|text| text.starts_with("c ")));
+    for protocol in ["tcp", "udp"] {
+        cluster.api.put(
+            "endpointslices",
+            slice(&format!("flow-{protocol}"), &[a.ip], 8080, &protocol.to_uppercase()),
+        );
+    }
+    eventually("the datagrams move", || ask(&socket).is_ok_and(|text| text.starts_with("a 169.254.42.1 ")));
+    assert!(exchange(&mut stream, "x").is_ok_and(|text| text.starts_with("c ")), "the connection stays");
+    for protocol in ["tcp", "udp"] {
+        cluster.api.delete("endpointslices", &format!("flow-{protocol}"));
+    }
+    wait_for(2, 0);
+    let refused = ask(&socket).map(drop);
+    assert_eq!(errno(&refused), Some(libc::ECONNREFUSED), "nobody is left: {refused:?}");
+    assert!(
+        exchange(&mut stream, "x").is_ok_and(|text| text.starts_with("c ")),
+        "the connection still stays"
+    );
+    for protocol in ["tcp", "udp"] {
+        cluster.api.delete("services", &format!("flow-{protocol}"));
+    }
+    wait_for(0, 0);
+}
+
+/// Setup again, after a restart, and after the pod's namespace was made anew.
+fn setup_is_idempotent(cluster: &mut Cluster, c: &TestPod) {
+    let node = &mut cluster.nodes[0];
+    let pod = node.add_pod("again");
+    let set_up = |node: &TestNode, netns: &common::Netns| {
+        let request = node.request("again", netns);
+        node.on_agent(|podnet| async move { podnet.setup(&request).await }).expect("setup")
+    };
+    assert_eq!(set_up(node, &pod.netns), [std::net::IpAddr::V4(pod.ip)]);
+    assert!(unhooked(&pod, || tcp(c.ip, 8080)).is_ok());
+    node.stop_agent();
+    node.start_agent();
+    assert_eq!(set_up(node, &pod.netns), [std::net::IpAddr::V4(pod.ip)]);
+    assert!(unhooked(&pod, || tcp(c.ip, 8080)).is_ok());
+    let anew = TestPod { netns: common::Netns::new(), ip: pod.ip, sandbox: pod.sandbox.clone() };
+    assert_eq!(set_up(node, &anew.netns), [std::net::IpAddr::V4(pod.ip)]);
+    assert!(unhooked(&anew, || tcp(c.ip, 8080)).is_ok());
+    // Teardown after the namespace, and the interface with it, is gone.
+    drop(pod);
+    drop(anew.netns);
+    let sandbox = anew.sandbox;
+    node.on_agent(|podnet| async move { podnet.teardown(&sandbox).await }).expect("teardown");
+    let missing = TestPod { netns: common::Netns::new(), ip: anew.ip, sandbox: "bad".into() };
+    let mut request = node.request("bad", &missing.netns);
+    request.netns = "/nonexistent".into();
+    let failed = node.on_agent(|podnet| async move { podnet.setup(&request).await });
+    assert!(failed.is_err());
+    node.remove_pod(&missing);
+    assert_eq!(node.snapshot().endpoints.len(), 2);
 }
 
 fn restart_under_connection(cluster: &mut Cluster, a: &TestPod, c: &TestPod) {

@@ -62,7 +62,7 @@ expect 'StrategyType: +RollingUpdate' describe deployment web
 expect 'started' logs client
 expect 'uid=0' exec client -- id
 address=$(k get service web -o jsonpath='{.spec.clusterIP}')
-expect 'Served by nginx' exec client -- wget -q -T 5 -O - "http://$address/"
+expect 'Served by nginx' exec client -- curl -sS -m 5 "http://$address/"
 if k exec client -- sh -c 'exit 7'; then fail "an exit code was lost"; else [ $? -eq 7 ] || fail "exit code $?, not 7"; fi
 
 work=$(mktemp -d)
@@ -84,7 +84,9 @@ expect 'successfully rolled out' rollout status deployment/web --timeout=90s
 expect 'labeled' label pod client tier=test
 expect 'client' get pods -l tier=test
 expect '^yes' auth can-i create pods
-expect '^no' auth can-i list secrets --as="system:serviceaccount:$namespace:default" || true
+# `can-i` ends with 1 for a no.
+denied=$(k auth can-i list secrets --as="system:serviceaccount:$namespace:default" || true)
+[ "$denied" = no ] || fail "an unbound ServiceAccount may list secrets: $denied"
 expect 'KIND: +Deployment' explain deployment.spec
 expect 'deleted' delete pod client
 expect 'deleted' delete deployment web

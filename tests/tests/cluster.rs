@@ -40,7 +40,7 @@ async fn steps(cluster: &Cluster, client: &Client) -> Result<()> {
 }
 
 async fn fetch(client: &Client, pod: &str, url: &str) -> Result<()> {
-    let got = exec(client, pod, &["wget", "-q", "-T", "5", "-O", "-", url]).await?;
+    let got = exec(client, pod, &["curl", "-sS", "-m", "5", url]).await?;
     ensure!(got.stdout.contains("Served by nginx"), "{pod} → {url}: {got:?}");
     Ok(())
 }
@@ -70,7 +70,7 @@ async fn empty_service_refuses(client: &Client) -> Result<()> {
     let empty = json!({"metadata": {"name": "empty"}, "spec": {"selector": {"app": "none"}, "ports": [{"port": 80}]}});
     let service = services.create(&PostParams::default(), &serde_json::from_value(empty)?).await?;
     let url = format!("http://{}/", cluster_ip(&service)?);
-    let got = exec(client, "client-1", &["wget", "-q", "-T", "5", "-O", "-", &url]).await?;
+    let got = exec(client, "client-1", &["curl", "-sS", "-m", "5", &url]).await?;
     ensure!(got.code != 0 && got.stderr.contains("refused"), "an empty Service must refuse: {got:?}");
     delete(&services, "empty").await
 }
@@ -156,8 +156,8 @@ async fn kernel_holds_what_the_api_says(cluster: &Cluster, client: &Client, addr
     for number in 1..=2 {
         let run_dir = cluster.sandbox().node_run_dir(number);
         let out = std::process::Command::new(hawser_tests::hawser_binary()?)
-            .args(["bpf", "lb", "list", "-o", "json", "--run-dir"])
-            .arg(run_dir)
+            .args(["bpf", "lb", "list", "-o", "json", "--socket"])
+            .arg(run_dir.join("proxy.sock"))
             .output()?;
         ensure!(out.status.success(), "bpf lb list: {}", String::from_utf8_lossy(&out.stderr));
         let text = String::from_utf8(out.stdout)?;
@@ -175,7 +175,7 @@ async fn kernel_holds_what_the_api_says(cluster: &Cluster, client: &Client, addr
 async fn deleted_pods_leave_no_failures(client: &Client, address: &str) -> Result<()> {
     let script = format!(
         "n=0; f=0; while [ ! -e /tmp/stop ] && [ $n -lt 5000 ]; do n=$((n+1)); \
-         wget -q -T 5 -O /dev/null http://{address}/ || f=$((f+1)); done; echo requests=$n failed=$f; rm -f /tmp/stop"
+         curl -s -m 5 -o /dev/null http://{address}/ || f=$((f+1)); done; echo requests=$n failed=$f; rm -f /tmp/stop"
     );
     let looping = {
         let client = client.clone();

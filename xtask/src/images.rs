@@ -12,12 +12,13 @@ use sha2::{Digest, Sha256};
 
 use crate::output;
 
-/// The client's image: busybox and its applets.
+/// The client's image: busybox with its applets, and curl, since a static busybox cannot look up hosts.
 pub const BUSYBOX: &str = "hawser.local/demo/busybox:1";
 /// The server's image: nginx with the libraries that it links.
 pub const NGINX: &str = "hawser.local/demo/nginx:1";
 
 const BUSYBOX_PATH: &str = "/bin/busybox";
+const CURL_PATH: &str = "/usr/bin/curl";
 const NGINX_PATH: &str = "/usr/sbin/nginx";
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
@@ -75,6 +76,8 @@ fn busybox() -> Result<Image> {
     for applet in output(Command::new(BUSYBOX_PATH).arg("--list"))?.lines().filter(|a| *a != "busybox") {
         layer.symlink(&format!("bin/{applet}"), "/bin/busybox")?;
     }
+    layer.copy(Path::new(CURL_PATH), "bin/curl")?;
+    layer.copy_libraries(Path::new(CURL_PATH))?;
     Ok(Image {
         reference: BUSYBOX.to_owned(),
         layer: layer.finish()?,
@@ -92,7 +95,7 @@ fn nginx() -> Result<Image> {
     layer.file("etc/nginx/nginx.conf", NGINX_CONF.as_bytes(), 0o644)?;
     layer.file("usr/share/nginx/html/index.html", PAGE.as_bytes(), 0o644)?;
     layer.copy(Path::new(BUSYBOX_PATH), "bin/busybox")?;
-    for applet in ["sh", "cat", "ls", "wget", "sleep", "tar", "id", "ps"] {
+    for applet in ["sh", "cat", "ls", "sleep", "tar", "id", "ps"] {
         layer.symlink(&format!("bin/{applet}"), "/bin/busybox")?;
     }
     Ok(Image {
@@ -137,13 +140,7 @@ impl Layer {
     }
 
     fn entry(&mut self, path: &str, kind: tar::EntryType, mode: u32, content: &[u8]) -> Result<()> {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_size(content.len() as u64);
-        header.set_mtime(0);
-        header.set_uid(0);
-        header.set_gid(0);
+        let mut header = header(kind, mode, content.len() as u64);
         self.tar.append_data(&mut header, path, content).with_context(|| format!("adding {path}"))
     }
 
@@ -185,17 +182,24 @@ impl Layer {
     }
 
     fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_mode(0o777);
-        header.set_size(0);
-        header.set_mtime(0);
+        let mut header = header(tar::EntryType::Symlink, 0o777, 0);
         self.tar.append_link(&mut header, path, target).with_context(|| format!("adding {path}"))
     }
 
     fn finish(self) -> Result<Vec<u8>> {
         Ok(self.tar.into_inner()?)
     }
+}
+
+fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(size);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header
 }
 
 /// An image of one layer.

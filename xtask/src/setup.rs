@@ -21,7 +21,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nginx", "demo image"),
     ("etcd-server", "storage tests over etcd"),
     ("docker-registry", "image pull tests"),
-    ("curl", "scenario scripts"),
+    ("curl", "demo image"),
 ];
 
 /// Needed only where rustup has no nightly with rust-src.

@@ -33,11 +33,11 @@ fn go_syntax_error(bytes: &[u8], e: &serde_json::Error) -> String {
         .filter(|_| e.line() > 1)
         .unwrap_or(0);
     let at = line_start + e.column().saturating_sub(1);
-    let Some(byte) = bytes.get(at) else { return e.to_string() };
-    let c = match *byte {
-        b'\'' => "'\\''".to_owned(),
-        b'"' => "'\"'".to_owned(),
-        b => format!("'{}'", (b as char).escape_default()),
+    let Some(c) = bytes.get(at..).and_then(first_char) else { return e.to_string() };
+    let c = match c {
+        '\'' => "'\\''".to_owned(),
+        '"' => "'\"'".to_owned(),
+        c => format!("'{}'", quote(&c.to_string()).trim_matches('"')),
     };
     let text = e.to_string();
     let context = if text.starts_with("key must be a string") {
@@ -56,6 +56,13 @@ fn go_syntax_error(bytes: &[u8], e: &serde_json::Error) -> String {
         return text;
     };
     format!("invalid character {c} {context}")
+}
+
+/// The character that bytes begin with; a byte that begins none stands for itself.
+fn first_char(bytes: &[u8]) -> Option<char> {
+    let first = *bytes.first()?;
+    let valid = (1..=4.min(bytes.len())).find_map(|n| std::str::from_utf8(&bytes[..n]).ok());
+    Some(valid.and_then(|s| s.chars().next()).unwrap_or(first as char))
 }
 
 enum Step {

@@ -387,6 +387,7 @@ mod tests {
             ("{\"a\":1} x", "invalid character 'x' after top-level value"),
             ("{\"a\":", "unexpected end of JSON input"),
             ("", "unexpected end of JSON input"),
+            ("\u{feff}{}", "invalid character '\\ufeff' looking for beginning of value"),
         ] {
             assert_eq!(
                 parse_json(text.as_bytes(), &mut Dropped::default()),

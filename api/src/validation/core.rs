@@ -122,7 +122,20 @@ const NOT_SOURCES: [&str; 9] = [
     "volumeMode",
 ];
 
-pub fn persistent_volume(o: &Value, e: &mut Errors) {
+/// The sources in a volume's spec; there should be one.
+fn sources(volume: &Value) -> Vec<(&String, &Value)> {
+    let spec = volume.get("spec").and_then(Value::as_object);
+    let source = |(k, v): &(&String, &Value)| !NOT_SOURCES.contains(&k.as_str()) && !v.is_null();
+    spec.into_iter().flatten().filter(source).collect()
+}
+
+pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    if let Some(old) = old
+        && sources(o) != sources(old)
+    {
+        let detail = "spec.persistentvolumesource is immutable after creation";
+        e.forbidden(SPEC.child("persistentvolumesource"), detail);
+    }
     let empty = Value::Null;
     let s = o.get("spec").unwrap_or(&empty);
     modes(s, SPEC, e);
@@ -146,13 +159,8 @@ pub fn persistent_volume(o: &Value, e: &mut Errors) {
     if let Some(required) = s.at("nodeAffinity.required").filter(|r| !r.is_null()) {
         scheduling::node_selector(required, SPEC.child("nodeAffinity.required"), e);
     }
-    let sources = s
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(k, v)| !NOT_SOURCES.contains(&k.as_str()) && !v.is_null());
     let mut count = 0;
-    for (name, _) in sources {
+    for (name, _) in sources(o) {
         count += 1;
         if count > 1 {
             e.forbidden(SPEC.child(name), "may not specify more than 1 volume type");

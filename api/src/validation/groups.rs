@@ -1,6 +1,6 @@
 //! Validation of the smaller groups.
 
-use super::checks::{Errors, IMMUTABLE, NOT_NEGATIVE, percent, quantity};
+use super::checks::{Errors, IMMUTABLE, NOT_NEGATIVE, percent};
 use super::scheduling;
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
@@ -10,80 +10,6 @@ use serde_json::Value;
 const SPEC: Path<'static> = Path::new("spec");
 const ROOT: Path<'static> = Path::ROOT;
 const RBAC: &str = "rbac.authorization.k8s.io";
-
-pub fn autoscaler(o: &Value, e: &mut Errors) {
-    let (min, max) = (o.int_at("spec.minReplicas"), o.int_at("spec.maxReplicas").unwrap_or(0));
-    if let Some(n) = min.filter(|n| *n < 1) {
-        e.invalid(SPEC.child("minReplicas"), n, "must be greater than or equal to 1");
-    }
-    if max < 1 {
-        e.invalid(SPEC.child("maxReplicas"), max, "must be greater than 0");
-    }
-    if min.is_some_and(|n| max < n) {
-        e.invalid(SPEC.child("maxReplicas"), max, "must be greater than or equal to `minReplicas`");
-    }
-    let target = SPEC.child("scaleTargetRef");
-    for field in ["kind", "name"] {
-        match o.at("spec.scaleTargetRef").map_or("", |t| t.str_at(field)) {
-            "" => e.required(target.child(field), ""),
-            value => e.all(target.child(field), value, names::path_segment(value)),
-        }
-    }
-    let list = SPEC.child("metrics");
-    let metrics = o.items_at("spec.metrics");
-    for (i, metric) in metrics.iter().enumerate() {
-        let item = list.index(i);
-        let types = ["ContainerResource", "External", "Object", "Pods", "Resource"];
-        match metric.str_at("type") {
-            "" => e.required(item.child("type"), "must specify a metric source type"),
-            ty => e.one_of(item.child("type"), ty, &types),
-        }
-    }
-    let scalable = metrics.iter().any(|m| matches!(m.str_at("type"), "Object" | "External"));
-    if min == Some(0) && !scalable {
-        let detail =
-            "must specify at least one Object or External metric to support scaling to zero replicas";
-        e.forbidden(list, detail);
-    }
-    let behavior = SPEC.child("behavior");
-    for direction in ["scaleUp", "scaleDown"] {
-        let Some(rules) = o.at(&format!("spec.behavior.{direction}")).filter(|r| !r.is_null()) else {
-            continue;
-        };
-        scaling_rules(rules, behavior.child(direction), e);
-    }
-}
-
-fn scaling_rules(rules: &Value, at: Path<'_>, e: &mut Errors) {
-    if let Some(n) = rules.int_at("stabilizationWindowSeconds") {
-        let field = at.child("stabilizationWindowSeconds");
-        if n < 0 {
-            e.invalid(field, n, "must be greater than or equal to zero");
-        } else if n > 3600 {
-            e.invalid(field, n, "must be less than or equal to 3600");
-        }
-    }
-    e.optional_one_of(at.child("selectPolicy"), rules.str_at("selectPolicy"), &["Disabled", "Max", "Min"]);
-    let list = at.child("policies");
-    if rules.items_at("policies").is_empty() {
-        e.required(list, "must specify at least one Policy");
-    }
-    for (i, policy) in rules.items_at("policies").iter().enumerate() {
-        let item = list.index(i);
-        let ty = policy.str_at("type");
-        if !matches!(ty, "Percent" | "Pods") {
-            e.unsupported(item.child("type"), ty, &["Percent", "Pods"]);
-        }
-        for field in ["value", "periodSeconds"] {
-            let n = policy.int_at(field).unwrap_or(0);
-            if n <= 0 {
-                e.invalid(item.child(field), n, "must be greater than zero");
-            } else if field == "periodSeconds" && n > 1800 {
-                e.invalid(item.child(field), n, "must be less than or equal to 1800");
-            }
-        }
-    }
-}
 
 pub fn disruption_budget(o: &Value, e: &mut Errors) {
     let empty = Value::Null;
@@ -258,138 +184,6 @@ pub fn runtime_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
 }
 
-pub fn storage(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
-    match kind {
-        "StorageClass" => {
-            if let Some(old) = old {
-                for field in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
-                    e.immutable(ROOT, o, old, field);
-                }
-                return;
-            }
-            match o.str_at("provisioner") {
-                "" => e.required(ROOT.child("provisioner"), ""),
-                name => e.all(ROOT.child("provisioner"), name, names::qualified_name(&name.to_lowercase())),
-            }
-            let policy = o.str_at("reclaimPolicy");
-            e.optional_one_of(ROOT.child("reclaimPolicy"), policy, &["Delete", "Retain"]);
-            let mode = o.str_at("volumeBindingMode");
-            if mode.is_empty() {
-                e.required(ROOT.child("volumeBindingMode"), "");
-            } else {
-                e.one_of(ROOT.child("volumeBindingMode"), mode, &["Immediate", "WaitForFirstConsumer"]);
-            }
-        }
-        "CSIStorageCapacity" => {
-            let class = o.str_at("storageClassName");
-            e.all(ROOT.child("storageClassName"), class, names::dns1123_subdomain(class));
-            for field in ["capacity", "maximumVolumeSize"] {
-                if let Some(q) = quantity(o.get(field)).filter(|q| q.is_negative()) {
-                    e.invalid(ROOT.child(field), q.to_string(), NOT_NEGATIVE);
-                }
-            }
-        }
-        "VolumeAttachment" => {
-            for field in ["attacher", "nodeName"] {
-                if o.at("spec").map_or("", |s| s.str_at(field)).is_empty() {
-                    e.required(SPEC.child(field), "");
-                }
-            }
-            if let Some(old) = old
-                && old.get("spec") != o.get("spec")
-            {
-                e.invalid(SPEC, o.get("spec").cloned().unwrap_or(Value::Null), IMMUTABLE);
-            }
-        }
-        "VolumeAttributesClass" => {
-            if o.str_at("driverName").is_empty() {
-                e.required(ROOT.child("driverName"), "");
-            }
-            if let Some(old) = old {
-                for field in ["driverName", "parameters"] {
-                    e.immutable(ROOT, o, old, field);
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-pub fn admission(kind: &str, o: &Value, e: &mut Errors) {
-    if !kind.ends_with("WebhookConfiguration") {
-        return;
-    }
-    let list = ROOT.child("webhooks");
-    let mut seen = Vec::new();
-    for (i, hook) in o.items_at("webhooks").iter().enumerate() {
-        let item = list.index(i);
-        let name = hook.str_at("name");
-        if seen.contains(&name) {
-            e.duplicate(item.child("name"), name);
-        }
-        seen.push(name);
-        if name.split('.').count() < 3 {
-            e.invalid(
-                item.child("name"),
-                name,
-                "should be a domain with at least three segments separated by dots",
-            );
-        }
-        let rules = item.child("rules");
-        for (j, rule) in hook.items_at("rules").iter().enumerate() {
-            webhook_rule(rule, rules.index(j), e);
-        }
-        e.optional_one_of(item.child("failurePolicy"), hook.str_at("failurePolicy"), &["Fail", "Ignore"]);
-        e.optional_one_of(item.child("matchPolicy"), hook.str_at("matchPolicy"), &["Equivalent", "Exact"]);
-        e.one_of(item.child("sideEffects"), hook.str_at("sideEffects"), &["None", "NoneOnDryRun"]);
-        if let Some(n) = hook.int_at("timeoutSeconds").filter(|n| !(1..=30).contains(n)) {
-            e.invalid(item.child("timeoutSeconds"), n, "the timeout value must be between 1 and 30 seconds");
-        }
-        e.selector(item.child("namespaceSelector"), hook.get("namespaceSelector"));
-        e.selector(item.child("objectSelector"), hook.get("objectSelector"));
-        let url = hook.at("clientConfig.url").filter(|u| !u.is_null());
-        let service = hook.at("clientConfig.service").filter(|s| !s.is_null());
-        if url.is_some() == service.is_some() {
-            e.required(item.child("clientConfig"), "exactly one of url or service is required");
-        }
-        if hook.items_at("admissionReviewVersions").is_empty() {
-            let detail = "must specify one of v1, v1beta1";
-            e.required(item.child("admissionReviewVersions"), detail);
-        }
-    }
-}
-
-fn webhook_rule(rule: &Value, at: Path<'_>, e: &mut Errors) {
-    let operations = at.child("operations");
-    let all = rule.items_at("operations");
-    if all.is_empty() {
-        e.required(operations, "");
-    }
-    for (i, operation) in all.iter().filter_map(Value::as_str).enumerate() {
-        let known = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
-        if !known.contains(&operation) {
-            e.unsupported(operations.index(i), operation, &known);
-        }
-    }
-    let has = |field: &str, item: &str| rule.items_at(field).iter().any(|v| v == item);
-    for (field, what) in [("apiGroups", "API groups"), ("apiVersions", "API versions")] {
-        if rule.items_at(field).is_empty() {
-            e.required(at.child(field), "");
-        } else if rule.items_at(field).len() > 1 && has(field, "*") {
-            let detail = format!("if '*' is present, must not specify other {what}");
-            e.invalid(at.child(field), rule[field].clone(), detail);
-        }
-    }
-    let resources = rule.items_at("resources");
-    if resources.is_empty() {
-        e.required(at.child("resources"), "");
-    } else if resources.len() > 1 && has("resources", "*/*") {
-        let detail = "if '*/*' is present, must not specify other resources";
-        e.invalid(at.child("resources"), rule["resources"].clone(), detail);
-    }
-    e.optional_one_of(at.child("scope"), rule.str_at("scope"), &["*", "Cluster", "Namespaced"]);
-}
-
 pub fn api_service(o: &Value, e: &mut Errors) {
     let (version, group) = (o.str_at("spec.version"), o.str_at("spec.group"));
     let wanted = format!("{version}.{group}");
@@ -470,7 +264,13 @@ pub fn request_conditions(o: &Value, e: &mut Errors) {
     }
 }
 
-pub fn resource(kind: &str, o: &Value, e: &mut Errors) {
+pub fn resource(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
+    if let Some(old) = old
+        && matches!(kind, "ResourceClaim" | "ResourceClaimTemplate")
+        && old.get("spec") != o.get("spec")
+    {
+        e.invalid(SPEC, o.get("spec").cloned().unwrap_or(Value::Null), IMMUTABLE);
+    }
     let (spec, at) = match kind {
         "ResourceClaim" => (o.get("spec"), SPEC),
         "ResourceClaimTemplate" => (o.at("spec.spec"), Path::new("spec.spec")),
@@ -506,5 +306,107 @@ pub fn resource(kind: &str, o: &Value, e: &mut Errors) {
             e.duplicate(item, name);
         }
         seen.push(name);
+    }
+}
+
+pub fn flow_schema(o: &Value, e: &mut Errors) {
+    let n = o.int_at("spec.matchingPrecedence").unwrap_or(0);
+    if n <= 0 {
+        e.invalid(SPEC.child("matchingPrecedence"), n, "must be a positive value");
+    } else if n > 10_000 {
+        e.invalid(SPEC.child("matchingPrecedence"), n, "must not be greater than 10000");
+    } else if n == 1 && o.name() != "exempt" {
+        e.invalid(
+            SPEC.child("matchingPrecedence"),
+            n,
+            "only the schema named 'exempt' may have matchingPrecedence 1",
+        );
+    }
+    if let Some(method) = o.at("spec.distinguisherMethod").filter(|m| !m.is_null()) {
+        let at = SPEC.child("distinguisherMethod");
+        let types = ["ByNamespace", "ByUser"];
+        if !types.contains(&method.str_at("type")) {
+            e.unsupported(at.child("type"), method.str_at("type"), &types);
+        }
+    }
+    let level = SPEC.child("priorityLevelConfiguration");
+    match o.str_at("spec.priorityLevelConfiguration.name") {
+        "" => e.required(level.child("name"), "must reference a priority level"),
+        name => e.all(level.child("name"), name, names::dns1123_subdomain(name)),
+    }
+    let list = SPEC.child("rules");
+    for (i, rule) in o.items_at("spec.rules").iter().enumerate() {
+        let item = list.index(i);
+        let subjects = item.child("subjects");
+        if rule.items_at("subjects").is_empty() {
+            e.required(subjects, "subjects must contain at least one value");
+        }
+        for (j, subject) in rule.items_at("subjects").iter().enumerate() {
+            let kinds = ["Group", "ServiceAccount", "User"];
+            if !kinds.contains(&subject.str_at("kind")) {
+                let at = subjects.index(j);
+                e.unsupported(at.child("kind"), subject.str_at("kind"), &kinds);
+            }
+        }
+        if rule.items_at("resourceRules").is_empty() && rule.items_at("nonResourceRules").is_empty() {
+            e.required(item, "at least one of resourceRules and nonResourceRules has to be non-empty");
+        }
+    }
+}
+
+pub fn priority_level(o: &Value, e: &mut Errors) {
+    let empty = Value::Null;
+    let spec = o.get("spec").unwrap_or(&empty);
+    let given = |f: &str| spec.get(f).is_some_and(|v| !v.is_null());
+    match spec.str_at("type") {
+        "Exempt" => {
+            if given("limited") {
+                e.forbidden(SPEC.child("limited"), "must be nil if the type is not Limited");
+            }
+        }
+        "Limited" => {
+            if given("exempt") {
+                e.forbidden(SPEC.child("exempt"), "must be nil if the type is Limited");
+            }
+            if !given("limited") {
+                e.required(SPEC.child("limited"), "must not be empty when type is Limited");
+                return;
+            }
+            let at = SPEC.child("limited");
+            let limited = &spec["limited"];
+            if let Some(n) = limited.int_at("nominalConcurrencyShares").filter(|n| *n < 0) {
+                e.invalid(at.child("nominalConcurrencyShares"), n, "must be a non-negative integer");
+            }
+            if let Some(n) = limited.int_at("lendablePercent").filter(|n| !(0..=100).contains(n)) {
+                e.invalid(at.child("lendablePercent"), n, "must be between 0 and 100, inclusive");
+            }
+            limit_response(limited.get("limitResponse").unwrap_or(&empty), at.child("limitResponse"), e);
+        }
+        other => e.unsupported(SPEC.child("type"), other, &["Exempt", "Limited"]),
+    }
+}
+
+fn limit_response(response: &Value, at: Path<'_>, e: &mut Errors) {
+    let queuing = response.get("queuing").filter(|q| !q.is_null());
+    match (response.str_at("type"), queuing) {
+        ("Reject", Some(_)) => {
+            e.forbidden(at.child("queuing"), "must be nil if limited.limitResponse.type is not Limited");
+        }
+        ("Queue", None) => {
+            e.required(at.child("queuing"), "must not be empty if limited.limitResponse.type is Limited");
+        }
+        ("Queue", Some(queuing)) => {
+            let at = at.child("queuing");
+            let n = |f: &str| queuing.int_at(f).unwrap_or(0);
+            for field in ["queueLengthLimit", "queues", "handSize"].into_iter().filter(|f| n(f) <= 0) {
+                e.invalid(at.child(field), n(field), "must be positive");
+            }
+            if n("handSize") > n("queues") {
+                let detail = format!("should not be greater than queues ({})", n("queues"));
+                e.invalid(at.child("handSize"), n("handSize"), detail);
+            }
+        }
+        ("Reject", None) => {}
+        (other, _) => e.unsupported(at.child("type"), other, &["Queue", "Reject"]),
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Objects are well-typed, defaulted and prepared (see [`crate::strategy`]) when they come here.
 
+mod admission;
+mod autoscaling;
 mod checks;
 mod containers;
 mod core;
@@ -14,6 +16,7 @@ mod networking;
 mod pods;
 mod scheduling;
 mod service;
+mod storage;
 mod volumes;
 mod workloads;
 
@@ -71,6 +74,10 @@ pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
         ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch", "Job") => {
             object.at(template).map(|t| pods::warnings(t, "spec.template.")).unwrap_or_default()
         }
+        ("", "Service") => service::warnings(object),
+        ("discovery.k8s.io", "EndpointSlice") if object.str_at("addressType") == "FQDN" => {
+            vec!["spec.addressType: FQDN endpoints are deprecated".into()]
+        }
         _ => Vec::new(),
     }
 }
@@ -89,7 +96,7 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
         ("", "Endpoints") => service::endpoints(o, e),
         ("", "ConfigMap") => core::config_map(o, old, e),
         ("", "Secret") => core::secret(o, old, e),
-        ("", "PersistentVolume") => core::persistent_volume(o, e),
+        ("", "PersistentVolume") => core::persistent_volume(o, old, e),
         ("", "PersistentVolumeClaim") => core::claim(o, old, e),
         ("", "LimitRange") => core::limit_range(o, e),
         ("", "ResourceQuota") => core::resource_quota(o, e),
@@ -103,19 +110,21 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
         ("apps", "ControllerRevision") => workloads::controller_revision(o, old, e),
         ("batch", "Job") => jobs::job(o, old, e),
         ("batch", "CronJob") => jobs::cron_job(o, e),
-        ("autoscaling", "HorizontalPodAutoscaler") => groups::autoscaler(o, e),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::autoscaler(o, e),
         ("discovery.k8s.io", "EndpointSlice") => service::endpoint_slice(o, old, e),
-        ("networking.k8s.io", name) => networking::kind(name, o, e),
+        ("networking.k8s.io", name) => networking::kind(name, o, old, e),
         ("policy", "PodDisruptionBudget") => groups::disruption_budget(o, e),
         ("coordination.k8s.io", "Lease") => groups::lease(o, e),
         ("rbac.authorization.k8s.io", name) => groups::rbac(name, o, old, e),
         ("scheduling.k8s.io", "PriorityClass") => groups::priority_class(o, old, e),
         ("node.k8s.io", "RuntimeClass") => groups::runtime_class(o, old, e),
-        ("storage.k8s.io", name) => groups::storage(name, o, old, e),
-        ("admissionregistration.k8s.io", name) => groups::admission(name, o, e),
+        ("storage.k8s.io", name) => storage::kind(name, o, old, e),
+        ("admissionregistration.k8s.io", name) => admission::kind(name, o, e),
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => groups::flow_schema(o, e),
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => groups::priority_level(o, e),
         ("apiregistration.k8s.io", "APIService") => groups::api_service(o, e),
         ("certificates.k8s.io", "CertificateSigningRequest") => groups::signing_request(o, e),
-        ("resource.k8s.io", name) => groups::resource(name, o, e),
+        ("resource.k8s.io", name) => groups::resource(name, o, old, e),
         _ => {}
     }
 }
@@ -136,6 +145,28 @@ mod tests {
             assert!(errors.iter().any(|e| e.field == "metadata.name"), "{}", kind.kind);
             assert!(to_status(kind, "", &errors).is_some());
         }
+    }
+
+    #[test]
+    fn warnings_of_what_is_accepted() {
+        let kind = |group: &str, plural: &str| crate::kinds::find(group, "v1", plural).expect("row");
+        let pod = json!({"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/c": "x"}},
+            "spec": {"nodeSelector": {"beta.kubernetes.io/os": "linux"}, "containers": [{"env": [{"name": "A"}, {"name": "A"}]}]}});
+        assert_eq!(
+            warnings(kind("", "pods"), &pod),
+            [
+                "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: deprecated since v1.30; use the \"appArmorProfile\" field instead",
+                "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
+                "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using apply",
+            ]
+        );
+        let service = json!({"spec": {"type": "ClusterIP", "externalName": "a.b"}});
+        assert_eq!(warnings(kind("", "services"), &service).len(), 1);
+        assert_eq!(
+            warnings(kind("discovery.k8s.io", "endpointslices"), &json!({"addressType": "FQDN"})).len(),
+            1
+        );
+        assert!(warnings(kind("", "configmaps"), &json!({})).is_empty());
     }
 
     proptest! {

@@ -8,7 +8,18 @@ use serde_json::{Value, json};
 
 const SPEC: Path<'static> = Path::new("spec");
 
-pub fn kind(kind: &str, o: &Value, e: &mut Errors) {
+pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
+    let fixed = match kind {
+        "IngressClass" => "controller",
+        "ServiceCIDR" => "cidrs",
+        "IPAddress" => "parentRef",
+        _ => "",
+    };
+    if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec")))
+        && !fixed.is_empty()
+    {
+        e.immutable(SPEC, new, old, fixed);
+    }
     match kind {
         "Ingress" => ingress(o, e),
         "NetworkPolicy" => network_policy(o, e),

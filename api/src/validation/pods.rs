@@ -314,9 +314,24 @@ fn security_context(s: &Value, at: Path<'_>, e: &mut Errors) {
     e.optional_one_of(at.child("supplementalGroupsPolicy"), policy, &["Merge", "Strict"]);
 }
 
+/// The annotations that held AppArmor profiles before there was a field.
+const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+/// Node labels that have another name by now.
+const RENAMED_LABELS: [(&str, &str); 2] =
+    [("beta.kubernetes.io/arch", "kubernetes.io/arch"), ("beta.kubernetes.io/os", "kubernetes.io/os")];
+
 /// Warnings about a pod, or about a template below `prefix`.
 pub fn warnings(pod: &Value, prefix: &str) -> Vec<String> {
     let mut out = Vec::new();
+    for (key, _) in pod.annotations().iter().filter(|(k, _)| k.starts_with(APPARMOR)) {
+        out.push(format!(
+            "{prefix}metadata.annotations[{key}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"
+        ));
+    }
+    let selector = Labels::new(pod.at("spec.nodeSelector").and_then(Value::as_object));
+    for (old, new) in RENAMED_LABELS.iter().filter(|(old, _)| selector.contains_key(old)) {
+        out.push(format!("{prefix}spec.nodeSelector[{old}]: deprecated since v1.14; use \"{new}\" instead"));
+    }
     for (i, secret) in pod.items_at("spec.imagePullSecrets").iter().enumerate() {
         if secret.str_at("name").is_empty() {
             out.push(format!("{prefix}spec.imagePullSecrets[{i}].name: invalid empty name \"\""));
@@ -334,6 +349,15 @@ pub fn warnings(pod: &Value, prefix: &str) -> Vec<String> {
             if let Some(k) = ports[..j].iter().position(|p| same(&p)) {
                 let at = format!("{prefix}spec.containers[{i}].ports");
                 out.push(format!("{at}[{j}]: duplicate port definition with {at}[{k}]"));
+            }
+        }
+        let env = c.items_at("env");
+        for (j, var) in env.iter().enumerate() {
+            if env[..j].iter().any(|v| v.str_at("name") == var.str_at("name")) {
+                out.push(format!(
+                    "{prefix}spec.containers[{i}].env[{j}]: hides previous definition of {}, which may be dropped when using apply",
+                    crate::text::quote(var.str_at("name"))
+                ));
             }
         }
         for list in ["limits", "requests"] {

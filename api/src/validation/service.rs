@@ -64,6 +64,16 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
 }
 
+/// Warnings about fields that have no effect.
+pub fn warnings(o: &Value) -> Vec<String> {
+    let ignored = !o.str_at("spec.externalName").is_empty() && o.str_at("spec.type") != "ExternalName";
+    if ignored {
+        vec!["spec.externalName is ignored when spec.type is not \"ExternalName\"".into()]
+    } else {
+        Vec::new()
+    }
+}
+
 fn service_ports(s: &Value, headless: bool, e: &mut Errors) {
     let list = SPEC.child("ports");
     let ports = s.items_at("ports");

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::access::{Admission, AdmissionRequest, GroupResource, Host, ObjectReader};
@@ -58,6 +59,17 @@ impl Lookup {
         namespace: &str,
         name: &str,
     ) -> Result<Option<Value>, Status> {
+        self.get_as(group, resource, namespace, name).await
+    }
+
+    /// The same, with only the fields of `T` read.
+    async fn get_as<T: DeserializeOwned>(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<T>, Status> {
         let key = GroupResource::new(group, resource);
         for fresh in [false, true] {
             let found = self.0.get(&key, namespace, name, fresh).await.map_err(Status::internal)?;

@@ -1,8 +1,8 @@
 //! NamespaceLifecycle: nothing is made in a namespace that is missing or going away; some namespaces stay.
 
 use async_trait::async_trait;
-use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
+use serde::Deserialize;
 
 use super::{Lookup, forbidden};
 use crate::access::{Admission, AdmissionRequest, Operation};
@@ -10,6 +10,19 @@ use crate::request_info::RequestInfo;
 
 /// Namespaces that cannot be deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
+
+/// The part of a Namespace that counts: it is read for every write of a namespaced object.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Namespace {
+    status: NamespaceStatus,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct NamespaceStatus {
+    phase: String,
+}
 
 pub(super) struct NamespaceLifecycle {
     pub(super) reader: Lookup,
@@ -42,11 +55,11 @@ impl Admission for NamespaceLifecycle {
             return Ok(());
         }
         let name = &request.info.namespace;
-        let Some(namespace) = self.reader.get("", "namespaces", "", name).await? else {
+        let Some(namespace) = self.reader.get_as::<Namespace>("", "namespaces", "", name).await? else {
             return Err(Status::not_found("", "namespaces", name));
         };
         // What is in a namespace that is going away may still change, so that it can end.
-        if request.operation != Operation::Create || namespace.str_at("status.phase") != "Terminating" {
+        if request.operation != Operation::Create || namespace.status.phase != "Terminating" {
             return Ok(());
         }
         let why = format!("unable to create new content in namespace {name} because it is being terminated");

@@ -57,13 +57,20 @@ fn rules_of(role: &Value) -> Vec<PolicyRule> {
     role.get("rules").and_then(|rules| serde_json::from_value(rules.clone()).ok()).unwrap_or_default()
 }
 
-/// All controllers run in one process under one name: that name holds what the single controllers hold.
+/// All controllers run in one process under one name: that name holds what the single controllers hold. Who may
+/// update may patch here: Hawser's controllers send the difference where Kubernetes' send the whole object.
 fn controller_manager_role(objects: &[Value]) -> Value {
     let of_controllers = objects.iter().filter(|o| {
         let name = o["metadata"]["name"].as_str().unwrap_or("");
         o["kind"] == "ClusterRole" && name.starts_with("system:controller:")
     });
-    let rules: BTreeSet<PolicyRule> = of_controllers.flat_map(rules_of).collect();
+    let with_patch = |mut rule: PolicyRule| {
+        if rule.verbs.iter().any(|v| v == "update") && !rule.verbs.iter().any(|v| v == "patch") {
+            rule.verbs.push("patch".to_owned());
+        }
+        rule
+    };
+    let rules: BTreeSet<PolicyRule> = of_controllers.flat_map(rules_of).map(with_patch).collect();
     let mut role = object("ClusterRole", "hawser:controllers", None, &[], None);
     role["rules"] = json!(rules);
     role

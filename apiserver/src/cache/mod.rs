@@ -211,7 +211,7 @@ impl ResourceCache {
         }
         let (low, high) = bounds(namespace, from);
         let range = (as_bound(&low), as_bound(&high));
-        let mut now = state.objects.range::<str, _>(range).map(|(k, e)| (k, e)).peekable();
+        let mut now = state.objects.range::<str, _>(range).peekable();
         let mut then = overlay.range::<str, _>(range).peekable();
         loop {
             let entry = match (now.peek(), then.peek()) {

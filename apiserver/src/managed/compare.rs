@@ -109,9 +109,10 @@ impl Walk {
     }
 
     fn items(&mut self, look: Look, old: &[Value], new: &[Value]) {
-        let (element, item_look): (Box<dyn Fn(&Value) -> String>, Look) = match look {
-            Look::Keyed(field, inner) => (Box::new(|item| key_of(field, item)), look_at(inner)),
-            _ => (Box::new(|item| format!("v:{item}")), Look::Whole),
+        let item_look = if let Look::Keyed(_, inner) = look { look_at(inner) } else { Look::Whole };
+        let element = |item: &Value| match look {
+            Look::Keyed(field, _) => key_of(field, item),
+            _ => format!("v:{item}"),
         };
         let mut sides: BTreeMap<String, (Option<&Value>, Option<&Value>)> = BTreeMap::new();
         for item in old {

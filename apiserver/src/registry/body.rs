@@ -9,6 +9,7 @@ use hawser_api::schema;
 use hawser_api::status::Status;
 use hawser_api::text::{json_type, quote};
 use http::header::CONTENT_TYPE;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::Call;
@@ -24,16 +25,28 @@ impl Call<'_> {
     ///
     /// # Errors
     /// 415 for other encodings, 400 for what cannot be parsed.
-    pub(crate) fn parse(&self, bytes: &Bytes, dropped: &mut Dropped) -> Result<Value, Status> {
+    ///
+    /// `api_version` and `kind` are for a protobuf body that does not name its own.
+    pub(crate) fn parse(
+        &self,
+        bytes: &Bytes,
+        api_version: &str,
+        kind: &str,
+        dropped: &mut Dropped,
+    ) -> Result<Value, Status> {
         match negotiate::content_type(self.header(CONTENT_TYPE))? {
             BodyEncoding::Json => decode::parse_json(bytes, dropped).map_err(|e| {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
             }),
-            BodyEncoding::Protobuf => protobuf::decode(bytes, ("", "")).map_err(|e| Status::bad_request(e.to_string())),
+            BodyEncoding::Protobuf => {
+                protobuf::decode(bytes, (api_version, kind)).map_err(|e| Status::bad_request(e.to_string()))
+            }
             BodyEncoding::Yaml => {
-                let value: Value = serde_yaml_ng::from_slice(bytes)
-                    .map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
-                Ok(value)
+                // Of several documents the first one counts.
+                let Some(document) = serde_yaml_ng::Deserializer::from_slice(bytes).next() else {
+                    return Ok(Value::Null);
+                };
+                Value::deserialize(document).map_err(|e| Status::bad_request(format!("yaml: {e}")))
             }
         }
     }
@@ -63,7 +76,7 @@ impl Call<'_> {
         validation: FieldValidation,
     ) -> Result<Value, Status> {
         let mut dropped = Dropped::default();
-        let mut object = self.parse(bytes, &mut dropped)?;
+        let mut object = self.parse(bytes, api_version, kind, &mut dropped)?;
         self.conform(&mut object, api_version, kind, &mut dropped)?;
         self.report(&dropped, validation)?;
         Ok(object)

@@ -10,7 +10,7 @@ use hawser_storage::{Error as StorageError, Precondition};
 use rand::Rng as _;
 use serde_json::{Value, json};
 
-use super::{Answer, Call, Registry, storage_status};
+use super::{AdmissionStep, Answer, Call, Registry, storage_status};
 use crate::access::{Operation, VirtualRequest};
 use crate::cache::entry::Facts;
 use crate::managed::{self, Writer};
@@ -50,23 +50,20 @@ impl Registry {
     ) -> Result<Answer, Status> {
         let kind = &call.row.kind;
         if !object.resource_version().is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Status::plain_error("resourceVersion should not be set on objects to be created"));
         }
         self.feed.ensure(call.cache()?).await.map_err(|e| super::feed_status(&e))?;
         wipe(&mut object);
         self.own(call, kind, &mut object, options);
-        let option_value = options.to_value("CreateOptions");
-        self.admit(
-            call,
-            Operation::Create,
-            &kind.kind,
-            Some(&mut object),
-            None,
-            options.dry_run,
-            &option_value,
-        )
-        .await?;
-        self.insert(call, object, options, &option_value).await
+        let step = AdmissionStep {
+            operation: Operation::Create,
+            kind: &kind.kind,
+            old: None,
+            dry_run: options.dry_run,
+            options: &options.to_value("CreateOptions"),
+        };
+        self.admit(call, step, Some(&mut object)).await?;
+        self.insert(call, object, step).await
     }
 
     /// Notes the writer of a new object.
@@ -88,8 +85,7 @@ impl Registry {
         &self,
         call: &Call<'_>,
         object: Value,
-        options: &WriteOptions,
-        option_value: &Value,
+        step: AdmissionStep<'_>,
     ) -> Result<Answer, Status> {
         let cache = call.cache()?;
         let stored = call.row.stored_kind();
@@ -97,22 +93,12 @@ impl Registry {
         let generated = object.name().is_empty() && !object.generate_name().is_empty();
         let prefix = object.generate_name().to_owned();
         hooks::prepare_create(stored, &mut object, call.namespace(), &suffix());
-        let allocation = self.allocators.create(stored, &mut object, options.dry_run)?;
+        let allocation = self.allocators.create(stored, &mut object, step.dry_run)?;
         hooks::validate_create(stored, &object)?;
         hooks::warnings(stored, &object).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Create) {
             let mut shown = convert::from_stored(&call.row, object.clone());
-            let kind = &call.row.kind.kind;
-            self.validate_admission(
-                call,
-                Operation::Create,
-                kind,
-                Some(&mut shown),
-                None,
-                options.dry_run,
-                option_value,
-            )
-            .await?;
+            self.validate_admission(call, step, Some(&mut shown)).await?;
         }
         let mut attempts = if generated { NAME_ATTEMPTS } else { 1 };
         loop {
@@ -126,7 +112,7 @@ impl Registry {
                     Status::already_exists(&k.group, &k.plural, &name)
                 }
             };
-            if options.dry_run {
+            if step.dry_run {
                 self.consistent(call).await?;
                 if cache.get(call.namespace(), &name).is_some() {
                     return Err(taken());
@@ -181,18 +167,16 @@ impl Registry {
         let info = call.info;
         if self.admission_wanted(call, Operation::Create) {
             // NodeRestriction judges the tokens that nodes ask for.
-            let (kind, options) = (object.kind().to_owned(), Value::Null);
-            self.admit(call, Operation::Create, &kind, Some(&mut object), None, dry_run, &options).await?;
-            self.validate_admission(
-                call,
-                Operation::Create,
-                &kind,
-                Some(&mut object),
-                None,
+            let kind = object.kind().to_owned();
+            let step = AdmissionStep {
+                operation: Operation::Create,
+                kind: &kind,
+                old: None,
                 dry_run,
-                &options,
-            )
-            .await?;
+                options: &Value::Null,
+            };
+            self.admit(call, step, Some(&mut object)).await?;
+            self.validate_admission(call, step, Some(&mut object)).await?;
         }
         for virtual_resource in &self.access.virtuals {
             if virtual_resource.handles(&info.group, &info.resource, &info.subresource) {

@@ -80,7 +80,8 @@ impl Registry {
         let value = if body.is_empty() {
             None
         } else {
-            Some(call.parse(body, &mut hawser_api::decode::Dropped::default())?)
+            let mut dropped = hawser_api::decode::Dropped::default();
+            Some(call.parse(body, "v1", "DeleteOptions", &mut dropped)?)
         };
         DeleteOptions::parse(call.info, value.as_ref())
     }

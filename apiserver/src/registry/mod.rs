@@ -49,6 +49,8 @@ pub struct Registry {
     pub access: Access,
     /// Addresses and ports of Services.
     pub allocators: Allocators,
+    /// Where writers of the same object wait for each other.
+    pub queues: modify::Queues,
 }
 
 /// One request on one row.
@@ -79,6 +81,37 @@ pub enum Answer {
     Done(Box<Status>),
     /// Events from now on.
     Watch(Box<watch::Watch>),
+}
+
+/// What admission is told of a write, the object excepted.
+#[derive(Clone, Copy)]
+pub(crate) struct AdmissionStep<'a> {
+    /// What is done.
+    pub operation: Operation,
+    /// Kind of the object.
+    pub kind: &'a str,
+    /// What is there.
+    pub old: Option<&'a Value>,
+    /// Whether nothing is stored.
+    pub dry_run: bool,
+    /// The request's options as an object.
+    pub options: &'a Value,
+}
+
+impl<'a> AdmissionStep<'a> {
+    fn request(self, call: &'a Call<'_>, object: Option<&'a mut Value>) -> AdmissionRequest<'a> {
+        AdmissionRequest {
+            user: call.user,
+            operation: self.operation,
+            info: call.info,
+            kind: self.kind,
+            object,
+            old_object: self.old,
+            dry_run: self.dry_run,
+            options: self.options,
+            warnings: Vec::new(),
+        }
+    }
 }
 
 impl Call<'_> {
@@ -154,16 +187,15 @@ impl Registry {
     pub(crate) async fn admit(
         &self,
         call: &Call<'_>,
-        operation: Operation,
-        kind: &str,
+        step: AdmissionStep<'_>,
         object: Option<&mut Value>,
-        old: Option<&Value>,
-        dry_run: bool,
-        options: &Value,
     ) -> Result<(), Status> {
-        let mut request = self.admission_request(call, operation, kind, object, old, dry_run, options);
+        if !self.admission_wanted(call, step.operation) {
+            return Ok(());
+        }
+        let mut request = step.request(call, object);
         for plugin in &self.access.admission {
-            if plugin.handles(operation, call.info) {
+            if plugin.handles(step.operation, call.info) {
                 plugin.admit(&mut request).await?;
             }
         }
@@ -175,44 +207,16 @@ impl Registry {
     pub(crate) async fn validate_admission(
         &self,
         call: &Call<'_>,
-        operation: Operation,
-        kind: &str,
+        step: AdmissionStep<'_>,
         object: Option<&mut Value>,
-        old: Option<&Value>,
-        dry_run: bool,
-        options: &Value,
     ) -> Result<(), Status> {
-        let request = self.admission_request(call, operation, kind, object, old, dry_run, options);
+        let request = step.request(call, object);
         for plugin in &self.access.admission {
-            if plugin.handles(operation, call.info) {
+            if plugin.handles(step.operation, call.info) {
                 plugin.validate(&request).await?;
             }
         }
         Ok(())
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of one record, named where it is made")]
-    fn admission_request<'a>(
-        &self,
-        call: &'a Call<'_>,
-        operation: Operation,
-        kind: &'a str,
-        object: Option<&'a mut Value>,
-        old_object: Option<&'a Value>,
-        dry_run: bool,
-        options: &'a Value,
-    ) -> AdmissionRequest<'a> {
-        AdmissionRequest {
-            user: call.user,
-            operation,
-            info: call.info,
-            kind,
-            object,
-            old_object,
-            dry_run,
-            options,
-            warnings: Vec::new(),
-        }
     }
 
     /// Admission of a deletion, both halves.
@@ -222,9 +226,15 @@ impl Registry {
         old: &Value,
         options: &DeleteOptions,
     ) -> Result<(), Status> {
-        let (kind, value) = (&call.row.kind.kind, options.to_value());
-        self.admit(call, Operation::Delete, kind, None, Some(old), options.dry_run, &value).await?;
-        self.validate_admission(call, Operation::Delete, kind, None, Some(old), options.dry_run, &value).await
+        let step = AdmissionStep {
+            operation: Operation::Delete,
+            kind: &call.row.kind.kind,
+            old: Some(old),
+            dry_run: options.dry_run,
+            options: &options.to_value(),
+        };
+        self.admit(call, step, None).await?;
+        self.validate_admission(call, step, None).await
     }
 
     /// Whether any admission plugin wants to see such requests.

@@ -9,7 +9,7 @@ use hawser_api::status::{FieldError, Status};
 use hawser_storage::{Error as StorageError, Precondition};
 use serde_json::Value;
 
-use super::{Answer, Call, Registry, storage_status};
+use super::{AdmissionStep, Answer, Call, Registry, storage_status};
 use crate::access::Operation;
 use crate::cache::entry::{Entry, Facts};
 use crate::managed::{self, Writer};
@@ -17,7 +17,29 @@ use crate::options::WriteOptions;
 use crate::{convert, hooks};
 
 /// How often a change is tried when others write the same object.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 64;
+/// Number of queues for writers that have lost a race.
+const QUEUES: usize = 64;
+
+/// Lets writers that have lost a race for an object wait for each other instead of racing on. Objects share queues by
+/// the hash of their key.
+#[derive(Debug)]
+pub struct Queues(Vec<tokio::sync::Mutex<()>>);
+
+impl Default for Queues {
+    fn default() -> Self {
+        Self((0..QUEUES).map(|_| tokio::sync::Mutex::default()).collect())
+    }
+}
+
+impl Queues {
+    async fn wait(&self, key: &str) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        use std::hash::{BuildHasher as _, RandomState};
+        static STATE: std::sync::LazyLock<RandomState> = std::sync::LazyLock::new(RandomState::new);
+        let hash = usize::try_from(STATE.hash_one(key) % QUEUES as u64).unwrap_or(0);
+        Some(self.0.get(hash)?.lock().await)
+    }
+}
 
 /// How a change differs from a plain update.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +76,7 @@ impl Registry {
         mut change: impl FnMut(&Current) -> Result<Value, Status>,
     ) -> Result<Answer, Status> {
         let name = &call.info.name;
+        let mut turn = None;
         for _ in 0..ATTEMPTS {
             let entry = self.current(call, name).await?;
             let object = self.decode_current(call, &entry)?;
@@ -62,6 +85,9 @@ impl Registry {
             let claimed = new.resource_version().to_owned();
             if let Some(answer) = self.try_write(call, options, manner, &current, new).await? {
                 return Ok(answer);
+            }
+            if turn.is_none() {
+                turn = self.queues.wait(&current.entry.key).await;
             }
             // Lost a race. Who named the version that is gone has to look again.
             if !claimed.is_empty() && manner.options_kind == "UpdateOptions" {
@@ -98,10 +124,14 @@ impl Registry {
             has_status: kind.has_status(),
         };
         managed::update(schema::of(kind), &current.object, &mut new, &writer);
-        let option_value = options.to_value(manner.options_kind);
-        let old = Some(&current.object);
-        self.admit(call, Operation::Update, &kind.kind, Some(&mut new), old, options.dry_run, &option_value)
-            .await?;
+        let step = AdmissionStep {
+            operation: Operation::Update,
+            kind: &kind.kind,
+            old: Some(&current.object),
+            dry_run: options.dry_run,
+            options: &options.to_value(manner.options_kind),
+        };
+        self.admit(call, step, Some(&mut new)).await?;
 
         let old_stored = current.entry.decode().map_err(Status::internal)?;
         let mut new = convert::to_stored(&call.row, new);
@@ -116,16 +146,7 @@ impl Registry {
         hooks::warnings(stored, &new).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Update) {
             let mut shown = convert::from_stored(&call.row, new.clone());
-            self.validate_admission(
-                call,
-                Operation::Update,
-                &kind.kind,
-                Some(&mut shown),
-                old,
-                options.dry_run,
-                &option_value,
-            )
-            .await?;
+            self.validate_admission(call, step, Some(&mut shown)).await?;
         }
         let value = cache.head().encode(&new);
         let entry = &current.entry;

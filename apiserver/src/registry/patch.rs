@@ -93,7 +93,7 @@ impl Registry {
         }
         let mut dropped = Dropped::default();
         let patch = Patch::parse(content_type, &body, kind.builtin, &mut dropped)?;
-        call.report(&dropped, options.field_validation)?;
+        let sent = dropped;
         let ty = schema::of(&kind);
         let strategy = hooks::strategy(call.row.stored_kind());
         let manner =
@@ -117,6 +117,7 @@ impl Registry {
             if !object.is_object() {
                 return Err(patch::undecodable(&patched, "the patched value is no object"));
             }
+            dropped.messages.splice(0..0, sent.messages.iter().cloned());
             call.report(&dropped, options.field_validation)?;
             if object.kind() != kind.kind || object.api_version() != api_version {
                 if !object.kind().is_empty() && object.kind() != kind.kind

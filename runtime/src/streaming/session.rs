@@ -14,7 +14,9 @@ use k8s_cri::v1::{AttachRequest, ExecRequest};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::channel::{self, Input, Outcome, Subprotocol};
 use super::{Pending, exec};
@@ -61,7 +63,9 @@ async fn write_messages(mut sink: SplitSink<Socket, Message>, mut queue: mpsc::R
             return;
         }
     }
-    // The connection may be gone already.
+    // Clients take a close without this code for a failure. The connection may be gone already.
+    let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+    let _ = sink.send(Message::Close(Some(normal))).await;
     let _ = sink.close().await;
 }
 

@@ -101,7 +101,7 @@ fn deployment() -> Value {
 }
 
 fn client(address: &str) -> Value {
-    let fetch = format!("while :; do wget -q -T 2 -O - http://{address}/ && echo; sleep 1; done");
+    let fetch = format!("while :; do curl -s -m 2 http://{address}/ && echo; sleep 1; done");
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
