@@ -74,6 +74,7 @@ const TESTS: &[Test] = tests![
     lifetime::shim_killed,
     lifetime::removed_while_starting,
     lifetime::many_at_once,
+    lifetime::network_of_a_pod,
     lifetime::socket_is_private,
 ];
 
