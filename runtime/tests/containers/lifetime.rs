@@ -195,3 +195,49 @@ pub async fn many_at_once(node: Arc<Node>) -> Outcome {
     println!("  removed in {:.1?}", begin.elapsed());
     Ok(())
 }
+
+pub async fn network_of_a_pod(node: Arc<Node>) -> Outcome {
+    let named = |name: &str| {
+        let mut config = node.sandbox_config();
+        config.metadata.get_or_insert_default().name = name.into();
+        config
+    };
+    let told = |name: &str| -> Result<Vec<String>, kit::Failure> {
+        let log = fs::read_to_string(node.dir.join("network.log"))?;
+        Ok(log.lines().filter(|l| l.split(' ').nth(1) == Some(name)).map(str::to_owned).collect())
+    };
+    let good = node.sandbox(named("good")).await?;
+    let mut runtime = good.runtime.clone();
+    let request = PodSandboxStatusRequest { pod_sandbox_id: good.id.clone(), verbose: false };
+    let status = runtime.pod_sandbox_status(request).await?.into_inner().status.unwrap_or_default();
+    ensure!(status.network.is_some_and(|n| n.ip == "127.0.0.1"), "address");
+    for _ in 0..2 {
+        runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: good.id.clone() }).await?;
+    }
+    runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: good.id.clone() }).await?;
+    let want = ["setup good netns=true cgroup=true", "teardown good netns=true cgroup=true"];
+    ensure!(told("good")? == want, "{:?}", told("good")?);
+
+    // One that cannot be connected leaves nothing behind, not even its name.
+    let name = kit::UNCONNECTED;
+    let config = named(name);
+    for _ in 0..2 {
+        let failed = node.sandbox(config.clone()).await.err().map(|e| e.0).unwrap_or_default();
+        ensure!(failed.contains("no addresses are left"), "{failed}");
+    }
+    let list = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+    ensure!(list.is_empty(), "{list:?}");
+    ensure!(kit::mounts_below(&node.dir).is_empty() && kit::shims_below(&node.dir).is_empty(), "left behind");
+
+    // One that cannot be disconnected stays until it can.
+    let stuck = node.sandbox(named("stuck")).await?;
+    let flag = node.dir.join(kit::NO_TEARDOWN);
+    fs::write(&flag, "")?;
+    let request = RemovePodSandboxRequest { pod_sandbox_id: stuck.id.clone() };
+    let refused = runtime.remove_pod_sandbox(request.clone()).await;
+    fs::remove_file(&flag)?;
+    ensure!(refused.is_err_and(|e| e.message().contains("not now")), "removed without its network");
+    runtime.remove_pod_sandbox(request).await?;
+    ensure!(told("stuck")?.len() == 3, "{:?}", told("stuck")?);
+    Ok(())
+}
