@@ -12,6 +12,7 @@ pub mod authz;
 pub mod body;
 pub mod bootstrap;
 pub mod cache;
+pub mod conditions;
 pub mod convert;
 pub mod discovery;
 pub mod encode;
@@ -159,7 +160,6 @@ impl ApiServer {
         let service = allocators.first_address();
         let registry =
             Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators, queues: Default::default() });
-        tasks.spawn(housekeeping::run(registry.clone(), stop.clone()));
         let pipeline = Arc::new(Pipeline {
             registry,
             discovery: discovery::Discovery::default(),
@@ -207,12 +207,14 @@ impl ApiServer {
         self.local.clone()
     }
 
-    /// Serves the network until `stop`, then lets requests end, then stops what runs behind them.
+    /// Serves the network and keeps house until `stop`, then lets requests end, then stops what runs behind them.
     ///
     /// # Errors
     /// Never at the moment; a component's `run` may fail.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
-        let Self { pipeline, listeners, tls, stop: inner, tasks, .. } = self;
+        let Self { pipeline, reader, local, listeners, tls, stop: inner, tasks } = self;
+        tasks.spawn(housekeeping::run(pipeline.registry.clone(), inner.clone()));
+        tasks.spawn(conditions::run(Arc::new(reader), local.clone(), inner.clone()));
         let closing = CancellationToken::new();
         let serving = async {
             match tls {
