@@ -84,7 +84,9 @@ expect 'successfully rolled out' rollout status deployment/web --timeout=90s
 expect 'labeled' label pod client tier=test
 expect 'client' get pods -l tier=test
 expect '^yes' auth can-i create pods
-expect '^no' auth can-i list secrets --as="system:serviceaccount:$namespace:default" || true
+# `can-i` ends with 1 for a no.
+denied=$(k auth can-i list secrets --as="system:serviceaccount:$namespace:default" || true)
+[ "$denied" = no ] || fail "an unbound ServiceAccount may list secrets: $denied"
 expect 'KIND: +Deployment' explain deployment.spec
 expect 'deleted' delete pod client
 expect 'deleted' delete deployment web

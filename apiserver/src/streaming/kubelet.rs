@@ -23,8 +23,12 @@ pub(super) struct PodStreams {
     pub(super) authorizers: Arc<Authorizers>,
 }
 
+/// What a path segment may hold as it is (RFC 3986, unreserved characters).
+const SEGMENT: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 fn encode(segment: &str) -> String {
-    percent_encoding::utf8_percent_encode(segment, percent_encoding::NON_ALPHANUMERIC).to_string()
+    percent_encoding::utf8_percent_encode(segment, SEGMENT).to_string()
 }
 
 impl PodStreams {
