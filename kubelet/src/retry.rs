@@ -5,9 +5,9 @@ use rand::Rng;
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(50);
-const MAX: Duration = Duration::from_secs(30);
+const MAX: Duration = Duration::from_secs(10);
 
-/// Doubles from 50 ms to 30 s with a jitter of up to a half; starts over after a success.
+/// Doubles from 50 ms to 10 s with a jitter of up to a half; starts over after a success.
 #[derive(Clone, Debug)]
 pub(crate) struct Retry {
     next: Duration,

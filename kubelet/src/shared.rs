@@ -99,7 +99,7 @@ impl PodObjects {
         if !dir.join(path).exists() {
             return None;
         }
-        let file = crate::volumes::open_subpath(&dir, path, 0o755).ok()?;
+        let file = crate::volumes::open_subpath(&dir, path).ok()?;
         std::fs::read_to_string(file.host_path()).ok()
     }
 

@@ -10,6 +10,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 /// A path inside a volume, held open.
@@ -42,8 +43,8 @@ impl SubPath {
     }
 }
 
-/// Opens `sub` below `volume`; directories that are missing are made. Blocking.
-pub(crate) fn open(volume: &Path, sub: &str, mode: u32) -> io::Result<SubPath> {
+/// Opens `sub` below `volume`; directories that are missing are made, as accessible as the volume is. Blocking.
+pub(crate) fn open(volume: &Path, sub: &str) -> io::Result<SubPath> {
     let relative = Path::new(sub);
     let normal = relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
     if !normal {
@@ -58,6 +59,7 @@ pub(crate) fn open(volume: &Path, sub: &str, mode: u32) -> io::Result<SubPath> {
         Err(nix::Error::ENOENT) => {}
         Err(e) => return Err(e.into()),
     }
+    let mode = fstat(&root)?.st_mode & 0o7777;
     let mut at = beneath(&root, Path::new("."))?;
     for part in relative.components() {
         let Component::Normal(name) = part else { continue };
@@ -70,7 +72,10 @@ pub(crate) fn open(volume: &Path, sub: &str, mode: u32) -> io::Result<SubPath> {
                     return Err(io::Error::other(format!("subPath {sub:?} is a broken link")));
                 }
                 mkdirat(&at, name, Mode::from_bits_truncate(mode))?;
-                beneath(&at, name)?
+                let made = SubPath { fd: beneath(&at, name)? };
+                // The umask had its say.
+                std::fs::set_permissions(made.host_path(), std::fs::Permissions::from_mode(mode))?;
+                made.fd
             }
             Err(e) => return Err(e.into()),
         };
@@ -108,13 +113,14 @@ mod tests {
         symlink("/etc", volume.join("abs")).unwrap();
         symlink("f", volume.join("in")).unwrap();
         symlink("nowhere", volume.join("dangling")).unwrap();
-        assert_eq!(fs::read_to_string(open(&volume, "f", 0o755).unwrap().host_path()).unwrap(), "x");
-        assert_eq!(fs::read_to_string(open(&volume, "in", 0o755).unwrap().host_path()).unwrap(), "x");
+        assert_eq!(fs::read_to_string(open(&volume, "f").unwrap().host_path()).unwrap(), "x");
+        assert_eq!(fs::read_to_string(open(&volume, "in").unwrap().host_path()).unwrap(), "x");
         for bad in ["out", "abs/passwd", "../secret", "/etc", "dangling", "f/x"] {
-            assert!(open(&volume, bad, 0o755).is_err(), "{bad}");
+            assert!(open(&volume, bad).is_err(), "{bad}");
         }
-        let made = open(&volume, "a/b/c", 0o750).unwrap();
-        assert!(volume.join("a/b/c").is_dir());
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777)).unwrap();
+        let made = open(&volume, "a/b/c").unwrap();
+        assert_eq!(fs::metadata(volume.join("a/b/c")).unwrap().permissions().mode() & 0o7777, 0o2777);
         // The descriptor holds what was checked, whatever happens to the name.
         fs::write(volume.join("a/b/c/file"), "1").unwrap();
         fs::rename(volume.join("a"), volume.join("z")).unwrap();

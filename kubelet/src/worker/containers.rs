@@ -187,7 +187,7 @@ impl Hands {
             None => dir,
             Some(sub) => {
                 let fail = |e| format!("failed to prepare subPath for volumeMount \"{}\": {e}", m.name);
-                let open = open_subpath(&dir, &sub, 0o750).map_err(fail)?;
+                let open = open_subpath(&dir, &sub).map_err(fail)?;
                 if self.shared.roots.tmpfs {
                     open.mount(place).map_err(fail)?;
                     place.to_owned()

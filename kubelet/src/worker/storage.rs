@@ -91,14 +91,18 @@ impl Files {
             return Ok(());
         }
         let fail = |volume: &str, message: String| VolumeError { volume: volume.to_owned(), message };
-        let sources = self.objects.for_volumes(&volumes).await.map_err(|e| fail(&first, e))?;
-        let mut tokens = Tokens::new();
-        for v in &volumes {
-            for (audience, seconds) in tokens_of(v) {
-                let token = self.token(pod, &audience, seconds).await.map_err(|e| fail(&v.name, e))?;
-                tokens.insert((audience, seconds), token);
+        let sources = async { self.objects.for_volumes(&volumes).await.map_err(|e| fail(&first, e)) };
+        let tokens = async {
+            let mut tokens = Tokens::new();
+            for v in &volumes {
+                for (audience, seconds) in tokens_of(v) {
+                    let token = self.token(pod, &audience, seconds).await.map_err(|e| fail(&v.name, e))?;
+                    tokens.insert((audience, seconds), token);
+                }
             }
-        }
+            Ok(tokens)
+        };
+        let (sources, tokens) = futures::try_join!(sources, tokens)?;
         let shared = self.shared.clone();
         let (pod, ips) = (pod.clone(), ips.to_vec());
         let work = tokio::task::spawn_blocking(move || {

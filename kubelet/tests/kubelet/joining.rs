@@ -1,6 +1,7 @@
 //! A machine becomes a node: the join token against a TLS server, and back again from disk.
 
 use crate::support::api::Api;
+use crate::support::eventually;
 use hawser_kubelet::bootstrap::{Bootstrap, BootstrapError, bootstrap};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Node;
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 /// A cluster that signs what it is asked to sign.
 struct Cluster {
@@ -124,13 +126,17 @@ async fn joins_once_and_stays() {
     let dir = tempfile::tempdir().unwrap();
     let token = format!("K10{}::abcdef.0123456789abcdef", c.ca_digest);
     let identity = bootstrap(ask(&c, dir.path(), &token)).await.unwrap();
-    let requests = c.api.list("certificatesigningrequests");
-    let signers: Vec<&str> = requests.iter().filter_map(|r| r["spec"]["signerName"].as_str()).collect();
-    assert_eq!(signers, ["kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"]);
-    for file in ["kubelet.kubeconfig", "pki/kubelet-client.pem", "pki/kubelet-server.pem"] {
+    let signers = || -> Vec<String> {
+        let requests = c.api.list("certificatesigningrequests");
+        requests.iter().filter_map(|r| r["spec"]["signerName"].as_str().map(str::to_owned)).collect()
+    };
+    assert_eq!(signers(), ["kubernetes.io/kube-apiserver-client-kubelet"]);
+    let private = |file: &str| {
         let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
-    }
+    };
+    private("kubelet.kubeconfig");
+    private("pki/kubelet-client.pem");
     // Both ways of using it work: the file with kube's own client, and the client that follows renewals.
     let kubeconfig = kube::config::Kubeconfig::read_from(&identity.kubeconfig).unwrap();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
@@ -139,10 +145,20 @@ async fn joins_once_and_stays() {
         let node = kube::Api::<Node>::all(client).get("n1").await.unwrap();
         assert_eq!(node.metadata.name.as_deref(), Some("n1"));
     }
+    // The serving certificate comes while the node runs.
+    let tls = identity.tls.clone();
+    let stop = CancellationToken::new();
+    let renewal = tokio::spawn(identity.renewal.run(stop.clone()));
+    eventually(|| tls.cert.exists()).await;
+    assert_eq!(signers().last().map(String::as_str), Some("kubernetes.io/kubelet-serving"));
+    private("pki/kubelet-server.pem");
+    stop.cancel();
+    renewal.await.unwrap().unwrap();
     // A second start needs nothing new, not even a token that is still good.
     let spent = format!("K10{}::zzzzzz.0123456789abcdef", c.ca_digest);
     bootstrap(ask(&c, dir.path(), &spent)).await.unwrap();
-    assert_eq!(c.api.list("certificatesigningrequests").len(), 2);
+    assert!(tls.cert.exists());
+    assert_eq!(signers().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! The kubelet between a fake API and a fake runtime: whole lives of pods.
 
-use crate::support::{Node, condition, one, waiting};
+use crate::support::{Node, condition, eventually, one, waiting};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -38,17 +38,6 @@ async fn a_pod_runs_and_goes_without_a_trace() {
     eventually(|| node.cri.state.lock().sandboxes.is_empty()).await;
     eventually(|| std::fs::read_dir(node.data().join("pods")).unwrap().count() == 0).await;
     eventually(|| std::fs::read_dir(node.dir.path().join("logs")).unwrap().count() == 0).await;
-}
-
-/// Waits until something holds that no event tells of.
-async fn eventually(mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("it never came to be");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -134,3 +134,14 @@ pub fn certificates(dir: &std::path::Path) -> (TlsPaths, Vec<u8>, String, String
     };
     (paths, ca_cert.der().to_vec(), client.pem(), client_key.serialize_pem())
 }
+
+/// Waits until something holds that no event tells of.
+pub async fn eventually(mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("it never came to be");
+}
