@@ -298,6 +298,8 @@ impl Inner {
     }
 
     async fn delete_container_files(&self, record: &ContainerRecord) -> Result<()> {
+        // A start that a runtime before this one had asked for may have come to something only now.
+        self.cgroups.kill(&record.group)?;
         self.cgroups.remove(&record.group);
         let dirs = [self.settings.layers().join(&record.id), self.container_dir(&record.id)];
         blocking(move || {

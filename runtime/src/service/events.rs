@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_cri::v1::{ContainerEventResponse, ContainerEventType};
 
 use super::Inner;
+use super::shim_client::ShimClient;
 use super::store::Sandbox;
 use crate::cri::status;
 use crate::fsutil;
@@ -39,17 +40,24 @@ impl Inner {
         let _ = self.events.send(event);
     }
 
-    fn note(self: &Arc<Self>, event: Event) {
+    async fn note(self: &Arc<Self>, shim: &ShimClient, event: Event) {
         match event {
-            Event::Running { container, start } => {
-                if let Ok(c) = self.store.container(&container) {
+            Event::Running { container, start } => match self.store.container(&container) {
+                Ok(c) => {
                     c.phase.send_if_modified(|p| {
                         let news = p.start.is_none();
                         p.start.get_or_insert(start);
                         news
                     });
                 }
-            }
+                // Removed while it was being started, at the request of a runtime that is gone.
+                Err(_) => {
+                    tracing::warn!(container, "killing a container that nobody knows");
+                    if let Err(e) = shim.call(&Request::KillAll { container }).await {
+                        tracing::warn!(error = %e, "cannot kill it");
+                    }
+                }
+            },
             Event::Exited { container, exit } => {
                 if let Ok(c) = self.store.container(&container) {
                     self.note_exit(&c, exit);
@@ -107,7 +115,7 @@ pub(crate) async fn watch_shim(inner: Arc<Inner>, sandbox: Arc<Sandbox>) {
             Ok(conversation) => {
                 while let Ok(Some((Response::Event(event), _))) = conversation.next().await {
                     failures = 0;
-                    inner.note(event);
+                    inner.note(&shim, event).await;
                 }
             }
             // Nobody listens on the socket: the shim has ended. It never comes back.

@@ -72,6 +72,7 @@ const TESTS: &[Test] = tests![
     lifetime::stop,
     lifetime::runtime_killed,
     lifetime::shim_killed,
+    lifetime::killed_at_any_moment,
     lifetime::removed_while_starting,
     lifetime::many_at_once,
     lifetime::network_of_a_pod,
