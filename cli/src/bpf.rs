@@ -151,7 +151,11 @@ fn print<T: Serialize>(
     Ok(())
 }
 
-async fn connect(path: &Path) -> Result<InspectClient<Channel>, Error> {
+/// A client of the agent that listens on `path`.
+///
+/// # Errors
+/// When nobody listens there.
+pub async fn connect(path: &Path) -> Result<InspectClient<Channel>, Error> {
     let socket = path.to_path_buf();
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();

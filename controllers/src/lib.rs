@@ -11,6 +11,7 @@ pub mod cache;
 pub mod certificates;
 pub mod claim;
 pub mod config;
+pub mod daemonset;
 pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
@@ -25,8 +26,10 @@ pub mod object;
 pub mod plan;
 pub mod pods;
 pub mod replicaset;
+pub mod revisions;
 pub mod runner;
 pub mod services;
+pub mod statefulset;
 pub mod tokens;
 
 pub use config::{ClientFor, Config, SigningCa};

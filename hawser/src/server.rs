@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, ensure};
 use hawser_apiserver::access::UserInfo;
 use hawser_apiserver::bootstrap::AccessConfig;
+use hawser_apiserver::encryption::Envelope;
 use hawser_apiserver::pki::{Pki, PkiConfig};
 use hawser_apiserver::{ApiServer, Config};
 use hawser_controllers::{ControllerManager, SigningCa};
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clients::InProcess;
 use crate::flags::{ApiserverFlags, ControllerSettings, ServerFlags};
-use crate::{components, encryption, signals};
+use crate::{components, signals};
 
 /// The whole control plane in one process.
 pub async fn server(flags: ServerFlags) -> Result<()> {
@@ -86,7 +87,7 @@ async fn start(flags: &ApiserverFlags, inherit_sockets: bool) -> Result<(ApiServ
     pki_config.advertise = vec![advertise, flags.bind.ip()];
     pki_config.extra_sans = flags.tls_sans.clone();
     let pki = Arc::new(Pki::load_or_create(&pki_config, SystemTime::now())?);
-    let seal = encryption::open(&pki_dir.join("encryption.key"))?;
+    let seal = Envelope::new(&pki.encryption)?;
     let storage = open_storage(flags).await?;
 
     let mut access = AccessConfig::new(pki.clone());

@@ -39,11 +39,7 @@ impl Call<'_> {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {e}"))
             }),
             BodyEncoding::Protobuf => {
-<<<<<<< HEAD
                 protobuf::decode(bytes, (api_version, kind)).map_err(|e| Status::bad_request(e.to_string()))
-=======
-                protobuf::decode(bytes, ("", "")).map_err(|e| Status::bad_request(e.to_string()))
->>>>>>> proxy
             }
             BodyEncoding::Yaml => {
                 // Of several documents the first one counts.

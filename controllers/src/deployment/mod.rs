@@ -20,6 +20,7 @@ use crate::plan::Plan;
 use crate::pods;
 use crate::runner::{Controller, Failure, Queue, ViewError};
 
+pub use numbers::resolve;
 pub use reconcile::{View, reconcile};
 
 /// The controller. Keys are Deployments.

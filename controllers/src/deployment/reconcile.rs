@@ -95,9 +95,10 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     if paused || is_scaled(deployment, &sets) {
         let mut plan = plan;
         sync_new_set(&mut plan, deployment, &sets);
-        if plan.is_empty() {
-            scale::spread(&mut plan, deployment, sets.new.as_ref(), &sets.old);
+        if !plan.is_empty() {
+            return plan;
         }
+        scale::spread(&mut plan, deployment, sets.new.as_ref(), &sets.old);
         if paused {
             clean_up(&mut plan, deployment, &sets.old);
         }

@@ -18,6 +18,7 @@ use crate::certificates::approve::Approver;
 use crate::certificates::clean::Cleaner;
 use crate::certificates::sign::{Ca, Signer};
 use crate::config::Config;
+use crate::daemonset::DaemonSets;
 use crate::deployment::Deployments;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
@@ -32,6 +33,7 @@ use crate::nsdefaults::{RootCa, ServiceAccounts};
 use crate::replicaset::ReplicaSets;
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
+use crate::statefulset::StatefulSets;
 use crate::tokens::TokenCleaner;
 
 /// Why the manager ended other than by being told to.
@@ -155,6 +157,8 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("clusterrole-aggregation", "clusterrole-aggregation-controller", |t, _| {
         RoleAggregation::new(&t.caches)
     });
+    t.add("daemonset", "daemon-set-controller", |t, _| DaemonSets::new(&t.caches, clock.clone()));
+    t.add("statefulset", "statefulset-controller", |t, _| StatefulSets::new(&t.caches));
     // Last, so that it finds out which caches are fed anyway.
     t.add("garbage-collector", "generic-garbage-collector", |t, client| {
         GarbageCollector::new(&t.caches, client, &t.client)

@@ -230,6 +230,10 @@ impl Model {
             _ => {
                 let mut new = old.clone();
                 new["status"] = body["status"].clone();
+                // As Kubernetes: a Deployment's status may come with annotations.
+                if kind.1 == "deployments" {
+                    new["metadata"]["annotations"] = body["metadata"]["annotations"].clone();
+                }
                 new
             }
         };

@@ -139,6 +139,17 @@ fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Value {
     let (old, mut new) = (object(old), object(new));
     if let Some(Value::Array(list)) = new.get_mut("conditions") {
         list.retain(|c| is_own(c["type"].as_str().unwrap_or_default()) || c["type"] == "PodScheduled");
+        let before = old.get("conditions").and_then(Value::as_array);
+        for condition in list {
+            let same = before.and_then(|b| b.iter().find(|o| o["type"] == condition["type"]));
+            let (Some(same), Some(now)) = (same.and_then(Value::as_object), condition.as_object_mut()) else {
+                continue;
+            };
+            // Conditions merge by type: what one no longer has must be taken away by name.
+            for gone in same.keys().filter(|k| !same[*k].is_null()) {
+                now.entry(gone.clone()).or_insert(Value::Null);
+            }
+        }
     }
     for (key, before) in &old {
         match new.get_mut(key) {
@@ -191,14 +202,15 @@ mod tests {
     #[test]
     fn patches_only_what_changed_and_is_owned() {
         let old = status(json!({"phase": "Pending", "podIPs": [{"ip": "1"}], "podIP": "1", "qosClass": "B",
-            "conditions": [{"type": "X", "status": "True"}]}));
+            "conditions": [{"type": "X", "status": "True"},
+                {"type": "Ready", "status": "False", "reason": "R", "message": "m"}]}));
         let new = status(json!({"phase": "Running", "podIPs": [{"ip": "2"}], "qosClass": "B",
             "conditions": [{"type": "X", "status": "True"}, {"type": "Ready", "status": "True"}]}));
         assert_eq!(
             patch("u", &old, &new),
             json!({"metadata": {"uid": "u"}, "status": {
                 "phase": "Running", "podIP": null, "podIPs": [{"$patch": "replace"}, {"ip": "2"}],
-                "conditions": [{"type": "Ready", "status": "True"}]}})
+                "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]}})
         );
     }
 

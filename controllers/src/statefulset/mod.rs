@@ -1,0 +1,116 @@
+//! StatefulSet: pods with names, in order, each with storage of its own.
+
+mod pod;
+mod reconcile;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS};
+use crate::object::{self, Key};
+use crate::plan::Plan;
+use crate::revisions;
+use crate::runner::{Controller, Failure, Queue, ViewError};
+
+pub use reconcile::{View, reconcile};
+
+/// The controller. Keys are StatefulSets.
+pub struct StatefulSets {
+    caches: Arc<Caches>,
+}
+
+impl StatefulSets {
+    /// A controller on these caches.
+    pub fn new(caches: &Arc<Caches>) -> Self {
+        Self { caches: caches.clone() }
+    }
+
+    fn keys_of(&self, pod: &Pod) -> Vec<Key> {
+        let namespace = object::namespace(pod);
+        if let Some(owner) = object::controller_ref(&pod.metadata) {
+            return (owner.kind == "StatefulSet")
+                .then(|| Key::new(namespace, &owner.name))
+                .into_iter()
+                .collect();
+        }
+        let selects = |set: &StatefulSet| {
+            let selector = set.spec.as_ref().and_then(|s| object::selector(&s.selector));
+            selector.is_some_and(|s| object::matches(&s, &pod.metadata.labels))
+        };
+        object::label_buckets(namespace, &pod.metadata.labels)
+            .iter()
+            .flat_map(|bucket| self.caches.stateful_sets.by_index(BY_SELECTOR, bucket))
+            .filter(|set| selects(set))
+            .map(|set| Key::of(set.as_ref()))
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Controller for StatefulSets {
+    type View = View;
+
+    fn name(&self) -> &'static str {
+        "statefulset"
+    }
+
+    fn component(&self) -> &'static str {
+        "statefulset-controller"
+    }
+
+    fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
+        let q = queue.clone();
+        self.caches.stateful_sets.on_change(move |change| q.add(change.key.clone()));
+        let (this, q) = (self.clone(), queue.clone());
+        self.caches.pods.on_change(move |change| {
+            for pod in change.states() {
+                for key in this.keys_of(pod) {
+                    q.add(key);
+                }
+            }
+        });
+        let q = queue.clone();
+        self.caches.revisions.on_change(move |change| {
+            for revision in change.states() {
+                let owner = object::controller_ref(&revision.metadata).filter(|r| r.kind == "StatefulSet");
+                if let Some(owner) = owner {
+                    q.add(Key::new(object::namespace(revision.as_ref()), &owner.name));
+                }
+            }
+        });
+        self.caches.claims.want();
+    }
+
+    async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View>, ViewError> {
+        let Some(set) = self.caches.stateful_sets.get(key) else { return Ok(None) };
+        let mut candidates = self.caches.pods.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
+        candidates.extend(self.caches.pods.by_index(ORPHANS, &key.namespace));
+        let mut history = self.caches.revisions.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
+        revisions::sort(&mut history);
+        let names = self.caches.revisions.clone();
+        let template = set.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default();
+        let collisions = set.status.as_ref().and_then(|s| s.collision_count);
+        let present = revisions::present(set.as_ref(), &template, &history, collisions, |name| {
+            names.get(&Key::new(&key.namespace, name))
+        });
+        // Of the claims only those that the set's pods have by name: at most replicas times templates.
+        let mut claims = HashMap::new();
+        for (ordinal, name) in reconcile::claim_names(&set, &candidates) {
+            if let Some(claim) = self.caches.claims.get(&Key::new(&key.namespace, &name)) {
+                claims.insert(name, (ordinal, claim));
+            }
+        }
+        Ok(Some(View { set, candidates, history, present, claims, prior: prior.cloned() }))
+    }
+
+    fn reconcile(&self, view: &View, now: jiff::Timestamp) -> Plan {
+        reconcile(view, now)
+    }
+}
