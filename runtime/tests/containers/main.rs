@@ -10,6 +10,7 @@ mod images;
 mod kit;
 mod kit_image;
 mod lifetime;
+mod scene;
 mod streams;
 
 use std::ffi::OsString;
