@@ -26,6 +26,10 @@ use crate::shim::proto::{Request, Response};
 use crate::spec::build::{self, SeccompChoice, Surroundings};
 use crate::spec::{ExitRecord, MountPropagation, SeccompProgram};
 
+/// How often, and after what pause, the removal of a cgroup is tried.
+const REMOVE_TRIES: u32 = 200;
+const REMOVE_PAUSE: Duration = Duration::from_millis(5);
+
 /// Names of signals by number (`signal(7)`, x86-64).
 const SIGNALS: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
@@ -298,12 +302,26 @@ impl Inner {
     }
 
     async fn delete_container_files(&self, record: &ContainerRecord) -> Result<()> {
-        self.cgroups.remove(&record.group);
+        // A start that a runtime before this one had asked for may have come to something only now.
+        self.cgroups.kill(&record.group)?;
+        self.remove_group(&record.group).await;
         let dirs = [self.settings.layers().join(&record.id), self.container_dir(&record.id)];
         blocking(move || {
             dirs.iter().try_for_each(|d| fsutil::remove_tree(d).map_err(Error::path("remove", d)))
         })
         .await
+    }
+
+    /// Removes a cgroup whose processes have been killed: they leave it when they have been reaped, of which cgroup
+    /// v1 tells nobody, so this tries for a while.
+    pub(super) async fn remove_group(&self, group: &Path) {
+        for _ in 0..REMOVE_TRIES {
+            if self.cgroups.remove(group) {
+                return;
+            }
+            tokio::time::sleep(REMOVE_PAUSE).await;
+        }
+        tracing::warn!(group = %group.display(), "a cgroup cannot be removed");
     }
 
     /// Changes the resources of a container.

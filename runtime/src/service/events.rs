@@ -7,7 +7,8 @@ use std::time::Duration;
 use k8s_cri::v1::{ContainerEventResponse, ContainerEventType};
 
 use super::Inner;
-use super::store::Sandbox;
+use super::shim_client::ShimClient;
+use super::store::{Container, Sandbox};
 use crate::cri::status;
 use crate::fsutil;
 use crate::shim::proto::{Event, Request, Response};
@@ -18,7 +19,7 @@ const RETRY: Duration = Duration::from_millis(50);
 const RETRIES: u32 = 20;
 
 /// Exit code of a container of which nobody can tell how it ended.
-pub const UNKNOWN_EXIT: i32 = 255;
+const UNKNOWN_EXIT: i32 = 255;
 
 impl Inner {
     /// Tells those who listen of a change of `id` (a container, or the sandbox itself).
@@ -39,17 +40,24 @@ impl Inner {
         let _ = self.events.send(event);
     }
 
-    fn note(self: &Arc<Self>, event: Event) {
+    async fn note(self: &Arc<Self>, shim: &ShimClient, event: Event) {
         match event {
-            Event::Running { container, start } => {
-                if let Ok(c) = self.store.container(&container) {
+            Event::Running { container, start } => match self.store.container(&container) {
+                Ok(c) => {
                     c.phase.send_if_modified(|p| {
                         let news = p.start.is_none();
                         p.start.get_or_insert(start);
                         news
                     });
                 }
-            }
+                // Removed while it was being started, at the request of a runtime that is gone.
+                Err(_) => {
+                    tracing::warn!(container, "killing a container that nobody knows");
+                    if let Err(e) = shim.call(&Request::KillAll { container }).await {
+                        tracing::warn!(error = %e, "cannot kill it");
+                    }
+                }
+            },
             Event::Exited { container, exit } => {
                 if let Ok(c) = self.store.container(&container) {
                     self.note_exit(&c, exit);
@@ -59,62 +67,66 @@ impl Inner {
         }
     }
 
-    /// Marks a sandbox whose shim is gone: its namespaces and its containers' parent went with it.
-    fn lose_sandbox(self: &Arc<Self>, sandbox: &Sandbox) {
-        let record = {
+    /// Marks a sandbox whose shim is gone: its namespaces and its containers' parent went with it. Containers that
+    /// nobody saw end have ended in an unknown way.
+    pub(super) fn lose_sandbox(self: &Arc<Self>, sandbox: &Sandbox) {
+        let (record, was_ready) = {
             let mut r = sandbox.record.lock();
-            if !std::mem::replace(&mut r.ready, false) {
-                return;
-            }
-            r.clone()
+            let was_ready = std::mem::replace(&mut r.ready, false);
+            (r.clone(), was_ready)
         };
-        tracing::error!(sandbox = record.id, "the shim of a pod is gone");
-        if let Err(e) = self.save_sandbox(&record) {
-            tracing::error!(sandbox = record.id, error = %e, "cannot record it");
-        }
-        for container in self.store.containers_of(&record.id) {
-            if !container.phase.borrow().running() {
-                continue;
+        if was_ready {
+            tracing::error!(sandbox = record.id, "the shim of a pod is gone");
+            if let Err(e) = self.save_sandbox(&record) {
+                tracing::error!(sandbox = record.id, error = %e, "cannot record it");
             }
-            let (id, group) = {
-                let c = container.record.lock();
-                (c.id.clone(), c.group.clone())
-            };
+        }
+        for container in self.running_of(&record.id) {
+            let group = container.record.lock().group.clone();
             if let Err(e) = self.cgroups.kill(&group) {
-                tracing::error!(container = id, error = %e, "cannot kill a container without a shim");
+                tracing::error!(container = container.id(), error = %e, "cannot kill a container without a shim");
             }
             let exit = ExitRecord {
                 code: UNKNOWN_EXIT,
                 finished_at: fsutil::now_nanos(),
                 oom_killed: false,
                 reason: Some("Unknown".into()),
-                message: Some("the pod's shim died".into()),
+                message: Some("the pod's shim is gone".into()),
             };
             self.record_exit(&container, exit);
         }
-        self.tell(&record.id, &record.id, ContainerEventType::ContainerStoppedEvent);
+        if was_ready {
+            self.tell(&record.id, &record.id, ContainerEventType::ContainerStoppedEvent);
+        }
+    }
+
+    fn running_of(&self, sandbox_id: &str) -> Vec<Arc<Container>> {
+        let mut containers = self.store.containers_of(sandbox_id);
+        containers.retain(|c| c.phase.borrow().running());
+        containers
     }
 }
 
-/// Follows a shim's events until its sandbox is stopped; a shim that is gone without having been told takes its
+/// Follows a shim's events until it has been told to end; one that is gone without having been told takes its
 /// sandbox with it.
 pub(crate) async fn watch_shim(inner: Arc<Inner>, sandbox: Arc<Sandbox>) {
     let id = sandbox.record.lock().id.clone();
     let shim = inner.shim(&id);
     let mut failures = 0;
-    while sandbox.record.lock().ready {
+    loop {
         match shim.converse(&Request::Watch).await {
             Ok(conversation) => {
                 while let Ok(Some((Response::Event(event), _))) = conversation.next().await {
                     failures = 0;
-                    inner.note(event);
+                    inner.note(&shim, event).await;
                 }
             }
             // Nobody listens on the socket: the shim has ended. It never comes back.
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => failures = RETRIES,
             Err(e) => tracing::debug!(sandbox = id, error = %e, "cannot reach a shim"),
         }
-        if !sandbox.record.lock().ready {
+        // While a sandbox is being stopped its containers' ends are still waited for.
+        if !sandbox.record.lock().ready && inner.running_of(&id).is_empty() {
             return;
         }
         failures += 1;

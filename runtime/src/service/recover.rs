@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Inner;
-use super::events::{UNKNOWN_EXIT, watch_shim};
+use super::events::watch_shim;
 use super::store::{
     Container, ContainerRecord, Phase, STATE, Sandbox, SandboxRecord, container_name, sandbox_name,
 };
@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::shim::process::files;
 use crate::shim::proto::{Event, Request, Response};
-use crate::spec::ExitRecord;
 
 /// Names of the directories in `dir`.
 fn names(dir: &Path) -> Result<Vec<String>> {
@@ -92,34 +91,11 @@ async fn recover_sandbox(inner: &Arc<Inner>, sandbox: &Arc<Sandbox>) {
             }
         }
     }
-    let was_ready = {
-        let mut record = sandbox.record.lock();
-        // A sandbox that was being made when the runtime died is of no use to anybody.
-        record.ready &= alive;
-        record.ready
-    };
-    if was_ready {
+    if alive {
+        // Also for one that was being made or stopped when the runtime died: it is not ready, and may be stopped
+        // (again).
         tokio::spawn(watch_shim(Arc::clone(inner), Arc::clone(sandbox)));
-        return;
-    }
-    for container in inner.store.containers_of(&id) {
-        if container.phase.borrow().running() {
-            let group = container.record.lock().group.clone();
-            if let Err(e) = inner.cgroups.kill(&group) {
-                tracing::warn!(container = container.id(), error = %e, "cannot kill a container without a shim");
-            }
-            let exit = ExitRecord {
-                code: UNKNOWN_EXIT,
-                finished_at: fsutil::now_nanos(),
-                oom_killed: false,
-                reason: Some("Unknown".into()),
-                message: Some("the pod's shim is gone".into()),
-            };
-            inner.record_exit(&container, exit);
-        }
-    }
-    let record = sandbox.record.lock().clone();
-    if let Err(e) = inner.save_sandbox(&record) {
-        tracing::warn!(sandbox = id, error = %e, "cannot record a sandbox");
+    } else {
+        inner.lose_sandbox(sandbox);
     }
 }

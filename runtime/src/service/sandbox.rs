@@ -272,7 +272,8 @@ impl Inner {
             .open(&log_path)
             .map_err(Error::path("open", &log_path))?;
         let mut command = std::process::Command::new(self.program_path());
-        command.arg0("hawser").arg(shim::SUBCOMMAND).arg(dir).env_clear().current_dir("/");
+        command.arg0("hawser").arg(shim::SUBCOMMAND).arg(dir).arg(std::process::id().to_string());
+        command.env_clear().current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child =
             tokio::process::Command::from(command).spawn().map_err(Error::io("start the shim"))?;
@@ -353,7 +354,7 @@ impl Inner {
 
     async fn delete_sandbox_files(&self, r: &SandboxRecord) -> Result<()> {
         if !self.store.sandbox_shares_group(r) {
-            self.cgroups.remove(&r.group);
+            self.remove_group(&r.group).await;
         }
         let dir = self.sandbox_dir(&r.id);
         blocking(move || fsutil::remove_tree(&dir).map_err(Error::path("remove", &dir))).await

@@ -22,6 +22,8 @@ use std::process::ExitCode;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 
 use crate::spec::SandboxSpec;
 use crate::sys::net;
@@ -39,11 +41,12 @@ pub fn reexec(args: &[OsString]) -> Option<ExitCode> {
     if args.get(1)? != SUBCOMMAND {
         return None;
     }
-    let Some(dir) = args.get(2) else {
-        eprintln!("usage: shim SANDBOX-DIRECTORY");
+    let parent = args.get(3).and_then(|p| p.to_str()).and_then(|p| p.parse().ok());
+    let (Some(dir), Some(parent)) = (args.get(2), parent) else {
+        eprintln!("usage: shim SANDBOX-DIRECTORY PARENT-PROCESS");
         return Some(ExitCode::from(2));
     };
-    Some(match run(Path::new(dir)) {
+    Some(match run(Path::new(dir), parent) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("shim: {e}");
@@ -53,9 +56,17 @@ pub fn reexec(args: &[OsString]) -> Option<ExitCode> {
 }
 
 /// Sets the namespaces up, tells the runtime on stdout ("ready" or what went wrong), and serves.
-fn run(dir: &Path) -> io::Result<()> {
+///
+/// Until then it dies with the runtime: a runtime that comes after that one must not find a sandbox that is still
+/// coming into being.
+fn run(dir: &Path, parent: i32) -> io::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if nix::unistd::getppid().as_raw() != parent {
+        return Err(io::Error::other("the runtime is gone"));
+    }
     std::env::set_current_dir(dir)?;
     let prepared = prepare();
+    prctl::set_pdeathsig(None)?;
     let mut stdout = io::stdout();
     match &prepared {
         Ok(_) => writeln!(stdout, "ready")?,
@@ -79,10 +90,10 @@ fn context<E: Into<io::Error>>(what: &str) -> impl FnOnce(E) -> io::Error + '_ {
 fn prepare() -> io::Result<(SandboxSpec, std::os::unix::net::UnixListener)> {
     // A process group leader cannot make a session; it is then in one of its own making already.
     let _ = nix::unistd::setsid();
-    nix::sys::prctl::set_child_subreaper(true)?;
+    prctl::set_child_subreaper(true)?;
     // Nothing in a container may read this process through /proc.
-    nix::sys::prctl::set_dumpable(false)?;
-    let _ = nix::sys::prctl::set_name(c"hawser-shim");
+    prctl::set_dumpable(false)?;
+    let _ = prctl::set_name(c"hawser-shim");
     // Best effort: an unprivileged test environment may refuse to lower it.
     let _ = fs::write("/proc/self/oom_score_adj", "-998");
     let spec: SandboxSpec = serde_json::from_slice(&fs::read(SPEC)?)?;

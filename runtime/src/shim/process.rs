@@ -180,7 +180,7 @@ impl Shim {
         }
         let (pid, pidfd) = spawned?;
         let (sender, exit) = oneshot::channel();
-        self.exits.borrow_mut().insert(pid, sender);
+        self.children.borrow_mut().insert(pid, (sender, pidfd.try_clone()?));
         Ok(Launched { pid, pidfd, exit, status, console })
     }
 
@@ -189,6 +189,9 @@ impl Shim {
     /// # Errors
     /// Why it does not run, for people.
     pub async fn start(self: &Rc<Self>, id: &str) -> io::Result<StartRecord> {
+        if self.ending() {
+            return Err(io::Error::other("the pod is ending"));
+        }
         if self.containers.borrow().contains_key(id) {
             return Err(io::Error::other("it has been started before"));
         }

@@ -23,8 +23,8 @@ pub struct Shim {
     pub spec: SandboxSpec,
     /// Containers started, by id.
     pub containers: RefCell<HashMap<String, Rc<Container>>>,
-    /// Who waits for which child.
-    pub exits: RefCell<HashMap<i32, oneshot::Sender<i32>>>,
+    /// Children by process id: who waits for each, and a handle to it. Those that are being started are in here too.
+    pub children: RefCell<HashMap<i32, (oneshot::Sender<i32>, OwnedFd)>>,
     /// The first process of the pod's PID namespace, once there is one.
     pub pause: RefCell<Option<OwnedFd>>,
     watchers: RefCell<Vec<mpsc::UnboundedSender<Event>>>,
@@ -51,7 +51,7 @@ pub fn serve(spec: SandboxSpec, listener: std::os::unix::net::UnixListener) -> i
         let shim = Rc::new(Shim {
             spec,
             containers: RefCell::default(),
-            exits: RefCell::default(),
+            children: RefCell::default(),
             pause: RefCell::default(),
             watchers: RefCell::default(),
             shutdown: Cell::new(false),
@@ -83,7 +83,7 @@ impl Shim {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => continue,
             };
-            if let Some(waiter) = self.exits.borrow_mut().remove(&pid.as_raw()) {
+            if let Some((waiter, _)) = self.children.borrow_mut().remove(&pid.as_raw()) {
                 let _ = waiter.send(code);
             }
         }
@@ -102,7 +102,17 @@ impl Shim {
             .ok_or_else(|| format!("container {id} has not been started"))
     }
 
+    /// True once the shim is to end; nothing may be started any more.
+    pub fn ending(&self) -> bool {
+        self.shutdown.get()
+    }
+
     fn kill_everything(&self) {
+        // Every child first: one that is being started may not be in its cgroup yet.
+        for (_, pidfd) in self.children.borrow().values() {
+            // ESRCH when it has ended and waits to be collected.
+            let _ = process::pidfd_send_signal(pidfd, libc::SIGKILL);
+        }
         for container in self.containers.borrow().values() {
             if container.exit.borrow().is_none()
                 && let Err(e) = cgroup::kill_group(&container.spec.cgroups)
@@ -208,8 +218,8 @@ async fn answer(shim: &Rc<Shim>, stream: &UnixStream, request: Request) -> io::R
         }
         Request::Watch => watch(shim, stream).await,
         Request::Shutdown => {
-            shim.kill_everything();
             shim.shutdown.set(true);
+            shim.kill_everything();
             let sent = reply(stream, Ok(Response::Done)).await;
             shim.wake.notify_one();
             sent

@@ -241,3 +241,33 @@ pub async fn network_of_a_pod(node: Arc<Node>) -> Outcome {
     ensure!(told("stuck")?.len() == 3, "{:?}", told("stuck")?);
     Ok(())
 }
+
+pub async fn killed_at_any_moment(node: Arc<Node>) -> Outcome {
+    for round in 0..8u64 {
+        let pods = (0..4).map(|_| async {
+            // Most of these find the runtime gone.
+            let pod = node.pod().await?;
+            pod.start(sh(FOREVER)).await?;
+            let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+            pod.runtime.clone().remove_pod_sandbox(request).await?;
+            Ok::<_, kit::Failure>(())
+        });
+        let pods = futures::future::join_all(pods);
+        let killer = async {
+            tokio::time::sleep(Duration::from_millis(3 + round * 11)).await;
+            node.kill()
+        };
+        let (_, killed) = tokio::join!(pods, killer);
+        killed?;
+        node.restart().await?;
+        // What came into being works, or can at least be removed.
+        node.remove_all().await;
+        ensure!(kit::shims_below(&node.dir).is_empty(), "round {round}: shims are left");
+        ensure!(kit::mounts_below(&node.dir).is_empty(), "round {round}: {:?}", kit::mounts_below(&node.dir));
+        for dir in ["run/sandboxes", "run/containers", "run/netns", "data/containers"] {
+            let left: Vec<_> = fs::read_dir(node.dir.join(dir))?.flatten().map(|e| e.file_name()).collect();
+            ensure!(left.is_empty(), "round {round}: {dir} has {left:?}");
+        }
+    }
+    Ok(())
+}

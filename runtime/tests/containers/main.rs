@@ -10,6 +10,7 @@ mod images;
 mod kit;
 mod kit_image;
 mod lifetime;
+mod scene;
 mod streams;
 
 use std::ffi::OsString;
@@ -72,6 +73,7 @@ const TESTS: &[Test] = tests![
     lifetime::stop,
     lifetime::runtime_killed,
     lifetime::shim_killed,
+    lifetime::killed_at_any_moment,
     lifetime::removed_while_starting,
     lifetime::many_at_once,
     lifetime::network_of_a_pod,
