@@ -18,6 +18,7 @@ pub mod endpoints;
 pub mod endpointslice;
 pub mod gc;
 pub mod hash;
+pub mod job;
 pub mod manager;
 pub mod namespace;
 pub mod node;

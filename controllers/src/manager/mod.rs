@@ -23,6 +23,7 @@ use crate::deployment::Deployments;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
 use crate::gc::GarbageCollector;
+use crate::job::Jobs;
 use crate::namespace::Namespaces;
 use crate::node::eviction::TaintEviction;
 use crate::node::ipam::{NodeIpam, Pool};
@@ -159,6 +160,7 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     });
     t.add("daemonset", "daemon-set-controller", |t, _| DaemonSets::new(&t.caches, clock.clone()));
     t.add("statefulset", "statefulset-controller", |t, _| StatefulSets::new(&t.caches));
+    t.add("job", "job-controller", |t, _| Jobs::new(&t.caches));
     // Last, so that it finds out which caches are fed anyway.
     t.add("garbage-collector", "generic-garbage-collector", |t, client| {
         GarbageCollector::new(&t.caches, client, &t.client)

@@ -51,10 +51,12 @@ pub struct View {
     pub times: Times,
 }
 
-/// Whether the node is to leave the ranks of those whose pods may stay, and is not yet marked so.
-fn awaits_eviction(node: &Node, ready: &str) -> bool {
+/// Whether the node is to leave the ranks of those whose pods may stay, and is not yet marked so. A node
+/// that has not said anything yet, and still has time to, is left alone.
+fn awaits_eviction(node: &Node, conditions: &[NodeCondition]) -> bool {
     let marked = |key| taints::has(taints::of(node), key, NO_EXECUTE);
-    ready != "True" && !marked(NOT_READY) && !marked(UNREACHABLE)
+    let ready = taints::condition(conditions, "Ready");
+    ready.is_some_and(|c| c.status != "True") && !marked(NOT_READY) && !marked(UNREACHABLE)
 }
 
 /// The node's conditions as they should be after `silence`; changed ones begin now.
@@ -113,7 +115,9 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     let old = taints::of(node);
     let mut new: Vec<Taint> = old.to_vec();
     taints::sync_no_schedule(&mut new, node, &conditions, now);
-    sync_no_execute(&mut new, &mut plan, view, &is, now);
+    if taints::condition(&conditions, "Ready").is_some() {
+        sync_no_execute(&mut new, &mut plan, view, &is, now);
+    }
     if new != old {
         let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": new}});
         plan.push(Act::patch(node, None, patch).may_be_absent());
@@ -218,7 +222,8 @@ impl NodeLifecycle {
         };
         let is = conditions(node);
         let ready = taints::ready_status(&is) == "True";
-        noted.zones.count(name, Some((zone_of(node), ready)));
+        let counts = taints::condition(&is, "Ready").is_some();
+        noted.zones.count(name, counts.then(|| (zone_of(node), ready)));
         let heartbeat =
             |c: &[NodeCondition]| taints::condition(c, "Ready").and_then(|c| c.last_heartbeat_time.clone());
         let Some(old) = old else {
@@ -284,7 +289,7 @@ impl Controller for NodeLifecycle {
         let ready = taints::ready_status(&conditions);
         let mark = noted.unmarked.remove(&key.name) || prior.is_some() || ready == "Unknown";
         let all_disrupted = noted.zones.all_disrupted();
-        let may_evict = match awaits_eviction(&node, ready) {
+        let may_evict = match awaits_eviction(&node, &conditions) {
             true if !all_disrupted => noted.zones.take(&zone_of(&node), now),
             _ => Err(None),
         };
@@ -434,7 +439,10 @@ mod tests {
         h.model.lock().put(&mute);
         let now = (h.clock)();
         h.model.lock().put(&node("a", "True", now));
-        pass(&mut h, 62, &["a"]).await;
+        pass(&mut h, 50, &["a"]).await;
+        let n: Node = h.model.lock().get("", "mute").unwrap();
+        assert!(taints::of(&n).is_empty(), "it still has time");
+        pass(&mut h, 12, &["a"]).await;
         let n: Node = h.model.lock().get("", "mute").unwrap();
         let c = n.status.unwrap().conditions.unwrap();
         assert_eq!(c.len(), 4);
