@@ -11,6 +11,7 @@ pub mod cache;
 pub mod certificates;
 pub mod claim;
 pub mod config;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 pub mod discovery;
@@ -32,6 +33,7 @@ pub mod runner;
 pub mod services;
 pub mod statefulset;
 pub mod tokens;
+pub mod ttl;
 
 pub use config::{ClientFor, Config, SigningCa};
 pub use manager::{ControllerManager, Error};
