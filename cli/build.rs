@@ -1,9 +1,9 @@
-//! Compiles the client of the dataplane's inspection service, with serde on every message for `-o json`.
+//! Compiles the dataplane's inspection service, with serde on every message for `-o json`. The server's half
+//! is for the tests.
 
 fn main() -> std::io::Result<()> {
     println!("cargo::rerun-if-changed=../proxy/proto/inspect.proto");
     tonic_prost_build::configure()
-        .build_server(false)
         .type_attribute(".", "#[derive(serde::Serialize)]")
         .compile_protos(&["../proxy/proto/inspect.proto"], &["../proxy/proto"])
 }

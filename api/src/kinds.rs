@@ -107,14 +107,17 @@ impl Kind {
         qualified(&self.kind, &self.group)
     }
 
+    /// Whether the resource itself has a verb.
     pub fn has_verb(&self, verb: &str) -> bool {
         self.verbs.iter().any(|v| v == verb)
     }
 
+    /// The subresource of that name.
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|s| s.name == name)
     }
 
+    /// Whether only the `status` subresource writes the status.
     pub fn has_status(&self) -> bool {
         self.subresource("status").is_some()
     }

@@ -98,17 +98,27 @@ pub trait ObjectExt {
     fn bool_at(&self, dotted: &str) -> Option<bool>;
     /// The items of the array at the dotted path; empty when absent.
     fn items_at(&self, dotted: &str) -> &[Value];
+    /// `apiVersion`; empty when absent, as are all strings below.
     fn api_version(&self) -> &str;
+    /// `kind`.
     fn kind(&self) -> &str;
+    /// `metadata.name`.
     fn name(&self) -> &str;
+    /// `metadata.generateName`.
     fn generate_name(&self) -> &str;
+    /// `metadata.namespace`.
     fn namespace(&self) -> &str;
+    /// `metadata.uid`.
     fn uid(&self) -> &str;
+    /// `metadata.resourceVersion`.
     fn resource_version(&self) -> &str;
+    /// `metadata.generation`.
     fn generation(&self) -> Option<i64>;
+    /// `metadata.creationTimestamp`, RFC 3339.
     fn creation_timestamp(&self) -> &str;
     /// `metadata.deletionTimestamp`; `None` when the object is not being deleted.
     fn deletion_timestamp(&self) -> Option<&str>;
+    /// `metadata.deletionGracePeriodSeconds`.
     fn deletion_grace_period_seconds(&self) -> Option<i64>;
     /// The value of a label.
     fn label(&self, key: &str) -> Option<&str>;
@@ -116,8 +126,11 @@ pub trait ObjectExt {
     fn annotation(&self, key: &str) -> Option<&str>;
     /// All labels, unsorted, without copying.
     fn labels(&self) -> Labels<'_>;
+    /// All annotations, without copying.
     fn annotations(&self) -> Labels<'_>;
+    /// `metadata.finalizers`.
     fn finalizers(&self) -> Vec<&str>;
+    /// `metadata.ownerReferences`, copied.
     fn owner_references(&self) -> Vec<OwnerReference>;
     /// The owner whose `controller` is true.
     fn controller_ref(&self) -> Option<OwnerReference>;
@@ -127,6 +140,7 @@ pub trait ObjectExt {
     fn metadata_mut(&mut self) -> &mut Object;
     /// Sets `metadata.<key>`; `Value::Null` and the empty string remove it.
     fn set_meta(&mut self, key: &str, value: Value);
+    /// Sets `apiVersion` and `kind`.
     fn set_api_version_kind(&mut self, api_version: &str, kind: &str);
 }
 
@@ -139,15 +153,19 @@ impl<'a> Labels<'a> {
     pub fn new(map: Option<&'a Object>) -> Self {
         Labels(map)
     }
+    /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&'a str> {
         self.0?.get(key)?.as_str()
     }
+    /// Whether there is such a key, whatever its value.
     pub fn contains_key(&self, key: &str) -> bool {
         self.0.is_some_and(|m| m.contains_key(key))
     }
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_none_or(|m| m.is_empty())
     }
+    /// Keys and values, in the object's order.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.0.into_iter().flatten().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?)))
     }

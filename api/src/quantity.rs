@@ -69,12 +69,15 @@ impl Quantity {
         self.nanos as f64 / NANO as f64
     }
 
+    /// How the quantity is written.
     pub fn format(&self) -> Format {
         self.format
     }
+    /// Whether the value is zero.
     pub fn is_zero(&self) -> bool {
         self.nanos == 0
     }
+    /// Whether the value is below zero.
     pub fn is_negative(&self) -> bool {
         self.nanos < 0
     }

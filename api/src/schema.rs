@@ -190,7 +190,8 @@ struct Schema {
     types: Vec<Type>,
     prefixes: Vec<(&'static str, &'static str)>,
     by_name: HashMap<&'static str, u16>,
-    by_kind: HashMap<&'static str, u16>,
+    /// By group, version and kind.
+    by_kind: HashMap<(&'static str, &'static str, &'static str), u16>,
 }
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| parse(include_str!("../data/schema.txt")));
@@ -206,8 +207,14 @@ pub fn find(name: &str) -> Option<&'static Type> {
 
 /// The type of a kind, given `apiVersion` and `kind`.
 pub fn find_kind(api_version: &str, kind: &str) -> Option<&'static Type> {
-    let key = format!("{api_version}/{kind}");
-    schema().by_kind.get(key.as_str()).map(|i| &schema().types[usize::from(*i)])
+    let (group, version) = crate::object::split_api_version(api_version);
+    of_group(group, version, kind)
+}
+
+fn of_group(group: &str, version: &str, kind: &str) -> Option<&'static Type> {
+    // Looked up on every request: no string is built for it.
+    let index = schema().by_kind.get(&(group, version, kind))?;
+    Some(&schema().types[usize::from(*index)])
 }
 
 /// The type of a row of the kinds table; `None` for kinds defined at run time.
@@ -215,7 +222,7 @@ pub fn of(kind: &Kind) -> Option<&'static Type> {
     if !kind.builtin {
         return None;
     }
-    find_kind(&kind.api_version(), &kind.kind)
+    of_group(&kind.group, &kind.version, &kind.kind)
 }
 
 /// The type of every object's `metadata`.
@@ -252,7 +259,9 @@ fn parse(text: &'static str) -> Schema {
                     Some(kind) => {
                         ty.kind = Some(kind);
                         let index = u16::try_from(schema.types.len()).unwrap_or(u16::MAX);
-                        schema.by_kind.insert(kind, index);
+                        let (api_version, name) = kind.rsplit_once('/').unwrap_or(("", kind));
+                        let (group, version) = crate::object::split_api_version(api_version);
+                        schema.by_kind.insert((group, version, name), index);
                     }
                     None => ty.atomic |= word == "atomic",
                 }

@@ -1,6 +1,6 @@
-//! An API server alone, with the memory engine: `cargo run --example apiserver -- DIR [ADDRESS:PORT] [--embedded]`.
+//! An API server alone: `cargo run --example apiserver -- DIR [ADDRESS:PORT] [memory]`.
 //!
-//! Writes `DIR/admin.kubeconfig` and key material below `DIR/pki`, and stops at SIGINT.
+//! Stores below `DIR/db`, or nowhere with `memory`. Writes `DIR/admin.kubeconfig` and key material below `DIR/pki`, and stops at SIGINT.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +11,9 @@ use hawser_apiserver::bootstrap::AccessConfig;
 use hawser_apiserver::encryption::Envelope;
 use hawser_apiserver::pki::{Pki, PkiConfig, server_config};
 use hawser_apiserver::{ApiServer, Config};
+use hawser_storage::Storage;
+use hawser_storage::embedded::{Embedded, Options};
+use hawser_storage::memory::Memory;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -25,7 +28,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.listen.push(address);
     config.tls = Some(Arc::new(server_config(&pki)?));
     config.seal = Some(Arc::new(Envelope::new(&pki.encryption)?));
-    let server = ApiServer::start(config, Arc::new(hawser_storage::memory::Memory::new())).await?;
+    let storage: Arc<dyn Storage> = if args.next().as_deref() == Some("memory") {
+        Arc::new(Memory::new())
+    } else {
+        Arc::new(Embedded::open(dir.join("db"), Options::default()).await?)
+    };
+    let server = ApiServer::start(config, storage).await?;
     let bound = server.addresses().first().copied().unwrap_or(address);
     pki.write_admin_kubeconfig(&dir.join("admin.kubeconfig"), &format!("https://{bound}"))?;
     println!("ready on {bound} after {} ms", began.elapsed().as_millis());

@@ -14,6 +14,9 @@ pub const ORPHAN_WARNING: &str = "child pods are preserved by default when jobs 
                                   propagationPolicy=Background to remove them or set propagationPolicy=Orphan to \
                                   suppress this warning";
 
+/// How long a token holds when the request does not say.
+const TOKEN_SECONDS: i64 = 3600;
+
 /// Rules of a kind that the verbs ask for.
 #[derive(Debug, Clone, Copy)]
 pub struct Strategy {
@@ -63,6 +66,13 @@ pub fn strategy(kind: &Kind) -> Strategy {
 /// Fills in defaults, in the row's version.
 pub fn defaults(kind: &Kind, object: &mut Value) {
     api_defaults::apply(kind, object);
+}
+
+/// Fills in the defaults of what is sent to a subresource.
+pub fn subresource_defaults(kind: &str, object: &mut Value) {
+    if kind == "TokenRequest" && object.int_at("spec.expirationSeconds").is_none() {
+        object.set_path(&["spec", "expirationSeconds"], TOKEN_SECONDS.into());
+    }
 }
 
 /// This moment, RFC 3339 with seconds.

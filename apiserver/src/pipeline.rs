@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::negotiate::{self, Accepted, Encoding};
 use crate::openapi::OpenApi;
 use crate::registry::subresource::binding;
+use crate::registry::virtual_read;
 use crate::registry::{Answer, Call, Registry};
 use crate::request_info::RequestInfo;
 use crate::respond::{self, Renderer};
@@ -257,6 +258,9 @@ impl Pipeline {
         {
             return Err(Status::method_not_allowed());
         }
+        if virtual_read::is_component_statuses(&call.row) {
+            return registry.component_statuses(call).await;
+        }
         match info.verb {
             "get" => registry.get(call).await,
             "list" => registry.list(call).await,
@@ -287,6 +291,9 @@ impl Pipeline {
                 respond::bytes_answer(code, bytes, content_type)
             }
             Answer::List(page) => respond::bytes_answer(200, renderer.list(page)?, content_type),
+            Answer::Objects(objects) => {
+                respond::bytes_answer(200, renderer.objects(objects, serde_json::Map::new())?, content_type)
+            }
             Answer::Done(status) => {
                 let code = if status.code == 0 { 200 } else { status.code };
                 respond::value(code, &status.to_value(), encoding)

@@ -120,6 +120,14 @@ impl Renderer {
         if let Some(remaining) = page.remaining {
             meta.insert("remainingItemCount".into(), remaining.into());
         }
+        self.objects(objects, meta).map(Body::Full)
+    }
+
+    /// Decoded objects as a list.
+    ///
+    /// # Errors
+    /// When they cannot be encoded.
+    pub fn objects(&self, objects: Vec<Value>, meta: Map<String, Value>) -> Result<Bytes, Status> {
         let list = match self.accepted.transform {
             Transform::None => {
                 let items: Vec<Value> = objects.into_iter().map(|o| self.as_item(o)).collect();
@@ -133,7 +141,7 @@ impl Renderer {
             }
             Transform::Table(beta) => table::of_list(&self.row.kind, &objects, meta, self.include, beta),
         };
-        encode(&list, self.accepted.encoding).map(Body::Full)
+        encode(&list, self.accepted.encoding)
     }
 
     fn as_item(&self, mut object: Value) -> Value {

@@ -20,6 +20,8 @@ use crate::pipeline::{Connection, Pipeline};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long requests may go on after the stop.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a connection may wait for its next request (as kube-apiserver).
+const IDLE: Duration = Duration::from_secs(90);
 /// Requests at the same time on one HTTP/2 connection.
 const STREAMS: u32 = 1000;
 
@@ -121,7 +123,7 @@ async fn connection(
         async move { Ok::<_, std::convert::Infallible>(pipeline.serve(request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).keep_alive(true);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).keep_alive(true);
     builder
         .http2()
         .timer(TokioTimer::new())

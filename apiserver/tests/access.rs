@@ -21,6 +21,7 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpos
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
@@ -113,12 +114,7 @@ impl Client {
         client
     }
 
-    async fn try_send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> Result<(u16, Value), String> {
+    async fn connect(&self) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -132,8 +128,16 @@ impl Client {
         };
         let stream = tokio::net::TcpStream::connect(self.address).await.expect("connect");
         let name = ServerName::from(self.address.ip());
-        let stream =
-            TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())?;
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())
+    }
+
+    async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(u16, Value), String> {
+        let stream = self.connect().await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
         tokio::spawn(connection);
@@ -406,4 +410,76 @@ async fn secrets_are_not_readable_in_the_store_and_a_restart_keeps_everything() 
     let (_, roles) = again.get("/apis/rbac.authorization.k8s.io/v1/clusterroles").await;
     assert!(roles["items"].as_array().is_some_and(|items| items.len() >= 70));
     stop.cancel();
+}
+
+/// A kubelet that wants the API server's certificate, tells logs, and echoes what is sent to exec.
+async fn kubelet(pki: &Pki) -> u16 {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server_config(pki).expect("tls")));
+    let answer = |mut request: Request<hyper::body::Incoming>| async move {
+        let told = format!("{} {}", request.method(), request.uri());
+        let upgrade = request.headers().contains_key("upgrade");
+        let mut response =
+            http::Response::new(Full::new(Bytes::from(if upgrade { String::new() } else { told })));
+        if upgrade {
+            *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+            for header in ["connection", "upgrade"] {
+                response.headers_mut().insert(header, request.headers()[header].clone());
+            }
+            let upgraded = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded.await.expect("upgrade")));
+                tokio::io::copy(&mut read, &mut write).await.expect("echo");
+            });
+        }
+        Ok::<_, std::convert::Infallible>(response)
+    };
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            // Whoever comes must be the API server.
+            assert!(stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty()));
+            let http = hyper::server::conn::http1::Builder::new();
+            let service = hyper::service::service_fn(answer);
+            tokio::spawn(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn logs_and_exec_pass_through_to_the_kubelet() {
+    let server = Server::start().await;
+    let admin = server.admin();
+    let port = kubelet(&server.pki).await;
+    admin.make("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
+    let status = json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "status": status});
+    assert_eq!(admin.send(Method::PUT, "/api/v1/nodes/n/status", Some(node)).await.0, 200);
+    admin.make("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+    let spec = json!({"nodeName": "n", "containers": [{"name": "c", "image": "i"}]});
+    admin.make(PODS, json!({"metadata": {"name": "p"}, "spec": spec})).await;
+    let (code, log) = admin.get(&format!("{PODS}/p/log?tailLines=1")).await;
+    assert_eq!((code, log), (200, json!("GET /containerLogs/default/p/c?tailLines=1")));
+
+    let stream = admin.connect().await.expect("connect");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("handshake");
+    tokio::spawn(connection.with_upgrades());
+    let request = Request::get(format!("{PODS}/p/exec?command=cat&stdin=true"))
+        .header("host", "localhost")
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .body(Full::new(Bytes::new()))
+        .expect("request");
+    let response = sender.send_request(request).await.expect("answer");
+    assert_eq!(response.status(), 101);
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.expect("upgrade"));
+    let sent = [7u8; 5000];
+    stream.write_all(&sent).await.expect("write");
+    let mut echoed = [0u8; 5000];
+    stream.read_exact(&mut echoed).await.expect("read");
+    assert_eq!(echoed, sent);
 }

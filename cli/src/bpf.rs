@@ -151,7 +151,11 @@ fn print<T: Serialize>(
     Ok(())
 }
 
-async fn connect(path: &Path) -> Result<InspectClient<Channel>, Error> {
+/// A client of the agent that listens on `path`.
+///
+/// # Errors
+/// When nobody listens there.
+pub async fn connect(path: &Path) -> Result<InspectClient<Channel>, Error> {
     let socket = path.to_path_buf();
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
@@ -167,4 +171,99 @@ async fn connect(path: &Path) -> Result<InspectClient<Channel>, Error> {
         Error::Connect { path: path.to_path_buf(), reason: reason.to_string() }
     };
     Ok(InspectClient::new(channel.map_err(failed)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use futures::stream;
+    use tokio::net::UnixListener;
+    use tokio_stream::wrappers::UnixListenerStream;
+    use tonic::{Request, Response, Status};
+
+    use super::*;
+    use crate::proto::inspect_server::{Inspect, InspectServer};
+    use crate::proto::*;
+
+    /// An agent with one entry in each table, the connections in two parts.
+    struct FakeAgent;
+
+    #[tonic::async_trait]
+    impl Inspect for FakeAgent {
+        async fn list_lb(&self, _: Request<ListLbRequest>) -> Result<Response<ListLbResponse>, Status> {
+            let address = Some(L4Addr { address: "10.96.0.1".into(), port: 443, protocol: "TCP".into() });
+            let frontend = Frontend { address, rev_nat_id: 7, ..Default::default() };
+            Ok(Response::new(ListLbResponse { frontends: vec![frontend] }))
+        }
+
+        async fn list_endpoints(
+            &self,
+            _: Request<ListEndpointsRequest>,
+        ) -> Result<Response<ListEndpointsResponse>, Status> {
+            Err(Status::internal("map hawser_endpoints: no such file"))
+        }
+
+        async fn list_ipcache(
+            &self,
+            _: Request<ListIpcacheRequest>,
+        ) -> Result<Response<ListIpcacheResponse>, Status> {
+            Ok(Response::new(ListIpcacheResponse { entries: vec![IpcacheEntry::default()] }))
+        }
+
+        type ListCtStream = stream::Iter<std::vec::IntoIter<Result<ListCtResponse, Status>>>;
+
+        async fn list_ct(&self, _: Request<ListCtRequest>) -> Result<Response<Self::ListCtStream>, Status> {
+            let part =
+                |packets| Ok(ListCtResponse { entries: vec![CtEntry { packets, ..Default::default() }] });
+            Ok(Response::new(stream::iter(vec![part(1), part(2)])))
+        }
+
+        async fn list_metrics(
+            &self,
+            _: Request<ListMetricsRequest>,
+        ) -> Result<Response<ListMetricsResponse>, Status> {
+            Ok(Response::new(ListMetricsResponse { metrics: Vec::new() }))
+        }
+    }
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        command: BpfCommand,
+    }
+
+    async fn run(words: &str, socket: &Path) -> Result<String, Error> {
+        let words = ["bpf"].into_iter().chain(words.split(' ')).map(str::to_string);
+        let socket = ["--socket".to_string(), socket.display().to_string()];
+        let cli = Cli::try_parse_from(words.chain(socket)).expect("a command line");
+        let mut out = Vec::new();
+        cli.command.run(&mut out).await?;
+        Ok(String::from_utf8(out).expect("text"))
+    }
+
+    #[tokio::test]
+    async fn verbs_reach_the_agent() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("proxy.sock");
+        let missing = run("lb list", &socket).await.expect_err("nobody listens").to_string();
+        assert!(missing.contains("proxy.sock") && missing.contains("No such file"), "{missing}");
+
+        let listener = UnixListener::bind(&socket).expect("binds");
+        let server = tonic::transport::Server::builder().add_service(InspectServer::new(FakeAgent));
+        let server = tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+        let table = run("lb list", &socket).await.expect("a table");
+        assert!(table.contains("10.96.0.1:443/TCP") && table.contains("(refused)"), "{table}");
+        let json = run("lb list -o json", &socket).await.expect("JSON");
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(json[0]["rev_nat_id"], 7);
+        assert_eq!(json[0]["address"]["address"], "10.96.0.1");
+        let json = run("ct list -o json", &socket).await.expect("JSON");
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!((json[0]["packets"].as_u64(), json[1]["packets"].as_u64()), (Some(1), Some(2)));
+        assert_eq!(run("metrics list -o json", &socket).await.expect("JSON").trim(), "[]");
+        assert!(run("ipcache list", &socket).await.is_ok());
+        let failed = run("endpoint list", &socket).await.expect_err("the agent cannot").to_string();
+        assert!(failed.contains("hawser_endpoints"), "{failed}");
+        server.abort();
+    }
 }

@@ -6,10 +6,10 @@
 mod bpf;
 mod render;
 
-pub use bpf::{BpfCommand, Error, Output};
+pub use bpf::{BpfCommand, Error, Output, connect};
 
 /// Messages and client of `proxy/proto/inspect.proto`.
 #[allow(missing_docs, clippy::all)]
-mod proto {
+pub mod proto {
     tonic::include_proto!("hawser.inspect.v1");
 }

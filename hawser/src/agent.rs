@@ -61,7 +61,8 @@ impl NodeSettings {
 
     fn labels(&self) -> Result<Vec<(String, String)>> {
         let pair = |label: &String| {
-            let (name, value) = label.split_once('=').with_context(|| format!("--node-label {label}: not NAME=VALUE"))?;
+            let (name, value) =
+                label.split_once('=').with_context(|| format!("--node-label {label}: not NAME=VALUE"))?;
             Ok((name.to_owned(), value.to_owned()))
         };
         self.flags.labels.iter().map(pair).collect()
@@ -85,7 +86,11 @@ impl NodeSettings {
         Ok(config)
     }
 
-    fn proxy_config(&self, uplink: Option<String>, service_cidr: ipnet::Ipv4Net) -> Result<hawser_proxy::Config> {
+    fn proxy_config(
+        &self,
+        uplink: Option<String>,
+        service_cidr: ipnet::Ipv4Net,
+    ) -> Result<hawser_proxy::Config> {
         Ok(hawser_proxy::Config {
             node_name: self.name.clone(),
             node_ip: self.address_v4()?,
@@ -214,7 +219,8 @@ pub async fn runtime(flags: RuntimeFlags) -> Result<()> {
 
 async fn server_of(kubeconfig: &std::path::Path) -> Result<server_url::Authority> {
     let config = kube::config::Kubeconfig::read_from(kubeconfig)?;
-    let cluster = config.clusters.iter().find_map(|c| c.cluster.as_ref()).context("a kubeconfig without cluster")?;
+    let cluster =
+        config.clusters.iter().find_map(|c| c.cluster.as_ref()).context("a kubeconfig without cluster")?;
     cluster.server.as_deref().context("a kubeconfig without server")?.parse()
 }
 
@@ -279,7 +285,10 @@ mod server_url {
             let uri: http::Uri = url.parse().with_context(|| format!("--server {url}: not a URL"))?;
             ensure!(uri.scheme_str() == Some("https"), "--server {url}: must begin with https://");
             let host = uri.host().with_context(|| format!("--server {url}: names no host"))?;
-            Ok(Authority { host: host.trim_matches(['[', ']']).to_owned(), port: uri.port_u16().unwrap_or(443) })
+            Ok(Authority {
+                host: host.trim_matches(['[', ']']).to_owned(),
+                port: uri.port_u16().unwrap_or(443),
+            })
         }
     }
 
@@ -293,4 +302,3 @@ mod server_url {
         }
     }
 }
-

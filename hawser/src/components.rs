@@ -28,7 +28,9 @@ pub async fn controller_manager(flags: ControllerManagerFlags) -> Result<()> {
         Some(path) => read(path)?,
         None => ca_of_kubeconfig(&flags.kubeconfig)?,
     });
-    if let (Some(certificate), Some(key)) = (&flags.cluster_signing_cert_file, &flags.cluster_signing_key_file) {
+    if let (Some(certificate), Some(key)) =
+        (&flags.cluster_signing_cert_file, &flags.cluster_signing_key_file)
+    {
         config.signing_ca = Some(SigningCa { certificate_pem: read(certificate)?, key_pem: read(key)? });
     }
     if !flags.no_leader_elect {
@@ -59,11 +61,16 @@ fn read(path: &Path) -> Result<String> {
 
 fn ca_of_kubeconfig(path: &Path) -> Result<String> {
     let kubeconfig = kube::config::Kubeconfig::read_from(path)?;
-    let cluster = kubeconfig.clusters.iter().find_map(|c| c.cluster.as_ref()).context("a kubeconfig without cluster")?;
+    let cluster = kubeconfig
+        .clusters
+        .iter()
+        .find_map(|c| c.cluster.as_ref())
+        .context("a kubeconfig without cluster")?;
     if let Some(data) = &cluster.certificate_authority_data {
         let pem = base64::engine::general_purpose::STANDARD.decode(data.trim())?;
         return Ok(String::from_utf8(pem)?);
     }
-    let file = cluster.certificate_authority.as_ref().context("the kubeconfig names no CA: give --root-ca-file")?;
+    let file =
+        cluster.certificate_authority.as_ref().context("the kubeconfig names no CA: give --root-ca-file")?;
     read(Path::new(file))
 }

@@ -92,7 +92,8 @@ impl DataplaneIdentity {
         };
         let answer: TokenRequest =
             accounts.create_subresource("token", ACCOUNT, &Default::default(), &request).await?;
-        let token = answer.status.and_then(|status| status.token).context("a token request without an answer")?;
+        let token =
+            answer.status.and_then(|status| status.token).context("a token request without an answer")?;
         write_private(&self.file, token.as_bytes())
             .with_context(|| format!("writing {}", self.file.display()))
     }
@@ -102,7 +103,8 @@ impl DataplaneIdentity {
 fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     let partial = path.with_extension("partial");
-    let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
+    let mut file =
+        std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(partial, path)

@@ -5,7 +5,6 @@ mod agent;
 mod clients;
 mod components;
 mod dataplane_identity;
-mod encryption;
 mod flags;
 mod pod_network;
 mod server;

@@ -8,18 +8,19 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, ensure};
 use hawser_apiserver::access::UserInfo;
 use hawser_apiserver::bootstrap::AccessConfig;
+use hawser_apiserver::encryption::Envelope;
 use hawser_apiserver::pki::{Pki, PkiConfig};
 use hawser_apiserver::{ApiServer, Config};
 use hawser_controllers::{ControllerManager, SigningCa};
 use hawser_scheduler::Scheduler;
+use hawser_storage::Storage;
 use hawser_storage::embedded::{self, Embedded};
 use hawser_storage::etcd::{self, Etcd};
-use hawser_storage::Storage;
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::InProcess;
 use crate::flags::{ApiserverFlags, ControllerSettings, ServerFlags};
-use crate::{components, encryption, signals};
+use crate::{components, signals};
 
 /// The whole control plane in one process.
 pub async fn server(flags: ServerFlags) -> Result<()> {
@@ -63,10 +64,8 @@ fn controller_manager(
 ) -> Result<ControllerManager> {
     let mut config = components::controller_config(settings);
     config.root_ca_pem = Some(pki.ca.cert_pem.clone());
-    config.signing_ca = Some(SigningCa {
-        certificate_pem: pki.ca.cert_pem.clone(),
-        key_pem: pki.ca.key_pem.clone(),
-    });
+    config.signing_ca =
+        Some(SigningCa { certificate_pem: pki.ca.cert_pem.clone(), key_pem: pki.ca.key_pem.clone() });
     config.client_for = Some(clients.for_controllers());
     let client = clients.client(UserInfo::new("system:kube-controller-manager", [] as [&str; 0]));
     Ok(ControllerManager { config, client })
@@ -88,7 +87,7 @@ async fn start(flags: &ApiserverFlags, inherit_sockets: bool) -> Result<(ApiServ
     pki_config.advertise = vec![advertise, flags.bind.ip()];
     pki_config.extra_sans = flags.tls_sans.clone();
     let pki = Arc::new(Pki::load_or_create(&pki_config, SystemTime::now())?);
-    let seal = encryption::open(&pki_dir.join("encryption.key"))?;
+    let seal = Envelope::new(&pki.encryption)?;
     let storage = open_storage(flags).await?;
 
     let mut access = AccessConfig::new(pki.clone());
@@ -135,7 +134,10 @@ fn first_address(range: ipnet::Ipv4Net) -> Result<IpAddr> {
 /// As given, else the bound one, else the one that the host's default route leaves from.
 fn advertise_address(flags: &ApiserverFlags) -> Result<IpAddr> {
     if let Some(address) = flags.advertise_address {
-        ensure!(!address.is_unspecified(), "--advertise-address {address}: not an address that others can reach");
+        ensure!(
+            !address.is_unspecified(),
+            "--advertise-address {address}: not an address that others can reach"
+        );
         return Ok(address);
     }
     if !flags.bind.ip().is_unspecified() {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::FdLink;
@@ -94,7 +95,7 @@ impl Pins {
         self.root.join("links")
     }
 
-    /// Pin of a link; `target` is an interface or "cgroup". A bpffs allows no dot in names, an interface does.
+    /// Pin of a link; `target` is an interface or "cgroup-ID". A bpffs allows no dot in names, an interface does.
     fn link(&self, program: &str, target: &str) -> PathBuf {
         self.links().join(format!("{program}:{}", target.replace('.', "!")))
     }
@@ -179,27 +180,29 @@ impl Programs {
         Ok(Self { ebpf, pins: pins.clone(), tcx: has_tcx() })
     }
 
-    /// Attaches the socket hooks to a cgroup v2, or replaces those that an earlier agent attached.
+    /// Attaches the socket hooks to a cgroup v2, or replaces those that an earlier agent attached. Another
+    /// cgroup that an earlier agent was told is let go.
     ///
     /// # Errors
     /// See [`ProgramsError`].
     pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), ProgramsError> {
-        let directory =
-            File::open(cgroup).map_err(|source| ProgramsError::Pin { path: cgroup.to_path_buf(), source })?;
+        let failed = |source| ProgramsError::Pin { path: cgroup.to_path_buf(), source };
+        let directory = File::open(cgroup).map_err(failed)?;
+        // The inode is the cgroup's id: a cgroup made anew under the same path is another one.
+        let target = format!("cgroup-{}", directory.metadata().map_err(failed)?.ino());
         for name in SOCKET_PROGRAMS {
-            let target = cgroup.display().to_string();
-            let pin = self.pins.link(name, "cgroup");
+            let pin = self.pins.link(name, &target);
             if self.replace(name, &target, &pin)? {
                 continue;
             }
-            let failed = attach_error(name, &target);
+            let failed = attach_error(name, &cgroup.display().to_string());
             let program: &mut CgroupSockAddr = self.program(name)?;
             let id = program.attach(&directory, CgroupAttachMode::Single).map_err(|e| failed(&e))?;
             let link = program.take_link(id).map_err(|e| failed(&e))?;
             let link = FdLink::try_from(link).map_err(|e| failed(&e))?;
             link.pin(&pin).map_err(|e| failed(&e))?;
         }
-        Ok(())
+        self.release_others(&SOCKET_PROGRAMS, &target)
     }
 
     /// Attaches to a pod's interface, or replaces what is there. By filters and not by TCX links, whatever
@@ -225,13 +228,18 @@ impl Programs {
                 false => self.attach_netlink(name, interface, hook)?,
             }
         }
+        self.release_others(&["from_uplink", "to_uplink"], interface)
+    }
+
+    /// Removes these programs' links to any other target.
+    fn release_others(&self, names: &[&str], target: &str) -> Result<(), ProgramsError> {
         let dir = self.pins.links();
         let failed = |source| ProgramsError::Pin { path: dir.clone(), source };
-        let ours = [self.pins.link("from_uplink", interface), self.pins.link("to_uplink", interface)];
         for entry in std::fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let is_uplink = path.file_name().is_some_and(|name| name.to_string_lossy().contains("_uplink:"));
-            if is_uplink && !ours.contains(&path) {
+            let pin = path.file_name().unwrap_or_default().to_string_lossy();
+            let program = pin.split_once(':').map(|(program, _)| program);
+            if program.is_some_and(|name| names.contains(&name) && path != self.pins.link(name, target)) {
                 remove_if_there(&path)?;
             }
         }
@@ -332,7 +340,7 @@ fn has_tcx() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
-fn attach_error(name: &str, target: &str) -> impl Fn(&dyn std::error::Error) -> ProgramsError {
+fn attach_error(name: &str, target: &str) -> impl Fn(&dyn std::error::Error) -> ProgramsError + use<> {
     let (name, target) = (name.to_string(), target.to_string());
     move |error| {
         let mut reason = error.to_string();
@@ -350,7 +358,8 @@ fn discard_other_layouts(pins: &Pins) -> Result<(), ProgramsError> {
     if !pins.maps().join(map_names::CONFIG).exists() {
         return Ok(());
     }
-    let layout = KernelMaps::open(&pins.maps()).and_then(|maps| maps.config()).map(|config| config.layout);
+    let layout = KernelMaps::pinned_config(&pins.maps()).map(|config| config.layout);
+    // 0: an agent died between making the maps and marking them.
     if layout.as_ref().is_ok_and(|layout| *layout == LAYOUT || *layout == 0) {
         return Ok(());
     }

@@ -97,26 +97,27 @@ fn connections_are_cheap(cluster: &Cluster) {
     let direct = SocketAddr::from((server.ip, 8080));
     let (by_service, by_address) = client.netns.run_in(Some(&node.cgroup), || {
         common::eventually("the Service", || TcpStream::connect(frontend).is_ok());
-        let mut sums = [Duration::ZERO; 2];
+        let mut times = [Vec::new(), Vec::new()];
         // Turn by turn, so that whatever else the machine does befalls both.
-        for _ in 0..CONNECTIONS {
-            for (sum, to) in sums.iter_mut().zip([frontend, direct]) {
-                let start = Instant::now();
-                let mut stream = TcpStream::connect(to).expect("a connection");
-                stream.write_all(b"x").expect("a request");
-                stream.read_exact(&mut [0]).expect("an answer");
-                *sum += start.elapsed();
-            }
+        for turn in 0..2 * CONNECTIONS {
+            let which = (turn % 2) as usize;
+            let start = Instant::now();
+            let mut stream = TcpStream::connect([frontend, direct][which]).expect("a connection");
+            stream.write_all(b"x").expect("a request");
+            stream.read_exact(&mut [0]).expect("an answer");
+            times[which].push(start.elapsed());
         }
-        (sums[0], sums[1])
+        let [by_service, by_address] = times.map(|mut times| {
+            times.sort();
+            times[times.len() / 2]
+        });
+        (by_service, by_address)
     });
     let ratio = by_address.as_secs_f64() / by_service.as_secs_f64();
     eprintln!(
-        "connect, one byte each way: {:?} by Service, {:?} by address, {:.1} %",
-        by_service / CONNECTIONS,
-        by_address / CONNECTIONS,
+        "connect, one byte each way, p50: {by_service:?} by Service, {by_address:?} by address, {:.1} %",
         100.0 * ratio
     );
-    // The goal is 95 %; a busy machine gets some slack.
+    // The goal is 95 %; a machine that does other things meanwhile gets some slack.
     assert!(ratio > 0.8, "{ratio}");
 }

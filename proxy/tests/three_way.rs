@@ -13,7 +13,7 @@ use aya::programs::{TestRun, TestRunOptions};
 use common::packet::{Packet, Transport};
 use common::world::{Action, BACKEND_PORTS, action, apply_to_world, decide, frontends, local, tell};
 use common::{Cgroup, isolated, run};
-use hawser_ebpf_common::endpoint::Endpoint4;
+use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
 use hawser_proxy::dataplane::Dataplane;
 use hawser_proxy::maps::{FakeMaps, KernelMaps, Lookup, Maps, Op};
 use hawser_proxy::programs::{Pins, Programs};
@@ -276,6 +276,57 @@ fn compare(pins: &Pins, kernel: RefCell<Kernel>, sockets: &Listeners) {
     if let Err(failure) = result {
         panic!("{failure}");
     }
+}
+
+/// Maps are kept from one agent to the next, unless they are of another version.
+#[test]
+fn maps_of_another_layout_are_not_adopted() {
+    isolated(|dir| {
+        let pins = Pins::new(dir.join("bpf"));
+        let load = || drop(Programs::load(&pins).expect("the programs load"));
+        let endpoints =
+            || KernelMaps::open(&pins.maps()).expect("the maps").snapshot().expect("reads").endpoints.len();
+        load();
+        let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
+        maps.apply(&Op::PutEndpoint { address: POD, value: Endpoint4::default() }).expect("an endpoint");
+        load();
+        assert_eq!(endpoints(), 1, "adopted");
+        let config = maps.config().expect("reads");
+        maps.set_config(&NodeConfig { layout: config.layout + 1, ..config }).expect("writes");
+        load();
+        assert_eq!(endpoints(), 0, "made anew");
+        assert_eq!(KernelMaps::pinned_config(&pins.maps()).expect("reads").layout, config.layout);
+    });
+}
+
+/// A restart keeps the links of the same cgroup, and lets go of another.
+#[test]
+fn links_follow_the_cgroup() {
+    isolated(|dir| {
+        let pins = Pins::new(dir.join("bpf"));
+        let links = || {
+            let entries = std::fs::read_dir(dir.join("bpf/links")).expect("pins");
+            let mut names: Vec<_> = entries.map(|entry| entry.expect("a pin").file_name()).collect();
+            names.sort();
+            names
+        };
+        let attach = |cgroup: &Cgroup| {
+            let mut programs = Programs::load(&pins).expect("the programs load");
+            programs.attach_cgroup(cgroup.path()).expect("the hooks attach");
+        };
+        let first = Cgroup::new();
+        attach(&first);
+        let before = links();
+        assert_eq!(before.len(), 4);
+        attach(&first);
+        assert_eq!(links(), before);
+        let second = Cgroup::new();
+        attach(&second);
+        assert_eq!(links().len(), 4);
+        assert!(links().iter().all(|name| !before.contains(name)));
+        attach(&first);
+        assert_eq!(links(), before, "the first cgroup was free again");
+    });
 }
 
 /// What the programs do with packets that no Service is about.

@@ -8,6 +8,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use xtask::sandbox::Sandbox;
 use xtask::{build, images};
 
+/// The image of a program of the tests' own.
+pub const PROGRAM: &str = "hawser.local/test/program:1";
+
 /// A running sandbox.
 pub struct Cluster {
     sandbox: Sandbox,
@@ -15,14 +18,25 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a sandbox of `nodes` nodes with the demo's images.
-    pub fn start(name: &str, binary: &Path, nodes: u8, server_flags: &[&str]) -> Result<Self> {
+    /// Starts a sandbox of `nodes` nodes with the demo's images and, if given, an image [`PROGRAM`] of a program.
+    pub fn start(
+        name: &str,
+        binary: &Path,
+        nodes: u8,
+        server_flags: &[&str],
+        program: Option<&Path>,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hawser-test-").tempdir()?;
         let name = format!("{name}-{}", std::process::id());
         let sandbox =
             Sandbox::new(&name, &directory.path().join("sandbox"), binary).with_server_flags(server_flags);
         let cluster = Cluster { sandbox, _directory: directory };
-        let archives = images::build_demo(&build::demo_images_dir())?;
+        let mut archives = images::build_demo(&build::demo_images_dir())?;
+        if let Some(program) = program {
+            let archive = cluster._directory.path().join("program.tar");
+            images::build_program(PROGRAM, program, &archive)?;
+            archives.push(archive);
+        }
         cluster
             .sandbox
             .start(nodes, &archives, &|_| {})

@@ -1,10 +1,11 @@
 //! The main job on a real cluster: containers, Services in eBPF, restarts and failures of nodes.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hawser_tests::cluster::Cluster;
-use hawser_tests::pods::{cluster_ip, delete, exec, run_busybox, run_nginx, wait};
+use hawser_tests::cluster::{Cluster, PROGRAM};
+use hawser_tests::pods::{cluster_ip, delete, exec, is_ready, run_busybox, run_nginx, wait};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -14,7 +15,8 @@ use serde_json::{Value, json};
 async fn pods_services_and_restarts() -> Result<()> {
     let binary = hawser_tests::hawser_binary()?;
     // Short enough that a dead node is noticed within the test, longer than the pause between two lease renewals.
-    let cluster = Cluster::start("main", &binary, 2, &["--node-monitor-grace-period=15"])?;
+    let program = Path::new(env!("CARGO_BIN_EXE_hawser-bench"));
+    let cluster = Cluster::start("main", &binary, 2, &["--node-monitor-grace-period=15"], Some(program))?;
     let client = cluster.client().await?;
     let result = steps(&cluster, &client).await;
     result.with_context(|| cluster.logs_tail())
@@ -70,35 +72,58 @@ async fn empty_service_refuses(client: &Client) -> Result<()> {
     let empty = json!({"metadata": {"name": "empty"}, "spec": {"selector": {"app": "none"}, "ports": [{"port": 80}]}});
     let service = services.create(&PostParams::default(), &serde_json::from_value(empty)?).await?;
     let url = format!("http://{}/", cluster_ip(&service)?);
-    let got = exec(client, "client-1", &["curl", "-sS", "-m", "5", &url]).await?;
+    let got = exec(client, "client-1", &["curl", "-sv", "-m", "5", &url]).await?;
     ensure!(got.code != 0 && got.stderr.contains("refused"), "an empty Service must refuse: {got:?}");
     delete(&services, "empty").await
 }
 
-/// The Service `kubernetes` leads to the API server, which asks for credentials.
+/// The Service `kubernetes` leads to the API server, which knows the pod by its token.
 async fn api_server_is_reached(client: &Client) -> Result<()> {
-    let services: Api<Service> = Api::default_namespaced(client.clone());
-    let address = cluster_ip(&services.get("kubernetes").await?)?;
-    let got = exec(client, "client-1", &["nc", "-w", "5", "-z", &address, "443"]).await?;
-    ensure!(got.code == 0, "kubernetes.default is not reached: {got:?}");
+    let script = "cd /var/run/secrets/kubernetes.io/serviceaccount; curl -sS -m 5 --cacert ca.crt \
+                  -H \"Authorization: Bearer $(cat token)\" \
+                  https://$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT/api/v1/namespaces/default/pods";
+    let got = exec(client, "client-1", &["sh", "-c", script]).await?;
+    ensure!(
+        got.stdout.contains("system:serviceaccount:default:default") && got.stdout.contains("403"),
+        "the pod must be known and may list nothing: {got:?}"
+    );
     Ok(())
 }
 
 async fn udp_service(client: &Client) -> Result<()> {
-    run_busybox(client, "udp", json!({}), "while :; do echo pong | nc -u -l -p 5300 -w 1; done").await?;
+    let pods: Api<Pod> = Api::default_namespaced(client.clone());
     let services: Api<Service> = Api::default_namespaced(client.clone());
+    let server = json!({
+        "metadata": {"name": "udp", "labels": {"run": "udp"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{"name": "c", "image": PROGRAM, "args": ["serve", "--port", "5300"]}],
+        },
+    });
+    pods.create(&PostParams::default(), &serde_json::from_value(server)?).await?;
+    wait(&pods, "udp", "Ready", |pod| pod.is_some_and(is_ready)).await?;
     let service = json!({
         "metadata": {"name": "udp"},
         "spec": {"selector": {"run": "udp"}, "ports": [{"port": 53, "targetPort": 5300, "protocol": "UDP"}]},
     });
     let service = services.create(&PostParams::default(), &serde_json::from_value(service)?).await?;
-    let script = format!(
-        "for i in 1 2 3 4 5 6 7 8 9 10; do a=$(echo ping | nc -u -w 1 {} 53); [ \"$a\" = pong ] && exit 0; done; exit 1",
-        cluster_ip(&service)?
-    );
-    let got = exec(client, "client-1", &["sh", "-c", &script]).await?;
-    ensure!(got.code == 0, "no answer over UDP: {got:?}");
-    let pods: Api<Pod> = Api::default_namespaced(client.clone());
+    let target = format!("{}:53", cluster_ip(&service)?);
+    // From the server's own node and from the other one; a node learns of the Service in its own time.
+    for node in ["node-1", "node-2"] {
+        let asking = json!({
+            "metadata": {"name": "ask"},
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 0, "restartPolicy": "OnFailure",
+                "containers": [{"name": "c", "image": PROGRAM, "args": ["ask", "--target", target]}],
+            },
+        });
+        pods.create(&PostParams::default(), &serde_json::from_value(asking)?).await?;
+        wait(&pods, "ask", "answered", |pod| {
+            pod.and_then(|p| p.status.as_ref()?.phase.as_deref()) == Some("Succeeded")
+        })
+        .await?;
+        delete(&pods, "ask").await?;
+    }
     delete(&pods, "udp").await?;
     delete(&services, "udp").await
 }
@@ -137,7 +162,7 @@ async fn files_and_environment(client: &Client) -> Result<()> {
             {"name": "info", "downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
         ],
     });
-    run_busybox(client, "files", more, "").await?;
+    run_busybox(client, "files", more, "unused: the containers are given").await?;
     let script = "id -u; pwd; echo $BOTH; cat /cfg/key /sec/word /info/labels; touch /scratch/x && echo wrote; \
                   test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token; \
                   touch /proc/sysrq-trigger 2>/dev/null || echo masked";

@@ -72,17 +72,6 @@ pub fn priority_class(o: &mut Object) {
     set(o, "preemptionPolicy", "PreemptLowerPriority");
 }
 
-pub fn certificate_signing_request(o: &mut Object) {
-    if let Some(spec) = ensure(o, "spec")
-        && spec.get("usages").and_then(Value::as_array).is_none_or(Vec::is_empty)
-    {
-        spec.insert("usages".into(), json!(["digital signature", "key encipherment"]));
-    }
-    if let Some(status) = child(o, "status") {
-        each(status, "conditions", |c| set_empty(c, "status", "True"));
-    }
-}
-
 pub fn api_service(o: &mut Object) {
     if let Some(service) = child(o, "spec").and_then(|s| child(s, "service")) {
         set(service, "port", 443);

@@ -52,7 +52,6 @@ pub fn apply(kind: &Kind, object: &mut Value) {
         ("storage.k8s.io", "StorageClass") => groups::storage_class(o),
         ("storage.k8s.io", "CSIDriver") => groups::csi_driver(o),
         ("scheduling.k8s.io", "PriorityClass") => groups::priority_class(o),
-        ("certificates.k8s.io", "CertificateSigningRequest") => groups::certificate_signing_request(o),
         ("apiregistration.k8s.io", "APIService") => groups::api_service(o),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => groups::custom_resource_definition(o),
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => groups::flow_schema(o),

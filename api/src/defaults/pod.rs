@@ -304,12 +304,16 @@ mod tests {
     fn fills_a_pod() {
         let mut o = json!({"spec": {"serviceAccount": "sa", "volumes": [{"name": "v"}, {"name": "c", "configMap": {"name": "x"}}], "containers": [{"name": "c", "image": "x",
             "livenessProbe": {"httpGet": {"port": 1}}, "ports": [{"containerPort": 1}], "resources": {"limits": {"cpu": "500u"}},
-            "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}]}});
+            "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "B", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]}]}});
+        let ty = crate::schema::find_kind("v1", "Pod").expect("type");
+        crate::decode::normalize(ty, &mut o, &mut Default::default()).expect("well-typed");
         pod(o.as_object_mut().expect("object"));
         let c = &o["spec"]["containers"][0];
         assert_eq!(c["livenessProbe"]["httpGet"], json!({"port": 1, "path": "/", "scheme": "HTTP"}));
         assert_eq!(c["resources"], json!({"limits": {"cpu": "1m"}, "requests": {"cpu": "1m"}}));
         assert_eq!(c["env"][0]["valueFrom"]["fieldRef"]["apiVersion"], "v1");
+        assert_eq!(c["env"][1]["valueFrom"]["resourceFieldRef"]["divisor"], "0");
         assert_eq!(o["spec"]["volumes"][0]["emptyDir"], json!({}));
         assert_eq!(o["spec"]["volumes"][1]["configMap"]["defaultMode"], 420);
         assert_eq!(o["spec"]["serviceAccountName"], "sa");

@@ -72,9 +72,11 @@ impl FieldError {
     ) -> Self {
         FieldError { r#type: t, field: field.to_string(), value, detail: detail.into() }
     }
+    /// A value that has to be there.
     pub fn required(field: impl fmt::Display, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorType::Required, field, None, detail)
     }
+    /// A value that is not what it has to be.
     pub fn invalid(field: impl fmt::Display, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorType::Invalid, field, Some(value.into()), detail)
     }
@@ -85,12 +87,15 @@ impl FieldError {
     ) -> Self {
         Self::new(FieldErrorType::TypeInvalid, field, Some(value.into()), detail)
     }
+    /// A value that is there already.
     pub fn duplicate(field: impl fmt::Display, value: impl Into<Value>) -> Self {
         Self::new(FieldErrorType::Duplicate, field, Some(value.into()), "")
     }
+    /// A reference to what is not there.
     pub fn not_found(field: impl fmt::Display, value: impl Into<Value>) -> Self {
         Self::new(FieldErrorType::NotFound, field, Some(value.into()), "")
     }
+    /// A field that may not be set, or not so.
     pub fn forbidden(field: impl fmt::Display, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorType::Forbidden, field, None, detail)
     }
@@ -114,6 +119,7 @@ impl FieldError {
         let detail = format!("must have at most {max} item{plural}");
         Self::new(FieldErrorType::TooMany, field, Some(json!(actual)), detail)
     }
+    /// A check that could not be made.
     pub fn internal(field: impl fmt::Display, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorType::Internal, field, None, detail)
     }

@@ -149,12 +149,15 @@ impl Status {
         self.reason == reason
     }
 
+    /// 404 of an object or a resource.
     pub fn is_not_found(&self) -> bool {
         self.reason == "NotFound"
     }
+    /// 409 for a stale or otherwise different object.
     pub fn is_conflict(&self) -> bool {
         self.reason == "Conflict"
     }
+    /// 409 for a name that is taken.
     pub fn is_already_exists(&self) -> bool {
         self.reason == "AlreadyExists"
     }

@@ -22,6 +22,8 @@ use self::pool::Pool;
 const FIRST_PORT: u16 = 30000;
 /// Number of node ports.
 const PORTS: usize = 2768;
+/// What a dry run answers for a port that would be given out (as kube-apiserver: one that never is).
+const DRY_RUN_PORT: i64 = FIRST_PORT as i64 + PORTS as i64 + 1;
 /// Node ports kept for those that are asked for by number (KEP-3668).
 const RESERVED_PORTS: usize = 86;
 
@@ -159,11 +161,11 @@ impl Allocators {
     ///
     /// # Errors
     /// 422 for what is taken or out of range, 500 when nothing is left.
-    pub fn create(&self, kind: &Kind, object: &mut Value, _dry_run: bool) -> Result<Allocation, Status> {
+    pub fn create(&self, kind: &Kind, object: &mut Value, dry_run: bool) -> Result<Allocation, Status> {
         if !is_service(kind) {
             return Ok(Allocation::default());
         }
-        self.allocate(object, &[])
+        self.allocate(object, &[], dry_run)
     }
 
     /// Fills in what a changed Service needs more, and notes what it gives up.
@@ -176,13 +178,13 @@ impl Allocators {
         subresource: &str,
         new: &mut Value,
         old: &Value,
-        _dry_run: bool,
+        dry_run: bool,
     ) -> Result<Allocation, Status> {
         if !is_service(kind) || !subresource.is_empty() {
             return Ok(Allocation::default());
         }
         let held = self.claims(old);
-        let mut allocation = self.allocate(new, &held)?;
+        let mut allocation = self.allocate(new, &held, dry_run)?;
         let kept = self.claims(new);
         allocation.freed = held.into_iter().filter(|c| !kept.contains(c)).collect();
         Ok(allocation)
@@ -196,10 +198,11 @@ impl Allocators {
         }
     }
 
-    fn allocate(&self, service: &mut Value, held: &[Claim]) -> Result<Allocation, Status> {
+    fn allocate(&self, service: &mut Value, held: &[Claim], dry_run: bool) -> Result<Allocation, Status> {
         let mut work = Work {
             allocators: self,
             held,
+            dry_run,
             allocation: Allocation { pools: Some(self.pools.clone()), taken: Vec::new(), freed: Vec::new() },
             errors: Vec::new(),
         };
@@ -224,6 +227,7 @@ fn port_claim(port: i64) -> Option<Claim> {
 struct Work<'a> {
     allocators: &'a Allocators,
     held: &'a [Claim],
+    dry_run: bool,
     allocation: Allocation,
     errors: Vec<FieldError>,
 }
@@ -242,6 +246,9 @@ impl Work<'_> {
     }
 
     fn any_port(&mut self) -> Result<i64, Status> {
+        if self.dry_run {
+            return Ok(DRY_RUN_PORT);
+        }
         let port = self.allocators.pools.lock().ports.take_any();
         match port {
             Some(n) => {

@@ -115,15 +115,22 @@ impl Walk {
             _ => format!("v:{item}"),
         };
         let mut sides: BTreeMap<String, (Option<&Value>, Option<&Value>)> = BTreeMap::new();
+        // Items whose key is there twice cannot be told apart: they are owned whole.
+        let mut twice: Vec<String> = Vec::new();
         for item in old {
             sides.entry(element(item)).or_default().0 = Some(item);
         }
         for item in new {
-            sides.entry(element(item)).or_default().1 = Some(item);
+            let key = element(item);
+            let side = sides.entry(key.clone()).or_default();
+            if side.1.replace(item).is_some() {
+                twice.push(key);
+            }
         }
         for (key, (o, n)) in sides {
+            let look = if twice.contains(&key) { Look::Whole } else { item_look };
             self.path.push(key);
-            self.node(item_look, o, n);
+            self.node(look, o, n);
             self.path.pop();
         }
     }
@@ -174,8 +181,12 @@ fn look_at(ty: Ty) -> Look {
 fn key_of(field: &Field, item: &Value) -> String {
     let mut key: Map<String, Value> = Map::new();
     for name in field.keys() {
-        if let Some(value) = item.get(name) {
-            key.insert(name.to_owned(), value.clone());
+        let default = || {
+            let text = field.ty.inner_struct()?.field(name)?.default?;
+            Some(serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())))
+        };
+        if let Some(value) = item.get(name).cloned().or_else(default) {
+            key.insert(name.to_owned(), value);
         }
     }
     format!("k:{}", Value::Object(key))

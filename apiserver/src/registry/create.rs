@@ -145,6 +145,7 @@ impl Registry {
         kind: &str,
         options: &WriteOptions,
     ) -> Result<Answer, Status> {
+        hooks::subresource_defaults(kind, &mut object);
         let (now, manager, ty) = (hooks::now(), call.manager(options), schema::find_kind(api_version, kind));
         let writer = Writer {
             manager: &manager,

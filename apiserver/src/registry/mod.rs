@@ -14,6 +14,7 @@ pub mod patch;
 pub mod subresource;
 pub mod token;
 pub mod update;
+pub mod virtual_read;
 pub mod watch;
 
 use std::sync::Arc;
@@ -77,6 +78,8 @@ pub enum Answer {
     Object(u16, Value),
     /// A page of objects.
     List(list::Page),
+    /// Objects that are not stored, in the row's version.
+    Objects(Vec<Value>),
     /// A success without an object.
     Done(Box<Status>),
     /// Events from now on.

@@ -54,6 +54,16 @@ pub struct Manner<'a> {
     pub trusted: bool,
 }
 
+/// What came of one attempt.
+enum Attempt {
+    /// Written.
+    Written(Answer),
+    /// There was nothing to write.
+    Unchanged(Answer),
+    /// The object has changed meanwhile.
+    Raced,
+}
+
 /// What is there.
 pub struct Current {
     /// In the request's version, with its resourceVersion.
@@ -77,31 +87,54 @@ impl Registry {
     ) -> Result<Answer, Status> {
         let name = &call.info.name;
         let mut turn = None;
+        // What the cache has is mostly the newest state, and a write proves it. Only an answer without a write has to
+        // be proven otherwise.
+        let mut entry = self.known(call, name).await?;
         for _ in 0..ATTEMPTS {
-            let entry = self.current(call, name).await?;
-            let object = self.decode_current(call, &entry)?;
-            let current = Current { object, entry };
-            let new = change(&current)?;
-            let claimed = new.resource_version().to_owned();
-            if let Some(answer) = self.try_write(call, options, manner, &current, new).await? {
-                return Ok(answer);
-            }
-            if turn.is_none() {
-                turn = self.queues.wait(&current.entry.key).await;
-            }
-            // Lost a race. Who named the version that is gone has to look again.
-            if !claimed.is_empty() && manner.options_kind == "UpdateOptions" {
-                return Err(call.stale(name));
+            let (held, proven) = match entry.take() {
+                Some(held) => (held, false),
+                None => (self.current(call, name).await?, true),
+            };
+            let key = held.key.clone();
+            let mut claimed = false;
+            let attempt = async {
+                let object = self.decode_current(call, &held)?;
+                let current = Current { object, entry: held };
+                let new = change(&current)?;
+                claimed = !new.resource_version().is_empty();
+                self.try_write(call, options, manner, &current, new).await
+            };
+            match attempt.await {
+                Ok(Attempt::Written(answer)) => return Ok(answer),
+                Ok(Attempt::Unchanged(answer)) if proven => return Ok(answer),
+                Err(status) if proven => return Err(status),
+                Ok(Attempt::Unchanged(_)) | Err(_) => {}
+                // Who named the version that is gone has to look again.
+                Ok(Attempt::Raced) if claimed && manner.options_kind == "UpdateOptions" => {
+                    return Err(call.stale(name));
+                }
+                Ok(Attempt::Raced) => {
+                    if turn.is_none() {
+                        turn = self.queues.wait(&key).await;
+                    }
+                }
             }
         }
         Err(call.stale(name))
+    }
+
+    /// An object as the cache has it, which may be behind.
+    async fn known(&self, call: &Call<'_>, name: &str) -> Result<Option<Arc<Entry>>, Status> {
+        let cache = call.cache()?;
+        self.feed.ensure(cache).await.map_err(|e| super::feed_status(&e))?;
+        Ok(cache.get(call.namespace(), name))
     }
 
     fn decode_current(&self, call: &Call<'_>, entry: &Entry) -> Result<Value, Status> {
         Ok(convert::from_stored(&call.row, entry.decode().map_err(Status::internal)?))
     }
 
-    /// One attempt; None when the object has changed meanwhile.
+    /// One attempt.
     async fn try_write(
         &self,
         call: &Call<'_>,
@@ -109,7 +142,7 @@ impl Registry {
         manner: Manner<'_>,
         current: &Current,
         mut new: Value,
-    ) -> Result<Option<Answer>, Status> {
+    ) -> Result<Attempt, Status> {
         let (cache, kind, name) = (call.cache()?, &call.row.kind, &call.info.name);
         let stored = call.row.stored_kind();
         self.check_preconditions(call, manner, current, &new)?;
@@ -152,7 +185,7 @@ impl Registry {
         let entry = &current.entry;
         if options.dry_run {
             new.set_meta("resourceVersion", entry.revision.to_string().into());
-            return Ok(Some(Answer::Object(200, convert::from_stored(&call.row, new))));
+            return Ok(Attempt::Unchanged(Answer::Object(200, convert::from_stored(&call.row, new))));
         }
         let key = cache.storage_key(call.namespace(), name);
         let precondition = Precondition::ModRevision(entry.revision);
@@ -160,22 +193,22 @@ impl Registry {
             return match self.feed.delete(&key, precondition).await {
                 Ok(_) => {
                     self.allocators.deleted(stored, &new);
-                    Ok(Some(Answer::Stored(200, value, entry.revision)))
+                    Ok(Attempt::Written(Answer::Stored(200, value, entry.revision)))
                 }
-                Err(StorageError::Conflict { .. } | StorageError::NotFound) => Ok(None),
+                Err(StorageError::Conflict { .. } | StorageError::NotFound) => Ok(Attempt::Raced),
                 Err(e) => Err(storage_status(&e)),
             };
         }
         if value == entry.value {
-            return Ok(Some(Answer::Stored(200, value, entry.revision)));
+            return Ok(Attempt::Unchanged(Answer::Stored(200, value, entry.revision)));
         }
         let facts = Facts::of(stored, &new);
         match self.feed.put(&key, value.clone(), facts, precondition).await {
             Ok(revision) => {
                 allocation.commit();
-                Ok(Some(Answer::Stored(200, value, revision)))
+                Ok(Attempt::Written(Answer::Stored(200, value, revision)))
             }
-            Err(StorageError::Conflict { .. }) => Ok(None),
+            Err(StorageError::Conflict { .. }) => Ok(Attempt::Raced),
             Err(e) => Err(storage_status(&e)),
         }
     }

@@ -5,7 +5,8 @@ use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::endpoint::{
-    Endpoint4, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IDENTITY_SERVICES, IPCACHE_ON_LINK, IpcacheEntry4, NodeConfig,
+    Endpoint4, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IDENTITY_SERVICES, IPCACHE_ON_LINK, IpcacheEntry4,
+    NodeConfig,
 };
 use hawser_ebpf_common::metrics::reason;
 
@@ -40,7 +41,12 @@ pub fn config() -> NodeConfig {
 
 /// Delivers to a pod of this node, past the stack.
 #[inline(always)]
-pub fn to_endpoint(ctx: &TcContext, packet: &Packet, endpoint: &Endpoint4, done: u32) -> Result<Verdict, u32> {
+pub fn to_endpoint(
+    ctx: &TcContext,
+    packet: &Packet,
+    endpoint: &Endpoint4,
+    done: u32,
+) -> Result<Verdict, u32> {
     decrement_ttl(ctx, packet)?;
     let to = endpoint.pod_mac;
     let from = endpoint.host_mac;
@@ -53,7 +59,12 @@ pub fn to_endpoint(ctx: &TcContext, packet: &Packet, endpoint: &Endpoint4, done:
 
 /// Sends out of the uplink: to the node when it is on the link, else where the routes say.
 #[inline(always)]
-pub fn to_node(ctx: &TcContext, packet: &Packet, next_hop_be: Option<u32>, done: u32) -> Result<Verdict, u32> {
+pub fn to_node(
+    ctx: &TcContext,
+    packet: &Packet,
+    next_hop_be: Option<u32>,
+    done: u32,
+) -> Result<Verdict, u32> {
     let uplink = config().uplink_ifindex;
     if uplink == 0 {
         return Ok((NEXT, reason::STACK));

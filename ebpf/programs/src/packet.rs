@@ -200,11 +200,15 @@ pub fn quoted(ctx: &TcContext, packet: &Packet) -> Option<Quoted> {
 /// Translates an ICMP error with the entry of the flow's other direction: the quoted packet becomes what
 /// its sender sent, and the error goes to that sender.
 #[inline(always)]
-pub fn rewrite_error(ctx: &TcContext, packet: &mut Packet, quoted: &Quoted, entry: &CtEntry4) -> Result<(), u32> {
+pub fn rewrite_error(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    quoted: &Quoted,
+    entry: &CtEntry4,
+) -> Result<(), u32> {
     let old = quoted.tuple;
     // The quoted header's own checksum makes up for the addresses, so the ICMP checksum stays right.
-    for (offset, from, to) in
-        [(12, old.saddr_be, entry.new_daddr_be), (16, old.daddr_be, entry.new_saddr_be)]
+    for (offset, from, to) in [(12, old.saddr_be, entry.new_daddr_be), (16, old.daddr_be, entry.new_saddr_be)]
     {
         if from != to {
             ctx.l3_csum_replace(quoted.l3 + 10, u64::from(from), u64::from(to), 4)
@@ -277,7 +281,8 @@ fn replace_address(ctx: &TcContext, packet: &Packet, offset: usize, old: u32, ne
     if packet.tuple.protocol != PROTO_ICMP {
         let (checksum, flags) = checksum(packet);
         let flags = flags | u64::from(BPF_F_PSEUDO_HDR) | 4;
-        ctx.l4_csum_replace(checksum, u64::from(old), u64::from(new), flags).map_err(|_| reason::WRITE_FAILED)?;
+        ctx.l4_csum_replace(checksum, u64::from(old), u64::from(new), flags)
+            .map_err(|_| reason::WRITE_FAILED)?;
     }
     ctx.l3_csum_replace(IP_CHECKSUM, u64::from(old), u64::from(new), 4).map_err(|_| reason::WRITE_FAILED)?;
     ctx.store(offset, &new, 0).map_err(|_| reason::WRITE_FAILED)
@@ -286,7 +291,8 @@ fn replace_address(ctx: &TcContext, packet: &Packet, offset: usize, old: u32, ne
 #[inline(always)]
 fn replace_port(ctx: &TcContext, packet: &Packet, offset: usize, old: u16, new: u16) -> Result<(), u32> {
     let (checksum, flags) = checksum(packet);
-    ctx.l4_csum_replace(checksum, u64::from(old), u64::from(new), flags | 2).map_err(|_| reason::WRITE_FAILED)?;
+    ctx.l4_csum_replace(checksum, u64::from(old), u64::from(new), flags | 2)
+        .map_err(|_| reason::WRITE_FAILED)?;
     ctx.store(offset, &new, 0).map_err(|_| reason::WRITE_FAILED)
 }
 

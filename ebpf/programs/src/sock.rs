@@ -46,7 +46,9 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 fn remote(ctx: &SockAddrContext) -> (u32, u16) {
     let address = ctx.sock_addr;
     // SAFETY: the context is valid for the whole program; the verifier checks each access.
-    unsafe { (addr_of!((*address).user_ip4).read_volatile(), addr_of!((*address).user_port).read_volatile() as u16) }
+    unsafe {
+        (addr_of!((*address).user_ip4).read_volatile(), addr_of!((*address).user_port).read_volatile() as u16)
+    }
 }
 
 #[inline(always)]

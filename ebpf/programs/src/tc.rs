@@ -146,7 +146,9 @@ fn try_from_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
 fn try_to_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
     let Some(mut packet) = parse(ctx)? else { return Ok((NEXT, reason::STACK)) };
     match translate_known(ctx, &mut packet, Origin::Stack)? {
-        Known::Translated(entry) if entry.flags & CT_MASQUERADE != 0 => return Ok((NEXT, reason::MASQUERADED)),
+        Known::Translated(entry) if entry.flags & CT_MASQUERADE != 0 => {
+            return Ok((NEXT, reason::MASQUERADED));
+        }
         Known::Translated(_) => return Ok((NEXT, reason::TRANSLATED)),
         Known::Tracked => return Ok((NEXT, reason::FORWARDED)),
         Known::Stale | Known::No => {}

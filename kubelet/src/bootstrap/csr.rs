@@ -96,25 +96,17 @@ async fn post(
 }
 
 /// Whether a request failed because the server is not the one it should be: waiting does not help.
-pub(super) fn is_certificate_error(e: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(e);
-    while let Some(e) = cause {
-        if let Some(rustls::Error::InvalidCertificate(_)) = e.downcast_ref::<rustls::Error>() {
-            return true;
-        }
-        if let Some(io) = e.downcast_ref::<std::io::Error>()
-            && let Some(inner) = io.get_ref()
-            && matches!(inner.downcast_ref::<rustls::Error>(), Some(rustls::Error::InvalidCertificate(_)))
-        {
-            return true;
-        }
-        cause = e.source();
+fn is_certificate_error(e: &(dyn std::error::Error + 'static)) -> bool {
+    if matches!(e.downcast_ref::<rustls::Error>(), Some(rustls::Error::InvalidCertificate(_))) {
+        return true;
     }
-    false
+    // What an I/O error wraps is not its source, but beside it.
+    let wrapped = e.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+    wrapped.is_some_and(|w| is_certificate_error(w)) || e.source().is_some_and(is_certificate_error)
 }
 
 /// An error with its causes.
-pub(super) fn chain(e: &(dyn std::error::Error + 'static)) -> String {
+fn chain(e: &(dyn std::error::Error + 'static)) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();
     while let Some(e) = cause {

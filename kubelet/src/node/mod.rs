@@ -25,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 const CHECK: Duration = Duration::from_secs(10);
 /// The same while it is not ready.
 const CHECK_UNREADY: Duration = Duration::from_millis(100);
+/// How long after the start a runtime may take to come up before a node that was ready is said not to be: both start
+/// together, and a restart shall go unnoticed.
+const START_UP: Duration = Duration::from_secs(5);
 /// A status that did not change is sent again after this time.
 const REPORT: Duration = Duration::from_secs(300);
 /// Images reported in the status.
@@ -45,16 +48,17 @@ impl NodeKeeper {
 
     /// Registers the node, then reports and renews.
     pub async fn run(self, stop: CancellationToken) {
-        let uid = tokio::select! {
+        let node = tokio::select! {
             () = stop.cancelled() => return,
-            uid = self.register() => uid,
+            node = self.register() => node,
         };
+        let uid = node.metadata.uid.clone().unwrap_or_default();
         self.event("Starting", "Starting kubelet.", &uid);
         let lease = lease::keep(self.client.clone(), self.config.clone(), uid.clone());
         tokio::select! {
             () = stop.cancelled() => {}
             () = lease => {}
-            () = self.report(uid) => {}
+            () = self.report(node, uid) => {}
         }
     }
 
@@ -84,19 +88,19 @@ impl NodeKeeper {
         labels
     }
 
-    /// Makes the Node object or brings its labels up to date, for as long as it takes. Answers with its UID.
-    async fn register(&self) -> String {
+    /// Makes the Node object or brings its labels up to date, for as long as it takes.
+    async fn register(&self) -> Node {
         let mut retry = Retry::default();
         loop {
             match self.try_register().await {
-                Ok(uid) => return uid,
+                Ok(node) => return node,
                 Err(e) => tracing::warn!("registering the node: {e}"),
             }
             tokio::time::sleep(retry.next().unwrap_or(CHECK)).await;
         }
     }
 
-    async fn try_register(&self) -> Result<String, kube::Error> {
+    async fn try_register(&self) -> Result<Node, kube::Error> {
         let api = self.api();
         let name = &self.config.node_name;
         if self.config.register_node {
@@ -114,54 +118,58 @@ impl NodeKeeper {
                 status: Some(status::build(&self.config, &facts, None, Timestamp::now())),
             };
             match api.create(&PostParams::default(), &node).await {
-                Ok(node) => return Ok(node.metadata.uid.unwrap_or_default()),
+                Ok(node) => return Ok(node),
                 Err(kube::Error::Api(s)) if s.code == 409 => {}
                 Err(e) => return Err(e),
             }
         }
         let patch = serde_json::json!({"metadata": {"labels": self.labels()}});
-        let node = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
-        Ok(node.metadata.uid.unwrap_or_default())
+        api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await
     }
 
     /// Reports the status when it changes, and every five minutes.
-    async fn report(&self, uid: String) {
-        let mut published: Option<NodeStatus> = None;
-        let mut published_at = tokio::time::Instant::now();
-        let mut cidr: Option<String> = None;
+    async fn report(&self, node: Node, uid: String) {
+        let started = tokio::time::Instant::now();
+        let mut seen = Seen { published: node.status, ..Seen::default() };
+        // The registered object has what an earlier kubelet published: all of it is looked at once.
+        let mut published_at = None;
         let api = self.api();
         let mut nodes =
             std::pin::pin!(watcher::watch_object(api, &self.config.node_name).backoff(Retry::default()));
         loop {
+            self.give_cidr(&mut seen).await;
             let facts = self.facts().await;
-            let now = Timestamp::now();
-            let wanted = status::build(&self.config, &facts, published.as_ref(), now);
+            let wanted = status::build(&self.config, &facts, seen.published.as_ref(), Timestamp::now());
             let ready = facts.health.problem.is_none();
-            let changed = published.as_ref().is_none_or(|p| !status::same(p, &wanted));
-            if changed || published_at.elapsed() >= REPORT {
+            let was_ready = seen.published.as_ref().is_some_and(is_ready);
+            let starting = !ready && was_ready && started.elapsed() < START_UP;
+            let changed = seen.published.as_ref().is_none_or(|p| !status::same(p, &wanted));
+            let due = published_at.is_none_or(|at: tokio::time::Instant| at.elapsed() >= REPORT);
+            if (changed || due) && !starting {
                 match self.publish(&wanted).await {
-                    Ok(()) => {
-                        if ready && published.as_ref().is_some_and(|p| !is_ready(p)) {
+                    Ok(node) => {
+                        seen.version = version(&node);
+                        if ready && !was_ready {
                             let text = format!("Node {} status is now: NodeReady", self.config.node_name);
                             self.event("NodeReady", &text, &uid);
                         }
-                        published = Some(wanted);
-                        published_at = tokio::time::Instant::now();
+                        seen.published = Some(wanted);
+                        published_at = Some(tokio::time::Instant::now());
                     }
                     Err(e) => tracing::warn!("reporting the node's status: {e}"),
                 }
             }
-            let pause = tokio::time::sleep(if ready { CHECK } else { CHECK_UNREADY });
+            let settled = ready && seen.cidr == seen.given;
+            let pause = tokio::time::sleep(if settled { CHECK } else { CHECK_UNREADY });
             tokio::pin!(pause);
             loop {
                 tokio::select! {
                     () = &mut pause => break,
                     node = nodes.next() => match node {
-                        Some(Ok(Some(node))) => if self.heed(&node, &mut cidr, &mut published).await { break },
+                        Some(Ok(Some(node))) => if seen.heed(&node) { break },
                         Some(Ok(None)) => {
                             // Somebody deleted the node: it is here, so it comes back.
-                            self.register().await;
-                            published = None;
+                            seen.published = self.register().await.status;
                             break;
                         }
                         Some(Err(e)) => tracing::debug!("watching the node: {e}"),
@@ -172,33 +180,24 @@ impl NodeKeeper {
         }
     }
 
-    /// Takes note of the Node object. Says whether the status is to be looked at anew.
-    async fn heed(&self, node: &Node, cidr: &mut Option<String>, published: &mut Option<NodeStatus>) -> bool {
-        let given = node.spec.as_ref().and_then(|s| s.pod_cidr.clone()).filter(|c| !c.is_empty());
-        if given.is_some() && given != *cidr {
-            let network = cri::NetworkConfig { pod_cidr: given.clone().unwrap_or_default() };
-            let config = cri::RuntimeConfig { network_config: Some(network) };
-            let request = cri::UpdateRuntimeConfigRequest { runtime_config: Some(config) };
-            match self.runtime.runtime().update_runtime_config(request).await {
-                Ok(_) => *cidr = given,
-                Err(e) => tracing::warn!("giving the runtime its pod CIDR: {}", e.message()),
-            }
-            return true;
+    /// Tells the runtime its pod CIDR.
+    async fn give_cidr(&self, seen: &mut Seen) {
+        if seen.cidr == seen.given {
+            return;
         }
-        // The node lifecycle controller, or a person, may have changed our conditions: say again what is true.
-        let overruled = published
-            .as_ref()
-            .is_some_and(|p| node.status.as_ref().is_some_and(|n| is_ready(p) && !is_ready(n)));
-        if overruled {
-            *published = None;
+        let network = cri::NetworkConfig { pod_cidr: seen.given.clone().unwrap_or_default() };
+        let config = cri::RuntimeConfig { network_config: Some(network) };
+        let request = cri::UpdateRuntimeConfigRequest { runtime_config: Some(config) };
+        match self.runtime.runtime().update_runtime_config(request).await {
+            Ok(_) => seen.cidr.clone_from(&seen.given),
+            Err(e) => tracing::debug!("giving the runtime its pod CIDR: {}", e.message()),
         }
-        overruled
     }
 
-    async fn publish(&self, status: &NodeStatus) -> Result<(), kube::Error> {
+    async fn publish(&self, status: &NodeStatus) -> Result<Node, kube::Error> {
         let patch = serde_json::json!({"status": status});
         let name = &self.config.node_name;
-        self.api().patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
+        self.api().patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await
     }
 
     async fn facts(&self) -> Facts {
@@ -244,6 +243,42 @@ impl NodeKeeper {
         };
         Health { problem }
     }
+}
+
+/// What the keeper knows of the Node object.
+#[derive(Default)]
+struct Seen {
+    /// The status that the API has.
+    published: Option<NodeStatus>,
+    /// The resourceVersion at which the API got it.
+    version: u64,
+    /// The pod CIDR that the control plane gave.
+    given: Option<String>,
+    /// The one that the runtime was told.
+    cidr: Option<String>,
+}
+
+impl Seen {
+    /// Takes note of the Node object. Says whether there is something to do about it.
+    fn heed(&mut self, node: &Node) -> bool {
+        let given = node.spec.as_ref().and_then(|s| s.pod_cidr.clone()).filter(|c| !c.is_empty());
+        if given.is_some() && given != self.given {
+            self.given = given;
+            return true;
+        }
+        // The node lifecycle controller, or a person, may have changed our conditions: say again what is true.
+        let overruled =
+            self.published.as_ref().is_some_and(is_ready) && !node.status.as_ref().is_some_and(is_ready);
+        if overruled {
+            self.published.clone_from(&node.status);
+        }
+        overruled
+    }
+}
+
+/// A node's resourceVersion; versions of one object are ordered (KEP-5504).
+fn version(node: &Node) -> u64 {
+    node.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
 fn is_ready(s: &NodeStatus) -> bool {

@@ -7,6 +7,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Events remembered as recorded.
+const MAX_SAID: usize = 512;
+
 /// The name of an operation while it is in flight.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Op {
@@ -93,7 +96,7 @@ pub struct Memory {
     pub stopping: BTreeMap<String, Timestamp>,
     /// Sandboxes that were stopped.
     pub stopped_sandboxes: BTreeSet<String>,
-    /// Instances that were removed; they may linger in an old observation.
+    /// Results of probes, by instance.
     pub probes: BTreeMap<String, ProbeResults>,
     /// When this process first saw that the pod must end.
     pub ending_since: Option<Timestamp>,
@@ -169,9 +172,17 @@ impl Memory {
         });
     }
 
-    /// Forgets results of instances that are gone.
+    /// Forgets what was about instances that are gone; `live` are the ids of those that are there.
     pub fn prune(&mut self, live: &BTreeSet<&str>) {
         self.probes.retain(|id, _| live.contains(id.as_str()));
+        self.failures.retain(|op, _| match op {
+            Op::Stop(id) | Op::Remove(id) => live.contains(id.as_str()),
+            _ => true,
+        });
+        // Keys name instances and times; a pod that fails for years must not grow for years.
+        if self.said.len() > MAX_SAID {
+            self.said.clear();
+        }
     }
 }
 

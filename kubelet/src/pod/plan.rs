@@ -187,8 +187,7 @@ impl Plan<'_, '_> {
         if *ending != Ending::Finished || observed.any_running() {
             self.stop_all(after(memory.ending_since.unwrap_or(now), grace_period(pod)));
         }
-        let halted = memory.in_flight.iter().any(|op| !matches!(op, Op::Delete));
-        if observed.any_running() || halted {
+        if observed.any_running() || view.busy() {
             return;
         }
         let unstopped: Vec<_> =

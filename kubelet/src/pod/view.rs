@@ -165,9 +165,11 @@ impl<'a> View<'a> {
             }
     }
 
-    /// Whether an operation that could still change the pod's containers is under way.
+    /// Whether an operation is under way whose end must be awaited before the pod's end: not a pull, which may
+    /// take for ever, nor the set-up of volumes, which gives way to their release.
     pub fn busy(&self) -> bool {
-        !self.input.memory.in_flight.is_empty()
+        let waits = |op: &Op| !matches!(op, Op::Image(_) | Op::Volumes | Op::Delete);
+        self.input.memory.in_flight.iter().any(waits)
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct Roots {
     pub disk: PathBuf,
     /// Pod directories in memory.
     pub memory: PathBuf,
-    /// Whether tmpfs may be mounted.
+    /// Whether anything may be mounted.
     pub tmpfs: bool,
 }
 
@@ -119,11 +119,12 @@ impl Roots {
     /// Releases all volumes of a pod and forgets their contents. Blocking.
     pub fn tear_down(&self, uid: &str) -> io::Result<()> {
         for root in [&self.disk, &self.memory] {
-            let dir = root.join(uid).join("volumes");
+            let dir = root.join(uid);
             if self.tmpfs {
                 unmount_below(&dir)?;
             }
-            remove_tree(&dir)?;
+            remove_tree(&dir.join("volume-subpaths"))?;
+            remove_tree(&dir.join("volumes"))?;
         }
         remove_tree(&self.memory.join(uid))
     }

@@ -17,6 +17,12 @@ pub(super) fn mount_tmpfs(dir: &Path, size: Option<i64>, mode: u32) -> io::Resul
     Ok(())
 }
 
+/// Bind-mounts `source` at `place`.
+pub(super) fn bind(source: &str, place: &Path) -> io::Result<()> {
+    mount(Some(source), place, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+    Ok(())
+}
+
 /// Unmounts lazily: what a dying process still holds open goes with it.
 pub(super) fn unmount(dir: &Path) -> io::Result<()> {
     umount2(dir, MntFlags::MNT_DETACH)?;

@@ -1,11 +1,12 @@
 //! subPath mounts that a container cannot turn against the host.
 //!
 //! A container that may write to a volume can put a symlink where another container's subPath points. So the path
-//! is opened with `openat2(2)` and `RESOLVE_BENEATH`, which no symlink leaves, and the runtime mounts the open
-//! descriptor through `/proc/<pid>/fd/<n>`: what was checked is what is mounted.
+//! is opened with `openat2(2)` and `RESOLVE_BENEATH`, which no symlink leaves, and the open descriptor is
+//! bind-mounted through `/proc/self/fd/<n>` to a place of the kubelet's own: what was checked is what is mounted.
 
+use super::mounts;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +19,24 @@ pub(crate) struct SubPath {
 }
 
 impl SubPath {
-    /// Where the runtime can mount it from, for as long as this value lives.
+    /// Mounts it at `place`, in place of what is mounted there. Blocking.
+    pub fn mount(&self, place: &Path) -> io::Result<()> {
+        if mounts::is_mounted(place)? {
+            mounts::unmount(place)?;
+        }
+        let kind = SFlag::from_bits_truncate(fstat(&self.fd)?.st_mode) & SFlag::S_IFMT;
+        if kind == SFlag::S_IFDIR {
+            std::fs::create_dir_all(place)?;
+        } else {
+            if let Some(parent) = place.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            File::create(place)?;
+        }
+        mounts::bind(&format!("/proc/self/fd/{}", self.fd.as_raw_fd()), place)
+    }
+
+    /// Where it is found for as long as this value lives.
     pub fn host_path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd()).into()
     }

@@ -13,6 +13,7 @@ use kube::{Api, Client};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// What operations of one pod need.
 pub(super) struct Hands {
@@ -27,6 +28,8 @@ pub(super) struct Job {
     pub ips: Vec<String>,
     pub observed: Arc<Observed>,
     pub images: BTreeMap<String, (u32, String)>,
+    /// Cancelled when the pod is to end.
+    pub ending: CancellationToken,
 }
 
 impl Job {

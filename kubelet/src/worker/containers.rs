@@ -66,7 +66,13 @@ impl Hands {
         let hook = spec.container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref());
         let Some(hook) = hook else { return Ok(()) };
         let ip = job.ips.first().map(String::as_str);
-        if let Err(e) = hooks::run(&self.shared.runtime, hook, &spec.container, &id, ip, None).await {
+        let hook = hooks::run(&self.shared.runtime, hook, &spec.container, &id, ip, None);
+        let done = tokio::select! {
+            done = hook => done,
+            // The container is stopped along with its pod.
+            () = job.ending.cancelled() => Ok(()),
+        };
+        if let Err(e) = done {
             tracing::debug!(pod = job.pod.metadata.name, container = start.name, "postStart hook: {e}");
             self.say(job, Some(start.name), Kind::Warning, "FailedPostStartHook", "PostStartHook failed");
             self.say(job, Some(start.name), Kind::Normal, "Killing", "FailedPostStartHook");
@@ -99,8 +105,9 @@ impl Hands {
         let pod_dir = shared.roots.pod_dir(job.uid());
         let message_file = message_file(&pod_dir, c, start.attempt).map_err(config_error)?;
         let mut mounts = Vec::new();
-        for m in c.volume_mounts.iter().flatten() {
-            mounts.push(self.mount(job, m, &vars, held).map_err(config_error)?);
+        for (i, m) in c.volume_mounts.iter().flatten().enumerate() {
+            let place = pod_dir.join("volume-subpaths").join(&m.name).join(&c.name).join(i.to_string());
+            mounts.push(self.mount(job, m, &vars, &place, held).map_err(config_error)?);
         }
         if !mounts.iter().any(|m| m.container_path == "/etc/hosts") {
             let hosts = self.hosts_file(job, &pod_dir).map_err(config_error)?;
@@ -149,6 +156,7 @@ impl Hands {
         job: &Job,
         m: &VolumeMount,
         vars: &BTreeMap<String, String>,
+        place: &Path,
         held: &mut Vec<crate::volumes::SubPath>,
     ) -> Result<cri::Mount, String> {
         let volumes = job.pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
@@ -178,11 +186,16 @@ impl Hands {
         let host_path = match sub {
             None => dir,
             Some(sub) => {
-                let open = open_subpath(&dir, &sub, 0o750)
-                    .map_err(|e| format!("failed to prepare subPath for volumeMount \"{}\": {e}", m.name))?;
-                let path = open.host_path();
-                held.push(open);
-                path
+                let fail = |e| format!("failed to prepare subPath for volumeMount \"{}\": {e}", m.name);
+                let open = open_subpath(&dir, &sub, 0o750).map_err(fail)?;
+                if self.shared.roots.tmpfs {
+                    open.mount(place).map_err(fail)?;
+                    place.to_owned()
+                } else {
+                    let path = open.host_path();
+                    held.push(open);
+                    path
+                }
             }
         };
         let propagation = match m.mount_propagation.as_deref() {

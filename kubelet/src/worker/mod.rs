@@ -77,6 +77,8 @@ pub(crate) struct Worker {
     results: mpsc::UnboundedReceiver<probes::Result>,
     objects_changed: mpsc::UnboundedReceiver<()>,
     wake_at: Option<Timestamp>,
+    /// Cancelled when the pod is to end: hooks of containers that start are not waited for any more.
+    ending: CancellationToken,
 }
 
 /// The ends of a worker that its manager holds.
@@ -121,6 +123,7 @@ impl Worker {
             results,
             objects_changed,
             wake_at: None,
+            ending: CancellationToken::new(),
         };
         (worker, Handle { commands: commands_tx, view: view_rx })
     }
@@ -175,6 +178,7 @@ impl Worker {
             Command::Pod(pod) => {
                 let old = std::mem::replace(&mut self.pod, pod);
                 publish::adopt_foreign(&mut self.memory.status, self.pod.status.as_ref());
+                self.publisher.seen(&self.pod);
                 let meta = |p: &Pod| (p.metadata.labels.clone(), p.metadata.annotations.clone());
                 if meta(&old) != meta(&self.pod) {
                     self.storage.refresh(&self.pod, &self.ips());
@@ -285,6 +289,7 @@ impl Worker {
         let over = ends || matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         if over && self.memory.ending_since.is_none() {
             self.memory.ending_since = Some(now);
+            self.ending.cancel();
         }
         self.wake_at = wake_at;
         self.memory.status = status;
@@ -321,6 +326,7 @@ impl Worker {
             ips: self.ips(),
             observed: self.observed.clone(),
             images: self.memory.images.clone(),
+            ending: self.ending.clone(),
         };
         self.ops.spawn(async move {
             let outcome = hands.carry_out(&action, &job).await;

@@ -15,7 +15,7 @@ const OWN_CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "
 /// Longest wait between tries.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-type Sending = BoxFuture<'static, (PodStatus, Result<(), kube::Error>)>;
+type Sending = BoxFuture<'static, (PodStatus, Result<u64, kube::Error>)>;
 
 pub(super) struct Publisher {
     api: Api<Pod>,
@@ -23,6 +23,8 @@ pub(super) struct Publisher {
     uid: String,
     /// What the API has, as far as is known.
     published: PodStatus,
+    /// The resourceVersion at which the API had that.
+    version: u64,
     /// What it is to have, if that is something else.
     wanted: Option<PodStatus>,
     sending: Option<Sending>,
@@ -38,6 +40,7 @@ impl Publisher {
             name: pod.metadata.name.clone().unwrap_or_default(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             published: pod.status.clone().unwrap_or_default(),
+            version: version(pod),
             wanted: None,
             sending: None,
             wait: Duration::ZERO,
@@ -48,6 +51,14 @@ impl Publisher {
     /// Whether the API has the newest status.
     pub fn is_idle(&self) -> bool {
         self.sending.is_none() && self.wanted.is_none()
+    }
+
+    /// Takes note of the pod in the API: where somebody else wrote over the status, it is published again.
+    pub fn seen(&mut self, pod: &Pod) {
+        if self.sending.is_none() && version(pod) > self.version {
+            self.version = version(pod);
+            self.published = pod.status.clone().unwrap_or_default();
+        }
     }
 
     /// Publishes a status, at once or after the patch under way.
@@ -75,7 +86,7 @@ impl Publisher {
             async move {
                 let params = PatchParams::default();
                 let done = api.patch_status(&name, &params, &Patch::Strategic(patch)).await;
-                (status, done.map(|_| ()))
+                (status, done.map(|pod| version(&pod)))
             }
             .boxed(),
         );
@@ -93,8 +104,9 @@ impl Publisher {
         let (status, done) = sending.await;
         self.sending = None;
         match done {
-            Ok(()) => {
+            Ok(version) => {
                 self.published = status;
+                self.version = version;
                 self.wait = Duration::ZERO;
             }
             // The pod is gone or another one has its name: there is nothing to publish to.
@@ -113,6 +125,11 @@ impl Publisher {
     }
 }
 
+/// A pod's resourceVersion; versions of one object are ordered (KEP-5504).
+fn version(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
 /// A strategic merge patch from one status to another that leaves alone what others own.
 fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Value {
     let object = |s: &PodStatus| match serde_json::to_value(s) {
@@ -122,6 +139,17 @@ fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Value {
     let (old, mut new) = (object(old), object(new));
     if let Some(Value::Array(list)) = new.get_mut("conditions") {
         list.retain(|c| is_own(c["type"].as_str().unwrap_or_default()) || c["type"] == "PodScheduled");
+        let before = old.get("conditions").and_then(Value::as_array);
+        for condition in list {
+            let same = before.and_then(|b| b.iter().find(|o| o["type"] == condition["type"]));
+            let (Some(same), Some(now)) = (same.and_then(Value::as_object), condition.as_object_mut()) else {
+                continue;
+            };
+            // Conditions merge by type: what one no longer has must be taken away by name.
+            for gone in same.keys().filter(|k| !same[*k].is_null()) {
+                now.entry(gone.clone()).or_insert(Value::Null);
+            }
+        }
     }
     for (key, before) in &old {
         match new.get_mut(key) {
@@ -174,14 +202,15 @@ mod tests {
     #[test]
     fn patches_only_what_changed_and_is_owned() {
         let old = status(json!({"phase": "Pending", "podIPs": [{"ip": "1"}], "podIP": "1", "qosClass": "B",
-            "conditions": [{"type": "X", "status": "True"}]}));
+            "conditions": [{"type": "X", "status": "True"},
+                {"type": "Ready", "status": "False", "reason": "R", "message": "m"}]}));
         let new = status(json!({"phase": "Running", "podIPs": [{"ip": "2"}], "qosClass": "B",
             "conditions": [{"type": "X", "status": "True"}, {"type": "Ready", "status": "True"}]}));
         assert_eq!(
             patch("u", &old, &new),
             json!({"metadata": {"uid": "u"}, "status": {
                 "phase": "Running", "podIP": null, "podIPs": [{"$patch": "replace"}, {"ip": "2"}],
-                "conditions": [{"type": "Ready", "status": "True"}]}})
+                "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]}})
         );
     }
 

@@ -122,6 +122,15 @@ impl KernelMaps {
         self.config.set(0, config, 0).map_err(kernel(names::CONFIG))
     }
 
+    /// The configuration alone, which says whether the other maps can be opened at all.
+    ///
+    /// # Errors
+    /// The pin is missing or is of another type.
+    pub fn pinned_config(dir: &Path) -> Result<NodeConfig, MapError> {
+        let config: Array<MapData, NodeConfig> = open(dir, names::CONFIG)?;
+        config.get(&0, 0).map_err(kernel(names::CONFIG))
+    }
+
     /// What the programs were told about this node.
     ///
     /// # Errors

@@ -255,8 +255,10 @@ impl Cgroups {
             dir.ancestors().skip(1).take_while(|d| d.starts_with(&self.v2_mount)).collect();
         levels.reverse();
         for level in levels {
-            for controller in V2_CONTROLLERS {
-                let _ = std::fs::write(level.join("cgroup.subtree_control"), format!("+{controller}"));
+            let file = level.join("cgroup.subtree_control");
+            let on = std::fs::read_to_string(&file).unwrap_or_default();
+            for controller in V2_CONTROLLERS.iter().filter(|c| !on.split_whitespace().any(|o| o == **c)) {
+                let _ = std::fs::write(&file, format!("+{controller}"));
             }
         }
     }

@@ -64,7 +64,7 @@ impl ImageService for ImageApi {
         request: Request<ImageStatusRequest>,
     ) -> Result<Response<ImageStatusResponse>, Status> {
         let request = request.into_inner();
-        let found = self.inner.images.find(&name(request.image)?);
+        let found = self.inner.find_image(&name(request.image)?).await;
         let mut info = std::collections::HashMap::new();
         if let (true, Some(r)) = (request.verbose, &found) {
             let text = serde_json::to_string(&**r).map_err(|e| Status::internal(e.to_string()))?;

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_cri::v1::image_service_server::ImageServiceServer;
 use k8s_cri::v1::runtime_service_server::RuntimeServiceServer;
@@ -20,6 +21,9 @@ use crate::service::Inner;
 
 /// The largest request, bytes (the kubelet's own limit).
 const MAX_MESSAGE: usize = 16 << 20;
+
+/// How long requests under way may go on after the end has been asked for. What they do outlives them.
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// Binds the socket with mode 0600 from its first moment under its name. The path may be longer than a socket
 /// address holds: it goes through a descriptor of its directory.
@@ -52,10 +56,16 @@ pub(crate) async fn serve(inner: &Arc<Inner>, cancel: CancellationToken) -> Resu
     tracing::info!(socket = %inner.settings.socket.display(), "serving CRI");
     let runtime = runtime::RuntimeApi { inner: Arc::clone(inner), cancel: cancel.clone() };
     let images = image::ImageApi { inner: Arc::clone(inner) };
-    tonic::transport::Server::builder()
+    let served = tonic::transport::Server::builder()
         .add_service(RuntimeServiceServer::new(runtime).max_decoding_message_size(MAX_MESSAGE))
         .add_service(ImageServiceServer::new(images).max_decoding_message_size(MAX_MESSAGE))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.cancelled_owned())
-        .await
-        .map_err(|e| Error::Failed(format!("serve CRI: {e}")))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.clone().cancelled_owned());
+    let late = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = served => served.map_err(|e| Error::Failed(format!("serve CRI: {e}"))),
+        () = late => Ok(()),
+    }
 }

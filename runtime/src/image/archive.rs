@@ -150,7 +150,7 @@ fn layout_name(descriptor: &Descriptor, stem: &str) -> Option<String> {
         Some(tag) => format!("{}:{tag}", stem.to_lowercase()),
         None => stem.to_lowercase(),
     };
-    reference::parse(&name).ok().and_then(|r| reference::tagged(&r))
+    reference::parse(&name).ok().and_then(|r| r.tagged())
 }
 
 fn load_layout(
@@ -195,11 +195,8 @@ fn load_manifest(
     }
     let config_at = manifest.config.ok_or_else(|| Error::Corrupt("manifest without configuration".into()))?;
     let config = archive.blob(&Digest::parse(&config_at.digest)?)?;
-    let digests = names
-        .iter()
-        .filter_map(|n| reference::parse(n).ok())
-        .map(|r| reference::with_digest(&r, &digest))
-        .collect();
+    let digests =
+        names.iter().filter_map(|n| reference::parse(n).ok()).map(|r| r.with_digest(&digest)).collect();
     let layers = manifest.layers.iter().map(|l| {
         let blob = Digest::parse(&l.digest)?;
         Ok((format!("blobs/sha256/{}", blob.hex()), Some(blob)))
@@ -228,7 +225,7 @@ fn load_docker(store: &ImageStore, archive: &Archive, manifest: &[u8]) -> Result
                 .repo_tags
                 .unwrap_or_default()
                 .iter()
-                .filter_map(|t| reference::parse(t).ok().and_then(|r| reference::tagged(&r)))
+                .filter_map(|t| reference::parse(t).ok().and_then(|r| r.tagged()))
                 .collect();
             let layers = image.layers.iter().map(|l| (clean(l.as_bytes()), None)).collect();
             load_image(store, archive, &config, None, layers, names, BTreeSet::new())

@@ -15,7 +15,7 @@ use oci_client::secrets::RegistryAuth;
 use crate::error::{Error, Result};
 use crate::image::digest::Digest;
 use crate::image::manifest::{ConfigFile, Descriptor, Manifest};
-use crate::image::reference;
+use crate::image::reference::{self, ImageName};
 use crate::image::store::{ImageRecord, ImageStore, StagedLayer};
 
 /// Manifest types we read.
@@ -85,6 +85,7 @@ fn registry_error(what: &str, error: OciDistributionError) -> Error {
 struct Puller<'a> {
     store: &'a Arc<ImageStore>,
     client: Client,
+    name: ImageName,
     reference: Reference,
     auth: RegistryAuth,
 }
@@ -102,7 +103,7 @@ pub async fn pull(
 ) -> Result<Arc<ImageRecord>> {
     let parsed = reference::parse(name)?;
     let _busy = store.busy();
-    let plain = reference::is_insecure(parsed.registry(), insecure);
+    let plain = reference::is_insecure(&parsed.registry, insecure);
     let config = ClientConfig {
         protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
         read_timeout: Some(READ_TIMEOUT),
@@ -112,7 +113,7 @@ pub async fn pull(
     };
     // One client per pull: a client keeps the first credentials it sees for a registry.
     let client = Client::try_from(config).map_err(|e| registry_error("make client", e))?;
-    let puller = Puller { store, client, reference: parsed, auth };
+    let puller = Puller { store, client, reference: parsed.reference(), name: parsed, auth };
     puller.run().await
 }
 
@@ -148,8 +149,8 @@ impl Puller<'_> {
             .config
             .as_ref()
             .ok_or_else(|| Error::Corrupt("manifest without configuration".into()))?;
-        let tags: BTreeSet<_> = reference::tagged(&self.reference).into_iter().collect();
-        let digests: BTreeSet<_> = [reference::with_digest(&self.reference, &named_digest)].into();
+        let tags: BTreeSet<_> = self.name.tagged().into_iter().collect();
+        let digests: BTreeSet<_> = [self.name.with_digest(&named_digest)].into();
         let id = Digest::parse(&config_at.digest)?;
         if let Some(image) = self.store.add_names(&id.to_string(), &tags, &digests)? {
             return Ok(image);
@@ -196,23 +197,29 @@ impl Puller<'_> {
 
     async fn layer(&self, descriptor: &Descriptor, diff_id: &Digest) -> Result<StagedLayer> {
         let digest = Digest::parse(&descriptor.digest)?;
-        let path = self.store.temporary();
-        let file = tokio::fs::File::create_new(&path).await.map_err(Error::path("create", &path))?;
-        let pulled = self.client.pull_blob(&self.reference, digest.to_string().as_str(), file).await;
+        let blob = Temporary(self.store.temporary());
+        let file = tokio::fs::File::create_new(&blob.0).await.map_err(Error::path("create", &blob.0))?;
+        self.client
+            .pull_blob(&self.reference, digest.to_string().as_str(), file)
+            .await
+            .map_err(|e| registry_error(&format!("pull {digest}"), e))?;
         let store = Arc::clone(self.store);
         let diff_id = diff_id.clone();
         blocking(move || {
-            let result = match pulled {
-                Ok(()) => std::fs::File::open(&path)
-                    .map_err(Error::path("open", &path))
-                    .and_then(|blob| store.stage_layer(blob, Some(&digest), &diff_id)),
-                Err(e) => Err(registry_error(&format!("pull {digest}"), e)),
-            };
-            // The blob has served; the store's next start removes it if this fails.
-            let _ = std::fs::remove_file(&path);
-            result
+            let file = std::fs::File::open(&blob.0).map_err(Error::path("open", &blob.0))?;
+            store.stage_layer(file, Some(&digest), &diff_id)
         })
         .await
+    }
+}
+
+/// A file that goes with this object, also when a pull is given up in the middle.
+struct Temporary(std::path::PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Left over, it goes with the store's next start.
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

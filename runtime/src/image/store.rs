@@ -151,9 +151,9 @@ impl ImageStore {
             }
         }
         let parsed = reference::parse(name).ok()?;
-        let wanted = match parsed.digest() {
-            Some(digest) => format!("{}@{digest}", reference::repository(&parsed)),
-            None => reference::tagged(&parsed)?,
+        let wanted = match &parsed.digest {
+            Some(digest) => parsed.with_digest(digest),
+            None => parsed.tagged()?,
         };
         let holds = |i: &&Arc<ImageRecord>| i.repo_tags.contains(&wanted) || i.repo_digests.contains(&wanted);
         state.images.values().find(holds).cloned()

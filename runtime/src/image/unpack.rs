@@ -324,7 +324,7 @@ fn pax_time(text: &str) -> Option<TimeSpec> {
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     let (mut seconds, mut nanos): (i64, i64) = (seconds.parse().ok()?, digits.parse().ok()?);
     if text.starts_with('-') && nanos > 0 {
-        seconds -= 1;
+        seconds = seconds.checked_sub(1)?;
         nanos = 1_000_000_000 - nanos;
     }
     Some(TimeSpec::new(seconds, nanos))

@@ -24,7 +24,7 @@ use crate::seccomp::{Profile, compile, default};
 use crate::shim::process::files;
 use crate::shim::proto::{Request, Response};
 use crate::spec::build::{self, SeccompChoice, Surroundings};
-use crate::spec::{ExitRecord, SeccompProgram};
+use crate::spec::{ExitRecord, MountPropagation, SeccompProgram};
 
 /// Names of signals by number (`signal(7)`, x86-64).
 const SIGNALS: [&str; 31] = [
@@ -84,8 +84,8 @@ impl Inner {
         }
         let wanted = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
         let image = self
-            .images
-            .find(wanted)
+            .find_image(wanted)
+            .await
             .ok_or_else(|| Error::NotFound(format!("image {wanted:?} is not present; pull it first")))?;
         let name = container_name(&config, &sandbox.id);
         let id = new_id();
@@ -149,6 +149,9 @@ impl Inner {
             // As container runtimes do for host paths that nobody made.
             if !mount.source.exists() {
                 fs::create_dir_all(&mount.source).map_err(Error::path("create", &mount.source))?;
+            }
+            if mount.propagation == MountPropagation::Bidirectional {
+                check_shared(&mount.source)?;
             }
         }
         self.cgroups.create(&record.group, &resources)?;
@@ -344,6 +347,31 @@ impl Inner {
     }
 }
 
+/// Refuses a path whose mount is not shared: nothing mounted below it in a container would come out.
+fn check_shared(path: &Path) -> Result<()> {
+    let real = path.canonicalize().map_err(Error::path("resolve", path))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(Error::io("read mountinfo"))?;
+    if is_shared(&mounts, &real) {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!("{} is not on a shared mount", path.display())))
+}
+
+/// Whether the mount that holds `path` is shared (`/proc/PID/mountinfo`, `proc(5)`): the last of those with the
+/// longest mount point.
+fn is_shared(mountinfo: &str, path: &Path) -> bool {
+    let mut best: Option<(usize, bool)> = None;
+    for line in mountinfo.lines() {
+        let mut fields = line.split(' ');
+        let Some(point) = fields.nth(4) else { continue };
+        if path.starts_with(point) && best.is_none_or(|(n, _)| point.len() >= n) {
+            let shared = fields.skip(1).take_while(|f| *f != "-").any(|f| f.starts_with("shared:"));
+            best = Some((point.len(), shared));
+        }
+    }
+    best.is_some_and(|(_, shared)| shared)
+}
+
 /// Takes over the values that an update sets.
 fn merge(into: &mut LinuxContainerResources, from: &LinuxContainerResources) {
     let number = |into: &mut i64, from: i64| {
@@ -368,7 +396,17 @@ fn merge(into: &mut LinuxContainerResources, from: &LinuxContainerResources) {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_signal;
+    use super::{is_shared, parse_signal};
+    use std::path::Path;
+
+    #[test]
+    fn shared_mounts() {
+        let mounts = "1 0 8:1 / / rw shared:1 - ext4 d rw\n2 1 0:5 / /a rw - tmpfs t rw\n3 2 0:6 / /a/b rw master:4 \
+                      shared:3 - tmpfs t rw\n";
+        for (path, want) in [("/x", true), ("/a", false), ("/a/c", false), ("/a/b/c", true), ("/ab", true)] {
+            assert_eq!(is_shared(mounts, Path::new(path)), want, "{path}");
+        }
+    }
 
     #[test]
     fn signals_as_images_name_them() {

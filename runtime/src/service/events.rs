@@ -1,5 +1,6 @@
 //! News: from shims to the runtime, and from the runtime to those who read GetContainerEvents.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,11 +103,16 @@ pub(crate) async fn watch_shim(inner: Arc<Inner>, sandbox: Arc<Sandbox>) {
     let shim = inner.shim(&id);
     let mut failures = 0;
     while sandbox.record.lock().ready {
-        if let Ok(conversation) = shim.converse(&Request::Watch).await {
-            while let Ok(Some((Response::Event(event), _))) = conversation.next().await {
-                failures = 0;
-                inner.note(event);
+        match shim.converse(&Request::Watch).await {
+            Ok(conversation) => {
+                while let Ok(Some((Response::Event(event), _))) = conversation.next().await {
+                    failures = 0;
+                    inner.note(event);
+                }
             }
+            // Nobody listens on the socket: the shim has ended. It never comes back.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => failures = RETRIES,
+            Err(e) => tracing::debug!(sandbox = id, error = %e, "cannot reach a shim"),
         }
         if !sandbox.record.lock().ready {
             return;

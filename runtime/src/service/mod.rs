@@ -12,9 +12,10 @@ pub mod store;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_cri::v1::ContainerEventResponse;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroups;
@@ -29,6 +30,9 @@ use store::Store;
 
 /// Events kept for a slow reader of GetContainerEvents before it loses some (and is told so).
 const EVENT_BACKLOG: usize = 1024;
+
+/// How often an image that is awaited is looked for while archives are loaded.
+const LOAD_LOOK: Duration = Duration::from_millis(20);
 
 /// The container runtime. Cheap to clone; all clones are one runtime.
 #[derive(Clone)]
@@ -45,6 +49,8 @@ pub(crate) struct Inner {
     pub store: Store,
     pub events: broadcast::Sender<ContainerEventResponse>,
     pub streaming: Streaming,
+    /// True once the archives of the images directory are loaded (or have failed).
+    loaded: watch::Sender<bool>,
     /// This program behind a read-only mount of its own: a container that gets hold of a shim's `/proc/PID/exe`
     /// cannot write to it.
     program: OwnedFd,
@@ -74,6 +80,7 @@ impl Runtime {
             store: Store::default(),
             events: broadcast::channel(EVENT_BACKLOG).0,
             streaming: Streaming::bind(settings.config.streaming)?,
+            loaded: watch::Sender::new(settings.config.images_dir.is_none()),
             program,
             settings,
         });
@@ -138,7 +145,10 @@ impl Runtime {
         };
         let images = {
             let runtime = self.clone();
-            tokio::spawn(async move { runtime.load_images_dir().await })
+            tokio::spawn(async move {
+                let _done = LoadDone(Arc::clone(&runtime.inner));
+                runtime.load_images_dir().await;
+            })
         };
         let served = crate::cri::serve(&self.inner, cancel).await;
         images.abort();
@@ -153,6 +163,22 @@ impl Inner {
         PathBuf::from(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
     }
 
+    /// Finds an image; one that is not there may still come out of the archives being loaded at start, which is
+    /// waited for: the kubelet would else try to pull it, fail, and back off.
+    pub async fn find_image(&self, name: &str) -> Option<Arc<ImageRecord>> {
+        let mut loaded = self.loaded.subscribe();
+        loop {
+            // In this order: what is loaded between the two looks is found by the second.
+            let all = *loaded.borrow_and_update();
+            let found = self.images.find(name);
+            if found.is_some() || all {
+                return found;
+            }
+            // Archives come one by one; look again from time to time, not only at the end.
+            let _ = tokio::time::timeout(LOAD_LOOK, loaded.changed()).await;
+        }
+    }
+
     /// Removes layers that nothing needs, in the background.
     pub fn collect_layers(self: &Arc<Self>) {
         let inner = Arc::clone(self);
@@ -160,6 +186,15 @@ impl Inner {
             let in_use = inner.store.layers_in_use();
             inner.images.collect(&in_use);
         });
+    }
+}
+
+/// Says that loading is over, however it ended.
+struct LoadDone(Arc<Inner>);
+
+impl Drop for LoadDone {
+    fn drop(&mut self) {
+        self.0.loaded.send_replace(true);
     }
 }
 

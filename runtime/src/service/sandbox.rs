@@ -310,7 +310,11 @@ impl Inner {
         };
         self.save_sandbox(&record)?;
         let containers = self.store.containers_of(&record.id);
-        let stops = containers.iter().map(|c| self.stop_container_entry(c, Duration::ZERO));
+        let stops = containers.iter().map(|c| async move {
+            // One that is being started gets there first; none can begin to, now that the sandbox is not ready.
+            let _held = c.lock.lock().await;
+            self.stop_container_entry(c, Duration::ZERO).await
+        });
         futures::future::try_join_all(stops).await?;
         let torn = self.tear_down(&mut record).await;
         sandbox.record.lock().networked = record.networked;

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mkdirat, mknodat};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{Gid, Uid, fchdir, fchownat, symlinkat};
 
 use super::finish::context;
@@ -249,6 +250,27 @@ fn make_readonly(root: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     fs::attach(tree, target)
 }
 
+/// Files of `/proc` that may be covered, by those who tell containers of their own limits.
+const COVERABLE: [&str; 8] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+];
+
+/// Refuses a mount inside `/proc`, whatever path leads there: a false `/proc` deceives those who write to it.
+fn refuse_proc(destination: &str, target: &OwnedFd) -> io::Result<()> {
+    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+    if fstatfs(target)?.filesystem_type().0 == PROC_SUPER_MAGIC && !COVERABLE.contains(&destination) {
+        return Err(io::Error::other("it is inside /proc"));
+    }
+    Ok(())
+}
+
 /// The container's console: master for the shim, slave for the program.
 pub struct Console {
     /// Master side.
@@ -297,6 +319,7 @@ pub fn enter(spec: &ContainerSpec) -> io::Result<Option<Console>> {
     for (m, (tree, kind)) in &binds {
         let what = format!("mount {} on {}", m.source.display(), m.destination);
         let target = ensure(root, &m.destination, *kind).map_err(context(&what))?;
+        refuse_proc(&m.destination, &target).map_err(context(&what))?;
         fs::attach(tree, target).map_err(context(&what))?;
     }
     let console = if spec.process.tty {

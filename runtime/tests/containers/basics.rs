@@ -202,6 +202,14 @@ pub async fn mount_targets_stay_inside(node: Arc<Node>) -> Outcome {
     ensure!(out == "markmark\n", "{out}");
     ensure!(fs::read_dir(dir.join("outside"))?.next().is_none(), "something was made outside");
     ensure!(!Path::new("/found").exists(), "something was made in the host's root");
+    // Nothing may cover /proc, on whatever way.
+    std::os::unix::fs::symlink("/proc", dir.join("volume/proc"))?;
+    for path in ["/proc", "/proc/self", "/volume/proc/sys"] {
+        let mut config = sh("true");
+        config.mounts = vec![mount(&dir.join("volume"), "/volume"), mount(&source, path)];
+        let refused = node.run(config).await.err().map(|e| e.0).unwrap_or_default();
+        ensure!(refused.contains("inside /proc"), "{path}: {refused}");
+    }
     Ok(())
 }
 

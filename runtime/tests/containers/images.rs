@@ -232,13 +232,29 @@ pub async fn registry(node: Arc<Node>) -> Outcome {
     ensure!(find(&node, &registry.name("team/bad:v1")).await?.is_none(), "a tampered image is there");
 
     // With a password: user "tester", password "secret".
-    let line = "tester:$2y$05$abcdefghijklmnopqrstuuCcB5ZrWFh8nkuKnH9yMOvnUE6Qhs1OK\n";
+    let line = "tester:$2y$05$m/885GPSvqAxjnFK2PjVN.2/g93qeFB8Aakr4qb0UtcX3F.64U7qi\n";
     let private = Registry::start(&node.dir, Some(("private", line))).await?;
-    let refused = pull(&node, &private.name("x:1"), None).await;
+    let basic = RegistryAuth::Basic("tester".into(), "secret".into());
+    let spec = ImageSpecification {
+        layers: vec![BTreeMap::from([("origin", Some("private registry\n"))])],
+        ..Default::default()
+    };
+    private.push("x:1", &spec, &basic).await?;
+    let name = private.name("x:1");
+    let refused = pull(&node, &name, None).await;
     ensure!(refused.as_ref().is_err_and(|e| e.code() == tonic::Code::PermissionDenied), "{refused:?}");
-    let auth = AuthConfig { username: "tester".into(), password: "wrong".into(), ..Default::default() };
-    let refused = pull(&node, &private.name("x:1"), Some(auth)).await;
+    let auth = |password: &str| AuthConfig {
+        username: "tester".into(),
+        password: password.into(),
+        ..Default::default()
+    };
+    let refused = pull(&node, &name, Some(auth("wrong"))).await;
     ensure!(refused.as_ref().is_err_and(|e| e.code() == tonic::Code::PermissionDenied), "{refused:?}");
+    pull(&node, &name, Some(auth("secret"))).await?;
+    let mut config = sh("cat /origin");
+    config.image = self::spec(&name);
+    let out = node.run(config).await?.good()?;
+    ensure!(out == "private registry\n", "{out}");
     Ok(())
 }
 

@@ -2,13 +2,14 @@
 //! and short ways to run containers.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use hawser_runtime::network::LoopbackOnly;
+use hawser_runtime::network::{LoopbackOnly, NetworkError, PodNetwork, PodNetworkRequest, PodNetworkStatus};
 use hawser_runtime::{Config, Runtime};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -184,6 +185,49 @@ pub fn shims_below(dir: &Path) -> Vec<i32> {
     pids
 }
 
+/// A pod's name that the network of the tests refuses to connect.
+pub const UNCONNECTED: &str = "unconnected";
+/// While this file is in the node's directory, no pod is disconnected.
+pub const NO_TEARDOWN: &str = "no-teardown";
+
+/// [`LoopbackOnly`] that writes down what it is asked, and fails when a test wants it to.
+struct WatchedNetwork {
+    dir: PathBuf,
+}
+
+impl WatchedNetwork {
+    fn note(&self, what: &str, request: &PodNetworkRequest) -> Result<(), NetworkError> {
+        let there = fs::metadata(&request.netns).is_ok();
+        let cgroup = request.cgroup.as_ref().is_some_and(|c| c.is_dir());
+        let line = format!("{what} {} netns={there} cgroup={cgroup}\n", request.pod_name);
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("network.log"));
+        log.and_then(|mut f| f.write_all(line.as_bytes())).map_err(|e| NetworkError(e.to_string()))
+    }
+}
+
+#[tonic::async_trait]
+impl PodNetwork for WatchedNetwork {
+    async fn setup(&self, request: PodNetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
+        self.note("setup", &request)?;
+        if request.pod_name.contains(UNCONNECTED) {
+            return Err(NetworkError("no addresses are left".into()));
+        }
+        LoopbackOnly.setup(request).await
+    }
+
+    async fn teardown(&self, request: PodNetworkRequest) -> Result<(), NetworkError> {
+        self.note("teardown", &request)?;
+        if self.dir.join(NO_TEARDOWN).exists() {
+            return Err(NetworkError("not now".into()));
+        }
+        LoopbackOnly.teardown(request).await
+    }
+
+    async fn ready(&self) -> Result<(), NetworkError> {
+        LoopbackOnly.ready().await
+    }
+}
+
 /// The body of a runtime process; its configuration follows from `dir`.
 pub fn runtime_process(dir: &Path) -> ExitCode {
     tracing_subscriber::fmt()
@@ -200,7 +244,7 @@ pub fn runtime_process(dir: &Path) -> ExitCode {
     let result = tokio::runtime::Runtime::new().map_err(Failure::from).and_then(|tokio| {
         tokio.block_on(async {
             let cancel = CancellationToken::new();
-            let runtime = Runtime::new(config, Arc::new(LoopbackOnly))?;
+            let runtime = Runtime::new(config, Arc::new(WatchedNetwork { dir: dir.to_owned() }))?;
             let stop = cancel.clone();
             let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
             tokio::spawn(async move {

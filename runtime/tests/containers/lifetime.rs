@@ -109,6 +109,8 @@ pub async fn runtime_killed(node: Arc<Node>) -> Outcome {
 pub async fn shim_killed(node: Arc<Node>) -> Outcome {
     let pod = node.pod().await?;
     let id = pod.start(sh(FOREVER)).await?;
+    let log = pod.status(&id).await?.log_path;
+    eventually("it is up", async || Ok(log_text(Path::new(&log), "stdout")? == "up\n")).await?;
     for pid in kit::shims_below(&node.dir) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)?;
     }
@@ -142,5 +144,100 @@ pub async fn socket_is_private(node: Arc<Node>) -> Outcome {
     ensure!(good == ["RuntimeReady", "NetworkReady"], "{conditions:?}");
     let checkpoint = node.runtime().await?.checkpoint_container(CheckpointContainerRequest::default()).await;
     ensure!(checkpoint.is_err_and(|e| e.code() == tonic::Code::Unimplemented), "checkpoint");
+    Ok(())
+}
+
+pub async fn removed_while_starting(node: Arc<Node>) -> Outcome {
+    for round in 0..6u64 {
+        let pod = node.pod().await?;
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(pod.create(sh(FOREVER)).await?);
+        }
+        let starts = ids.iter().map(|id| {
+            let mut runtime = pod.runtime.clone();
+            let request = StartContainerRequest { container_id: id.clone() };
+            async move { runtime.start_container(request).await }
+        });
+        let removal = async {
+            // At another moment each time.
+            tokio::time::sleep(Duration::from_millis(round * 4)).await;
+            let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+            pod.runtime.clone().remove_pod_sandbox(request).await
+        };
+        let (_, removed) = tokio::join!(futures::future::join_all(starts), removal);
+        removed?;
+    }
+    ensure!(kit::shims_below(&node.dir).is_empty(), "shims are left");
+    ensure!(kit::mounts_below(&node.dir).is_empty(), "mounts are left");
+    let left = fs::read_dir(node.dir.join("run/containers"))?.count()
+        + fs::read_dir(node.dir.join("data/containers"))?.count();
+    ensure!(left == 0, "{left} directories are left");
+    Ok(())
+}
+
+pub async fn many_at_once(node: Arc<Node>) -> Outcome {
+    let begin = Instant::now();
+    let pods = futures::future::try_join_all((0..20).map(|_| async {
+        let pod = node.pod().await?;
+        let id = pod.start(sh("echo up; exec sleep 1000")).await?;
+        Ok::<_, kit::Failure>((pod, id))
+    }))
+    .await?;
+    println!("  {} pods in {:.1?}", pods.len(), begin.elapsed());
+    let begin = Instant::now();
+    futures::future::try_join_all(pods.iter().map(|(pod, _)| {
+        let request = RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+        let mut runtime = pod.runtime.clone();
+        async move { runtime.remove_pod_sandbox(request).await }
+    }))
+    .await?;
+    println!("  removed in {:.1?}", begin.elapsed());
+    Ok(())
+}
+
+pub async fn network_of_a_pod(node: Arc<Node>) -> Outcome {
+    let named = |name: &str| {
+        let mut config = node.sandbox_config();
+        config.metadata.get_or_insert_default().name = name.into();
+        config
+    };
+    let told = |name: &str| -> Result<Vec<String>, kit::Failure> {
+        let log = fs::read_to_string(node.dir.join("network.log"))?;
+        Ok(log.lines().filter(|l| l.split(' ').nth(1) == Some(name)).map(str::to_owned).collect())
+    };
+    let good = node.sandbox(named("good")).await?;
+    let mut runtime = good.runtime.clone();
+    let request = PodSandboxStatusRequest { pod_sandbox_id: good.id.clone(), verbose: false };
+    let status = runtime.pod_sandbox_status(request).await?.into_inner().status.unwrap_or_default();
+    ensure!(status.network.is_some_and(|n| n.ip == "127.0.0.1"), "address");
+    for _ in 0..2 {
+        runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: good.id.clone() }).await?;
+    }
+    runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: good.id.clone() }).await?;
+    let want = ["setup good netns=true cgroup=true", "teardown good netns=true cgroup=true"];
+    ensure!(told("good")? == want, "{:?}", told("good")?);
+
+    // One that cannot be connected leaves nothing behind, not even its name.
+    let name = kit::UNCONNECTED;
+    let config = named(name);
+    for _ in 0..2 {
+        let failed = node.sandbox(config.clone()).await.err().map(|e| e.0).unwrap_or_default();
+        ensure!(failed.contains("no addresses are left"), "{failed}");
+    }
+    let list = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+    ensure!(list.is_empty(), "{list:?}");
+    ensure!(kit::mounts_below(&node.dir).is_empty() && kit::shims_below(&node.dir).is_empty(), "left behind");
+
+    // One that cannot be disconnected stays until it can.
+    let stuck = node.sandbox(named("stuck")).await?;
+    let flag = node.dir.join(kit::NO_TEARDOWN);
+    fs::write(&flag, "")?;
+    let request = RemovePodSandboxRequest { pod_sandbox_id: stuck.id.clone() };
+    let refused = runtime.remove_pod_sandbox(request.clone()).await;
+    fs::remove_file(&flag)?;
+    ensure!(refused.is_err_and(|e| e.message().contains("not now")), "removed without its network");
+    runtime.remove_pod_sandbox(request).await?;
+    ensure!(told("stuck")?.len() == 3, "{:?}", told("stuck")?);
     Ok(())
 }

@@ -72,6 +72,9 @@ const TESTS: &[Test] = tests![
     lifetime::stop,
     lifetime::runtime_killed,
     lifetime::shim_killed,
+    lifetime::removed_while_starting,
+    lifetime::many_at_once,
+    lifetime::network_of_a_pod,
     lifetime::socket_is_private,
 ];
 
@@ -113,7 +116,7 @@ fn main() -> ExitCode {
 fn run(filter: &str) -> Result<usize, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let scene = kit::Scene::new()?;
-    let mut failed = runtime.block_on(async {
+    let result = runtime.block_on(async {
         let node = Arc::new(Node::start(&scene, "node").await?);
         let mut failed = 0;
         for (name, test) in TESTS.iter().filter(|(name, _)| name.contains(filter)) {
@@ -138,9 +141,10 @@ fn run(filter: &str) -> Result<usize, Failure> {
             println!("the runtime's last words:\n{}", node.log_tail());
         }
         Ok::<_, Failure>(failed)
-    })?;
+    });
     runtime.shutdown_timeout(Duration::from_secs(5));
     let left = scene.clean_up();
+    let mut failed = result?;
     if !left.is_empty() {
         failed += 1;
         println!("left behind: {left:#?}");

@@ -44,7 +44,13 @@ impl Session {
     /// Takes one message; false at the end.
     async fn step(&mut self) -> Result<bool, Failure> {
         match tokio::time::timeout(PATIENCE, self.socket.next()).await? {
-            None | Some(Ok(Message::Close(_))) => Ok(false),
+            None => Ok(false),
+            Some(Ok(Message::Close(frame))) => {
+                // kubectl takes any other code for a failure.
+                let code = frame.map(|f| u16::from(f.code));
+                ensure!(code == Some(1000), "closed with {code:?}");
+                Ok(false)
+            }
             Some(Ok(Message::Binary(data))) => {
                 match data.split_first() {
                     Some((1, rest)) => self.out.extend(rest),

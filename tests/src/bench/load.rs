@@ -3,16 +3,18 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// Bytes of a request and of its answer.
 const MESSAGE: usize = 64;
 /// Connections of the request mode, and connecting tasks of the connection mode.
 const PARALLEL: usize = 16;
+/// How long an answer over UDP may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the client counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -23,9 +25,17 @@ pub enum Mode {
     Requests,
 }
 
-/// Echoes until the pod ends.
+/// Echoes, over TCP and UDP, until the pod ends.
 pub async fn serve(port: u16) -> Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+    let datagrams = UdpSocket::bind(("0.0.0.0", port)).await?;
+    tokio::spawn(async move {
+        let mut message = [0u8; 2048];
+        while let Ok((length, from)) = datagrams.recv_from(&mut message).await {
+            // A client that is gone already needs no answer.
+            let _ = datagrams.send_to(&message[..length], from).await;
+        }
+    });
     loop {
         let (stream, _) = listener.accept().await?;
         tokio::spawn(async move {
@@ -33,6 +43,28 @@ pub async fn serve(port: u16) -> Result<()> {
             let _ = echo(stream).await;
         });
     }
+}
+
+/// Asks over UDP, from a connected and from an unconnected socket, and checks that the answers come from the target.
+pub async fn ask(target: SocketAddr) -> Result<()> {
+    for connected in [true, false] {
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).await?;
+        let message = format!("connected: {connected}");
+        if connected {
+            socket.connect(target).await?;
+            socket.send(message.as_bytes()).await?;
+        } else {
+            socket.send_to(message.as_bytes(), target).await?;
+        }
+        let mut answer = [0u8; 2048];
+        let received = tokio::time::timeout(ANSWER_TIMEOUT, socket.recv_from(&mut answer));
+        let (length, from) =
+            received.await.with_context(|| format!("{message}: no answer of {target}"))??;
+        ensure!(&answer[..length] == message.as_bytes(), "{message}: another answer");
+        ensure!(from == target, "{message}: asked {target}, answered by {from}");
+    }
+    println!("answered");
+    Ok(())
 }
 
 async fn echo(mut stream: TcpStream) -> Result<()> {

@@ -43,6 +43,11 @@ enum Command {
         #[arg(long)]
         port: u16,
     },
+    /// Asks the server over UDP, inside a pod
+    Ask {
+        #[arg(long)]
+        target: SocketAddr,
+    },
     /// The load generator's client, inside a pod
     Load {
         #[arg(long = "target")]
@@ -59,6 +64,7 @@ async fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Run { binary, parts } => run(binary, &parts).await,
         Command::Serve { port } => load::serve(port).await,
+        Command::Ask { target } => load::ask(target).await,
         Command::Load { targets, mode, rounds } => load::load(&targets, mode, rounds, nodes::SPAN).await,
     }
 }

@@ -8,7 +8,8 @@ use futures::StreamExt;
 use hawser_tests::pods::{cluster_ip, wait};
 use hawser_tests::server::resident;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::{DeleteParams, LogParams, PostParams};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{DeleteParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use xtask::images::BUSYBOX;
@@ -21,6 +22,8 @@ const NODES: u8 = 2;
 const PODS: usize = 60;
 const ROUNDS: usize = 5;
 const PORT: u16 = 9000;
+/// Changes of an EndpointSlice that are timed.
+const MAP_CHANGES: usize = 200;
 /// Image of the load generator: this very program.
 const BENCH_IMAGE: &str = "hawser.local/bench/load:1";
 
@@ -55,6 +58,7 @@ async fn measure(sandbox: &Sandbox, directory: &Path, report: &mut Report) -> Re
         let memory = resident(u32::try_from(agent.pid)?)? as f64 / f64::from(1 << 20);
         report.add(&format!("memory of the agent of node-{number}"), memory, "MiB", Target::Below(30.0));
     }
+    map_latency(sandbox, &client, report).await?;
     cluster_ip_cost(&client, report).await
 }
 
@@ -99,6 +103,73 @@ async fn pod_start(client: &Client, report: &mut Report) -> Result<()> {
         Target::Below(500.0),
     );
     Ok(())
+}
+
+/// From the write of an EndpointSlice to the kernel's maps of all nodes, each asked without a pause.
+async fn map_latency(sandbox: &Sandbox, client: &Client, report: &mut Report) -> Result<()> {
+    let services: Api<Service> = Api::default_namespaced(client.clone());
+    let service = json!({"metadata": {"name": "latency"}, "spec": {"ports": [{"port": 80}]}});
+    let service = services.create(&PostParams::default(), &serde_json::from_value(service)?).await?;
+    let address = cluster_ip(&service)?;
+    let slices: Api<EndpointSlice> = Api::default_namespaced(client.clone());
+    let slice = |number: usize| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "latency", "labels": {"kubernetes.io/service-name": "latency"}},
+            "addressType": "IPv4",
+            "ports": [{"port": 80, "protocol": "TCP"}],
+            "endpoints": [{"addresses": [endpoint(number)], "conditions": {"ready": true}}],
+        })
+    };
+    slices.create(&PostParams::default(), &serde_json::from_value(slice(0))?).await?;
+    let mut latencies = Vec::with_capacity(MAP_CHANGES);
+    for number in 1..=MAP_CHANGES {
+        let wanted = endpoint(number);
+        let started = Instant::now();
+        let mut nodes = tokio::task::JoinSet::new();
+        for node in 1..=NODES {
+            let socket = sandbox.node_run_dir(node).join("proxy.sock");
+            let (address, wanted) = (address.clone(), wanted.clone());
+            nodes.spawn(async move { until_in_map(&socket, &address, &wanted).await });
+        }
+        slices.patch("latency", &PatchParams::default(), &Patch::Merge(slice(number))).await?;
+        let mut last = Duration::ZERO;
+        while let Some(seen) = nodes.join_next().await {
+            last = last.max(seen??.duration_since(started));
+        }
+        latencies.push(last);
+    }
+    services.delete("latency", &DeleteParams::default()).await?;
+    slices.delete("latency", &DeleteParams::default()).await?;
+    let what = "EndpointSlice write to the maps of both nodes";
+    report.add(&format!("{what}, p50"), ms(percentile(&mut latencies, 0.5)), "ms", Target::Below(20.0));
+    report.add(&format!("{what}, p99"), ms(percentile(&mut latencies, 0.99)), "ms", Target::Below(20.0));
+    Ok(())
+}
+
+/// An address that no other test uses.
+fn endpoint(number: usize) -> String {
+    format!("10.244.250.{}", number + 1)
+}
+
+/// When a node's map first holds a backend of a frontend.
+async fn until_in_map(socket: &Path, frontend: &str, backend: &str) -> Result<Instant> {
+    let mut inspect = hawser_cli::connect(socket).await?;
+    let deadline = Instant::now() + hawser_tests::pods::TIMEOUT;
+    while Instant::now() < deadline {
+        let listed = inspect.list_lb(hawser_cli::proto::ListLbRequest {}).await?.into_inner();
+        let has = |address: &Option<hawser_cli::proto::L4Addr>, wanted: &str| {
+            address.as_ref().is_some_and(|a| a.address == wanted)
+        };
+        let found = listed
+            .frontends
+            .iter()
+            .any(|f| has(&f.address, frontend) && f.backends.iter().any(|b| has(&b.address, backend)));
+        if found {
+            return Ok(Instant::now());
+        }
+    }
+    anyhow::bail!("{backend} does not reach the map at {}", socket.display())
 }
 
 async fn cluster_ip_cost(client: &Client, report: &mut Report) -> Result<()> {

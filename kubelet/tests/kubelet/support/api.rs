@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 
 type Key = (String, String, String);
-type Out = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>>;
+pub type Out = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>>;
 
 struct Inner {
     objects: BTreeMap<Key, Value>,
@@ -112,7 +112,17 @@ impl Api {
         }
     }
 
-    async fn answer(&self, request: Request<Body>) -> Out {
+    /// Every change from now on: resource, type, object.
+    pub fn events(&self) -> broadcast::Receiver<(String, &'static str, Value)> {
+        self.0.lock().events.subscribe()
+    }
+
+    /// The answer to a client that is nobody.
+    pub fn forbidden() -> Out {
+        failure(401, "Unauthorized", "Unauthorized")
+    }
+
+    pub async fn answer(&self, request: Request<Body>) -> Out {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let query: BTreeMap<String, String> =
