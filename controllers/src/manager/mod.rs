@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::cronjob::CronJobs;
 use crate::daemonset::DaemonSets;
 use crate::deployment::Deployments;
+use crate::disruption::Disruption;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
 use crate::gc::GarbageCollector;
@@ -165,6 +166,7 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("job", "job-controller", |t, _| Jobs::new(&t.caches));
     t.add("cronjob", "cronjob-controller", |t, _| CronJobs::new(&t.caches));
     t.add("ttl-after-finished", "ttl-after-finished-controller", |t, _| TtlAfterFinished::new(&t.caches));
+    t.add("disruption", "disruption-controller", |t, client| Disruption::new(&t.caches, client));
     // Last, so that it finds out which caches are fed anyway.
     t.add("garbage-collector", "generic-garbage-collector", |t, client| {
         GarbageCollector::new(&t.caches, client, &t.client)
