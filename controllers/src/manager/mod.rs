@@ -18,11 +18,14 @@ use crate::certificates::approve::Approver;
 use crate::certificates::clean::Cleaner;
 use crate::certificates::sign::{Ca, Signer};
 use crate::config::Config;
+use crate::cronjob::CronJobs;
 use crate::daemonset::DaemonSets;
 use crate::deployment::Deployments;
+use crate::disruption::Disruption;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
 use crate::gc::GarbageCollector;
+use crate::job::Jobs;
 use crate::namespace::Namespaces;
 use crate::node::eviction::TaintEviction;
 use crate::node::ipam::{NodeIpam, Pool};
@@ -35,6 +38,7 @@ use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
 use crate::statefulset::StatefulSets;
 use crate::tokens::TokenCleaner;
+use crate::ttl::TtlAfterFinished;
 
 /// Why the manager ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +163,10 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     });
     t.add("daemonset", "daemon-set-controller", |t, _| DaemonSets::new(&t.caches, clock.clone()));
     t.add("statefulset", "statefulset-controller", |t, _| StatefulSets::new(&t.caches));
+    t.add("job", "job-controller", |t, _| Jobs::new(&t.caches));
+    t.add("cronjob", "cronjob-controller", |t, _| CronJobs::new(&t.caches));
+    t.add("ttl-after-finished", "ttl-after-finished-controller", |t, _| TtlAfterFinished::new(&t.caches));
+    t.add("disruption", "disruption-controller", |t, client| Disruption::new(&t.caches, client));
     // Last, so that it finds out which caches are fed anyway.
     t.add("garbage-collector", "generic-garbage-collector", |t, client| {
         GarbageCollector::new(&t.caches, client, &t.client)

@@ -1,0 +1,107 @@
+//! Job: runs pods until enough of them have succeeded.
+
+mod count;
+mod indexes;
+mod manage;
+mod policy;
+mod reconcile;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS};
+use crate::object::{self, Key};
+use crate::plan::Plan;
+use crate::runner::{Controller, Failure, Queue, ViewError};
+
+pub use reconcile::{View, reconcile};
+
+/// Finalizer of pods that are not counted yet.
+const TRACKING: &str = "batch.kubernetes.io/job-tracking";
+/// Annotation and label with the index of a pod.
+const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
+/// Annotation with how often the index failed before.
+const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+
+/// A condition of the Job that is true.
+pub fn condition<'a>(job: &'a Job, kind: &str) -> Option<&'a JobCondition> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|c| c.type_ == kind && c.status == "True")
+}
+
+/// The condition that ended the Job, if it has ended.
+pub fn ended(job: &Job) -> Option<&JobCondition> {
+    condition(job, "Complete").or_else(|| condition(job, "Failed"))
+}
+
+/// The controller. Keys are Jobs.
+pub struct Jobs {
+    caches: Arc<Caches>,
+}
+
+impl Jobs {
+    /// A controller on these caches.
+    pub fn new(caches: &Arc<Caches>) -> Self {
+        Self { caches: caches.clone() }
+    }
+
+    fn keys_of(&self, pod: &Pod) -> Vec<Key> {
+        let namespace = object::namespace(pod);
+        if let Some(owner) = object::controller_ref(&pod.metadata) {
+            let ours = owner.kind == "Job" && owner.api_version.starts_with("batch/");
+            return ours.then(|| Key::new(namespace, &owner.name)).into_iter().collect();
+        }
+        let selects = |job: &Job| {
+            let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref()).and_then(object::selector);
+            selector.is_some_and(|s| object::matches(&s, &pod.metadata.labels))
+        };
+        object::label_buckets(namespace, &pod.metadata.labels)
+            .iter()
+            .flat_map(|bucket| self.caches.jobs.by_index(BY_SELECTOR, bucket))
+            .filter(|job| selects(job))
+            .map(|job| Key::of(job.as_ref()))
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Controller for Jobs {
+    type View = View;
+
+    fn name(&self) -> &'static str {
+        "job"
+    }
+
+    fn component(&self) -> &'static str {
+        "job-controller"
+    }
+
+    fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
+        let q = queue.clone();
+        self.caches.jobs.on_change(move |change| q.add(change.key.clone()));
+        let (this, q) = (self.clone(), queue.clone());
+        self.caches.pods.on_change(move |change| {
+            for pod in change.states() {
+                for key in this.keys_of(pod) {
+                    q.add(key);
+                }
+            }
+        });
+    }
+
+    async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View>, ViewError> {
+        let Some(job) = self.caches.jobs.get(key) else { return Ok(None) };
+        let mut candidates = self.caches.pods.by_index(BY_CONTROLLER, object::uid(job.as_ref()));
+        candidates.extend(self.caches.pods.by_index(ORPHANS, &key.namespace));
+        Ok(Some(View { job, candidates, prior: prior.cloned() }))
+    }
+
+    fn reconcile(&self, view: &View, now: jiff::Timestamp) -> Plan {
+        reconcile(view, now)
+    }
+}
