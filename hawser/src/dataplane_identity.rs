@@ -2,11 +2,11 @@
 //!
 //! The dataplane reads the Services and Nodes of the whole cluster, which a node's certificate may not.
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use hawser_apiserver::pki::write_private;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use kube::config::AuthInfo;
@@ -94,18 +94,6 @@ impl DataplaneIdentity {
             accounts.create_subresource("token", ACCOUNT, &Default::default(), &request).await?;
         let token =
             answer.status.and_then(|status| status.token).context("a token request without an answer")?;
-        write_private(&self.file, token.as_bytes())
-            .with_context(|| format!("writing {}", self.file.display()))
+        Ok(write_private(&self.file, token.as_bytes())?)
     }
-}
-
-/// A reader finds the old token or the new one, never half of one.
-fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    let partial = path.with_extension("partial");
-    let mut file =
-        std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(partial, path)
 }
