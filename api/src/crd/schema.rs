@@ -213,15 +213,6 @@ impl Schema {
         }
     }
 
-    /// The same node, with `apiVersion`, `kind` and `metadata` of its own: what the root of an object is.
-    pub fn as_resource(&self) -> std::borrow::Cow<'_, Self> {
-        if self.embedded_resource {
-            std::borrow::Cow::Borrowed(self)
-        } else {
-            std::borrow::Cow::Owned(Self { embedded_resource: true, ..self.clone() })
-        }
-    }
-
     /// Whether a predicate holds for this node of the structure or one below it.
     pub fn any(&self, holds: &mut impl FnMut(&Self) -> bool) -> bool {
         holds(self)
