@@ -14,6 +14,7 @@ use super::{AdmissionStep, Answer, Call, Registry, storage_status};
 use crate::access::{Operation, VirtualRequest};
 use crate::cache::entry::Facts;
 use crate::managed::{self, Writer};
+use crate::negotiate::Transform;
 use crate::options::WriteOptions;
 use crate::{convert, hooks};
 
@@ -166,6 +167,10 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Answer, Status> {
         let info = call.info;
+        if matches!(call.accepted.transform, Transform::Table(_)) {
+            // Reviews have no rows.
+            return Err(Status::not_acceptable());
+        }
         if self.admission_wanted(call, Operation::Create) {
             // NodeRestriction judges the tokens that nodes ask for.
             let kind = object.kind().to_owned();
