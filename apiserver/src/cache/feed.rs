@@ -393,7 +393,8 @@ impl Feed {
         self.storage.delete(key, precondition).await.map(|(_, revision)| revision)
     }
 
-    /// The state of a resource at an earlier revision that the cache no longer knows, read from storage.
+    /// The state of a resource at an earlier revision that the cache no longer knows, read from storage: at most
+    /// `limit` objects (0 for all) and how many follow.
     ///
     /// # Errors
     /// [`Error::Compacted`] among others.
@@ -404,7 +405,7 @@ impl Feed {
         revision: u64,
         start: Option<&str>,
         limit: usize,
-    ) -> Result<(Vec<Arc<Entry>>, bool), FeedError> {
+    ) -> Result<(Vec<Arc<Entry>>, u64), FeedError> {
         let prefix = match namespace {
             Some(ns) => format!("{}{ns}/", cache.prefix()),
             None => cache.prefix().to_owned(),
@@ -420,7 +421,7 @@ impl Feed {
         for kv in listed.items {
             entries.push(Arc::new(self.entry(cache, kv)?));
         }
-        Ok((entries, listed.more))
+        Ok((entries, listed.remaining))
     }
 }
 

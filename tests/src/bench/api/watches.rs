@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
 use hawser_tests::server::{cpu, resident};
 use hawser_tests::wire::{Endpoint, Shared};
 use http::Method;
@@ -165,7 +164,12 @@ async fn one_object(binary: &Path, report: &mut Report) -> Result<()> {
         "",
         Target::Below(3.0),
     );
-    report.add("the same, per delivery", many.as_secs_f64() * 1e6 / (UPDATES as f64 * 1_000.0), "µs", Target::Below(10.0));
+    report.add(
+        "the same, per delivery",
+        many.as_secs_f64() * 1e6 / (UPDATES as f64 * 1_000.0),
+        "µs",
+        Target::Below(10.0),
+    );
     Ok(())
 }
 
