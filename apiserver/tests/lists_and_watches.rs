@@ -107,6 +107,7 @@ async fn pages_follow_kubernetes_where_it_surprises() {
     for (name, label) in [("a", "x"), ("b", "x"), ("c", "y"), ("d", "y")] {
         kit.post(MAPS, &map(name, label)).await.expect(201);
     }
+    assert_eq!(names(&kit.get(MAPS).await.expect(200)).len(), 4, "the cache has come this far");
     // Whoever takes any version gets everything at once.
     let any = kit.get(&format!("{MAPS}?limit=2&resourceVersion=0")).await.expect(200);
     assert_eq!(names(&any), ["a", "b", "c", "d"]);
@@ -310,6 +311,8 @@ async fn quiet_watches_get_bookmarks_that_move() {
     let kit = kit().await;
     let path = format!("{MAPS}?watch=1&resourceVersion=0&allowWatchBookmarks=true&timeoutSeconds=300");
     let mut events = kit.watch(&path).await;
+    let closing = events.next().await.expect("the end of the initial events");
+    assert_eq!(closing["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
     let made = version(&kit.post(PODS, &pod("other")).await.expect(201));
     tokio::time::advance(Duration::from_secs(61)).await;
     let bookmark = events.next().await.expect("a bookmark");

@@ -156,11 +156,12 @@ fn selector(data: &[u8]) -> Option<Request<Body>> {
         ["labelSelector", "fieldSelector", "continue", "resourceVersion", "resourceVersionMatch", "limit"];
     let mut query = String::new();
     for (name, value) in names.iter().zip(rest.split(|b| *b == b'\n')) {
-        if !value.is_empty() {
+        // Revisions to come would only be waited for.
+        let to_come = std::str::from_utf8(value).is_ok_and(|v| v.parse::<u64>().is_ok_and(|v| v > 1_000));
+        if !value.is_empty() && !to_come {
             query += &format!("&{name}={}", percent_encode(value, NON_ALPHANUMERIC));
         }
     }
-    // Revisions to come would only be waited for.
     let watch = if which % 2 == 0 { "" } else { "&watch=1&timeoutSeconds=1" };
     let path = choose(COLLECTIONS, which / 2);
     Request::get(format!("{path}?a=b{watch}{query}")).body(Body::Empty).ok()

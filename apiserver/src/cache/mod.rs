@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hawser_api::kinds::Kind;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use self::entry::Entry;
 use self::ring::{Event, EventType, Ring};
@@ -104,6 +104,8 @@ pub struct ResourceCache {
     state: RwLock<State>,
     all: Arc<Ring>,
     scopes: RwLock<Scopes>,
+    /// Rings with events that watchers were not woken for yet: events come in batches, and one wake is enough for each.
+    dirty: Mutex<Vec<Arc<Ring>>>,
     /// Serialises starting.
     start: tokio::sync::Mutex<()>,
 }
@@ -120,6 +122,7 @@ impl ResourceCache {
             state: RwLock::new(State::new(Phase::Idle, indexed_field)),
             all: Arc::default(),
             scopes: RwLock::default(),
+            dirty: Mutex::default(),
             start: tokio::sync::Mutex::default(),
         }
     }
@@ -360,8 +363,12 @@ impl ResourceCache {
         {
             let scopes = self.scopes.read();
             let dropped = self.all.push(event.clone());
+            self.touch(&self.all);
             self.each_scope(&scopes, &event, |weak| match weak.upgrade() {
-                Some(ring) => ring.share(event.clone()),
+                Some(ring) => {
+                    ring.share(event.clone());
+                    self.touch(&ring);
+                }
                 None => stale = true,
             });
             self.forget(&scopes, &dropped);
@@ -369,6 +376,18 @@ impl ResourceCache {
         if stale {
             self.drop_stale_scopes();
         }
+    }
+
+    fn touch(&self, ring: &Arc<Ring>) {
+        if ring.mark() {
+            self.dirty.lock().push(ring.clone());
+        }
+    }
+
+    /// Wakes the watchers of everything that was applied since the last call.
+    pub fn flush(&self) {
+        let rings = std::mem::take(&mut *self.dirty.lock());
+        rings.iter().for_each(|ring| ring.wake());
     }
 
     /// Shows `visit` the rings of all smaller scopes that an event is in.
@@ -435,7 +454,8 @@ impl ResourceCache {
         }
     }
 
-    /// Takes a change in. Changes at or before the cache's revision are known already.
+    /// Takes a change in. Changes at or before the cache's revision are known already. Watchers see it after
+    /// [`ResourceCache::flush`].
     pub fn apply(&self, change: Applied) {
         let event = {
             let mut state = self.state.write();
@@ -508,6 +528,7 @@ impl ResourceCache {
         for event in events {
             self.push(Arc::new(event));
         }
+        self.flush();
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -108,7 +109,9 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct Ring {
     inner: RwLock<Inner>,
-    /// Woken with every push and when the ring starts anew.
+    /// Something was added that watchers were not woken for yet.
+    dirty: AtomicBool,
+    /// Woken by [`Ring::wake`] and when the ring starts anew.
     pub changed: Notify,
 }
 
@@ -117,29 +120,33 @@ impl Ring {
     pub fn new(floor: u64, events: impl IntoIterator<Item = Arc<Event>>) -> Self {
         let events: VecDeque<_> = events.into_iter().collect();
         let bytes = events.iter().map(|e| e.bytes()).sum();
-        Self { inner: RwLock::new(Inner { events, floor, bytes }), changed: Notify::new() }
+        Self { inner: RwLock::new(Inner { events, floor, bytes }), ..Self::default() }
     }
 
-    /// Adds the newest event. What has become old is dropped and answered.
+    /// Adds the newest event. What has become old is dropped and answered. Nobody is woken yet.
     pub fn push(&self, event: Arc<Event>) -> Vec<Arc<Event>> {
-        let dropped = {
-            let mut inner = self.inner.write();
-            inner.bytes += event.bytes();
-            let now = event.at;
-            inner.events.push_back(event);
-            inner.trim(now)
-        };
-        self.changed.notify_waiters();
-        dropped
+        let mut inner = self.inner.write();
+        inner.bytes += event.bytes();
+        let now = event.at;
+        inner.events.push_back(event);
+        inner.trim(now)
     }
 
-    /// Adds the newest event to a scope's ring, which drops nothing by itself.
+    /// Adds the newest event to a scope's ring, which drops nothing by itself. Nobody is woken yet.
     pub fn share(&self, event: Arc<Event>) {
-        {
-            let mut inner = self.inner.write();
-            inner.bytes += event.bytes();
-            inner.events.push_back(event);
-        }
+        let mut inner = self.inner.write();
+        inner.bytes += event.bytes();
+        inner.events.push_back(event);
+    }
+
+    /// Notes that watchers are to be woken. Answers whether nobody had noted it yet.
+    pub fn mark(&self) -> bool {
+        !self.dirty.swap(true, Ordering::AcqRel)
+    }
+
+    /// Wakes the watchers.
+    pub fn wake(&self) {
+        self.dirty.store(false, Ordering::Release);
         self.changed.notify_waiters();
     }
 
