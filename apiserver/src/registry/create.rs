@@ -95,7 +95,7 @@ impl Registry {
         hooks::prepare_create(stored, &mut object, call.namespace(), &suffix());
         let mut allocation = self.allocators.create(stored, &mut object, step.dry_run).await?;
         hooks::validate_create(stored, &object)?;
-        hooks::warnings(stored, &object).into_iter().for_each(|w| call.warn(w));
+        hooks::warnings(stored, &object, None).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Create) {
             let mut shown = convert::from_stored(&call.row, object.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;

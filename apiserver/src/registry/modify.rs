@@ -177,7 +177,7 @@ impl Registry {
         if !manner.trusted {
             hooks::validate_update(stored, part, &new, &old_stored)?;
         }
-        hooks::warnings(stored, &new).into_iter().for_each(|w| call.warn(w));
+        hooks::warnings(stored, &new, Some(&old_stored)).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Update) {
             let mut shown = convert::from_stored(&call.row, new.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
