@@ -11,6 +11,7 @@ pub mod ring;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -102,6 +103,8 @@ pub struct ResourceCache {
     scopes: RwLock<Scopes>,
     /// Serialises starting.
     start: tokio::sync::Mutex<()>,
+    /// Set once the resource is served no more, or from another cache.
+    retired: AtomicBool,
 }
 
 impl ResourceCache {
@@ -116,6 +119,7 @@ impl ResourceCache {
             all: Arc::default(),
             scopes: RwLock::default(),
             start: tokio::sync::Mutex::default(),
+            retired: AtomicBool::new(false),
         }
     }
 
@@ -144,6 +148,17 @@ impl ResourceCache {
         }
         key.push_str(name);
         key
+    }
+
+    /// Ends the cache: it holds nothing from now on, cannot be started again, and watchers are cut off.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.lose(Phase::Idle);
+    }
+
+    /// Whether the cache has ended.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// Whether objects are held.
@@ -416,6 +431,10 @@ impl ResourceCache {
 
     /// Takes what storage listed at a revision, then the events that came meanwhile.
     fn finish_loading(&self, entries: Vec<Entry>, revision: u64) {
+        if self.is_retired() {
+            self.lose(Phase::Idle);
+            return;
+        }
         self.all.reset(revision);
         let mut events = Vec::new();
         {
