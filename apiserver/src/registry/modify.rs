@@ -173,7 +173,8 @@ impl Registry {
         if !manner.trusted {
             hooks::prepare_update(judging, part, &mut new, old_judged);
         }
-        let allocation = self.allocators.update(judging, part, &mut new, old_judged, options.dry_run)?;
+        let mut allocation =
+            self.allocators.update(judging, part, &mut new, old_judged, options.dry_run).await?;
         if !manner.trusted {
             hooks::validate_update(judging, part, &new, old_judged)?;
         }
@@ -194,7 +195,7 @@ impl Registry {
         if deletes(stored.as_ref(), &new, &old_stored) {
             return match self.feed.delete(&key, precondition).await {
                 Ok(_) => {
-                    self.allocators.deleted(stored, &new);
+                    self.allocators.deleted(stored, &old_stored).await;
                     Ok(Attempt::Written(Answer::Stored(200, value, entry.revision)))
                 }
                 Err(StorageError::Conflict { .. } | StorageError::NotFound) => Ok(Attempt::Raced),
@@ -205,12 +206,16 @@ impl Registry {
             return Ok(Attempt::Unchanged(Answer::Stored(200, value, entry.revision)));
         }
         let facts = Facts::of(stored, &new);
+        allocation.trying();
         match self.feed.put(&key, value.clone(), facts, precondition).await {
             Ok(revision) => {
-                allocation.commit();
+                allocation.commit().await;
                 Ok(Attempt::Written(Answer::Stored(200, value, revision)))
             }
-            Err(StorageError::Conflict { .. }) => Ok(Attempt::Raced),
+            Err(StorageError::Conflict { .. }) => {
+                allocation.refused().await;
+                Ok(Attempt::Raced)
+            }
             Err(e) => Err(storage_status(&e)),
         }
     }
