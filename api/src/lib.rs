@@ -7,6 +7,7 @@
 pub mod convert;
 pub mod decode;
 pub mod defaults;
+pub mod exposition;
 pub mod kinds;
 pub mod names;
 pub mod object;

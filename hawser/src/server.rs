@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use hawser_apiserver::access::UserInfo;
 use hawser_apiserver::bootstrap::AccessConfig;
 use hawser_apiserver::encryption::Envelope;
+use hawser_apiserver::inflight::Limits;
 use hawser_apiserver::pki::{Pki, PkiConfig};
 use hawser_apiserver::{ApiServer, Config};
 use hawser_controllers::{ControllerManager, SigningCa};
@@ -25,7 +26,7 @@ use crate::{components, signals};
 /// The whole control plane in one process.
 pub async fn server(flags: ServerFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, pki) = start(&flags.apiserver, true).await?;
+    let (apiserver, pki, storage) = start(&flags.apiserver, true).await?;
     // The components end before the API server that they write to.
     let components = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -47,14 +48,16 @@ pub async fn server(flags: ServerFlags) -> Result<()> {
     while tasks.join_next().await.is_some() {}
     serving.cancel();
     api.await?.context("API server")?;
+    storage.close().await.context("closing the store")?;
     outcome
 }
 
 /// The API server alone.
 pub async fn apiserver(flags: ApiserverFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, _) = start(&flags, true).await?;
-    apiserver.run(stop).await.context("API server")
+    let (apiserver, _, storage) = start(&flags, true).await?;
+    apiserver.run(stop).await.context("API server")?;
+    storage.close().await.context("closing the store")
 }
 
 fn controller_manager(
@@ -77,7 +80,10 @@ fn scheduler(clients: &InProcess) -> Result<Scheduler> {
 }
 
 /// Keys, store and API server, with the administrator's kubeconfig written.
-async fn start(flags: &ApiserverFlags, inherit_sockets: bool) -> Result<(ApiServer, Arc<Pki>)> {
+async fn start(
+    flags: &ApiserverFlags,
+    inherit_sockets: bool,
+) -> Result<(ApiServer, Arc<Pki>, Arc<dyn Storage>)> {
     let advertise = advertise_address(flags)?;
     let data = &flags.data_dir;
     private_directory(data)?;
@@ -100,12 +106,15 @@ async fn start(flags: &ApiserverFlags, inherit_sockets: bool) -> Result<(ApiServ
     config.seal = Some(Arc::new(seal));
     config.service_cidr = flags.service_cidr;
     config.advertise = SocketAddr::new(advertise, flags.bind.port());
-    let apiserver = ApiServer::start(config, storage).await?;
+    config.limits =
+        Limits { read_only: flags.max_requests_inflight, mutating: flags.max_mutating_requests_inflight };
+    config.shutdown_delay = Duration::from_secs(flags.shutdown_delay);
+    let apiserver = ApiServer::start(config, Arc::clone(&storage)).await?;
     let host = if flags.bind.ip().is_unspecified() { advertise } else { flags.bind.ip() };
     let url = format!("https://{}", SocketAddr::new(host, flags.bind.port()));
     pki.write_admin_kubeconfig(&data.join("admin.kubeconfig"), &url)?;
     tracing::info!(%url, data = %data.display(), "the API server is ready");
-    Ok((apiserver, pki))
+    Ok((apiserver, pki, storage))
 }
 
 async fn open_storage(flags: &ApiserverFlags) -> Result<Arc<dyn Storage>> {

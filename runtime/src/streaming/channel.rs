@@ -56,9 +56,11 @@ impl Subprotocol {
     pub fn choose(known: &[Self], offered: &[&str]) -> Option<Self> {
         known
             .iter()
-            .find(|k| {
-                if offered.is_empty() { k.name.is_empty() } else { offered.iter().any(|o| *o == k.name) }
-            })
+            .find(
+                |k| {
+                    if offered.is_empty() { k.name.is_empty() } else { offered.iter().any(|o| *o == k.name) }
+                },
+            )
             .copied()
     }
 

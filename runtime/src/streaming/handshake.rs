@@ -188,14 +188,34 @@ mod tests {
         };
         let v5 = "v5.channel.k8s.io";
         for (purpose, base, more, want) in [
-            (RemoteCommand, WS, vec![protocol("v4.channel.k8s.io, v5.channel.k8s.io")], "channels v5.channel.k8s.io"),
+            (
+                RemoteCommand,
+                WS,
+                vec![protocol("v4.channel.k8s.io, v5.channel.k8s.io")],
+                "channels v5.channel.k8s.io",
+            ),
             (RemoteCommand, WS, vec![], "channels "),
             (RemoteCommand, WS, vec![protocol(TUNNEL)], "Err(400)"),
             (PortForward, WS, vec![protocol(TUNNEL)], "Ok(Tunnel)"),
             (PortForward, WS, vec![protocol(v5)], "Err(400)"),
-            (PortForward, WS, vec![protocol("v4.base64.channel.k8s.io")], "channels v4.base64.channel.k8s.io"),
-            (RemoteCommand, SPDY, vec![version(v5), version("v4.channel.k8s.io")], "Ok(Spdy(\"v4.channel.k8s.io\"))"),
-            (RemoteCommand, SPDY, vec![version("v3.channel.k8s.io,v4.channel.k8s.io")], "Ok(Spdy(\"v3.channel.k8s.io\"))"),
+            (
+                PortForward,
+                WS,
+                vec![protocol("v4.base64.channel.k8s.io")],
+                "channels v4.base64.channel.k8s.io",
+            ),
+            (
+                RemoteCommand,
+                SPDY,
+                vec![version(v5), version("v4.channel.k8s.io")],
+                "Ok(Spdy(\"v4.channel.k8s.io\"))",
+            ),
+            (
+                RemoteCommand,
+                SPDY,
+                vec![version("v3.channel.k8s.io,v4.channel.k8s.io")],
+                "Ok(Spdy(\"v3.channel.k8s.io\"))",
+            ),
             (RemoteCommand, SPDY, vec![version(v5)], "Err(403)"),
             (RemoteCommand, SPDY, vec![], "Err(400)"),
             (PortForward, SPDY, vec![version("portforward.k8s.io")], "Ok(Spdy(\"portforward.k8s.io\"))"),

@@ -58,10 +58,7 @@ mod tests {
     #[test]
     fn failures_have_text() {
         assert_eq!(Outcome::Success.text(), b"");
-        assert_eq!(
-            Outcome::ExitCode(3).text(),
-            b"command terminated with non-zero exit code: exit code 3"
-        );
+        assert_eq!(Outcome::ExitCode(3).text(), b"command terminated with non-zero exit code: exit code 3");
         assert_eq!(Outcome::Failed("x".into()).text(), b"Internal error occurred: x");
     }
 }

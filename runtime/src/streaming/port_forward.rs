@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::channel::Subprotocol;
 use super::session::{FAREWELL, QUEUE};
-use super::spdy::{Connection, Headers, Role, Stream, header, reset};
+use super::spdy::{Connection, Headers, Reader, Role, Stream, Writer, header, reset};
 use super::websocket::{self, Socket};
 
 /// How long a pod may take to accept a connection.
@@ -88,18 +88,68 @@ async fn connect(target: &Target, port: u16) -> Result<TcpStream, String> {
             Err(_) => {}
         }
     }
-    Err(format!("error forwarding port {port} to pod {}, uid {}: {why}", target.pod, target.uid))
+    Err(why)
 }
 
-/// Copies between a pod and two ends of something; done when the pod ends, or both the client and the pod's reading.
-async fn copy<F: Future<Output = bool>>(
-    pod: TcpStream,
-    mut next: impl AsyncFnMut() -> Option<Bytes>,
-    mut give: impl FnMut(Bytes) -> F,
-) -> io::Result<()> {
+/// What a client sends to a port.
+enum Incoming {
+    Stream(Reader),
+    Channel(mpsc::Receiver<Bytes>),
+}
+
+impl Incoming {
+    async fn next(&mut self) -> Option<Bytes> {
+        match self {
+            Self::Stream(reader) => reader.next().await,
+            Self::Channel(queue) => queue.recv().await,
+        }
+    }
+}
+
+/// What a client gets.
+enum Outgoing {
+    Stream(Writer),
+    Channel { messages: mpsc::Sender<Bytes>, protocol: Subprotocol, channel: u8 },
+}
+
+impl Outgoing {
+    /// False when the client takes no more.
+    async fn give(&self, data: Bytes) -> bool {
+        match self {
+            Self::Stream(writer) => writer.write(data).await.is_ok(),
+            Self::Channel { messages, protocol, channel } => {
+                messages.send(protocol.encode(*channel, &data)).await.is_ok()
+            }
+        }
+    }
+
+    async fn finish(self) {
+        if let Self::Stream(writer) = self {
+            writer.finish().await;
+        }
+    }
+}
+
+/// One connection to a port: its data, and where it is said what went wrong. Over when the pod has nothing more to say.
+async fn forward(target: Target, port: u16, input: Incoming, output: Outgoing, error: Outgoing) {
+    let told = |e: &dyn std::fmt::Display| {
+        format!("error forwarding port {port} to pod {}, uid {}: {e}", target.pod, target.uid)
+    };
+    let failure = match connect(&target, port).await {
+        Ok(pod) => copy(pod, input, &output).await.err().map(|e| told(&e)),
+        Err(e) => Some(told(&e)),
+    };
+    if let Some(failure) = failure {
+        error.give(failure.into()).await;
+    }
+    output.finish().await;
+    error.finish().await;
+}
+
+async fn copy(pod: TcpStream, mut input: Incoming, output: &Outgoing) -> io::Result<()> {
     let (mut from_pod, mut to_pod) = pod.into_split();
     let inward = async {
-        while let Some(data) = next().await {
+        while let Some(data) = input.next().await {
             to_pod.write_all(&data).await?;
         }
         to_pod.shutdown().await
@@ -108,7 +158,7 @@ async fn copy<F: Future<Output = bool>>(
         let mut buffer = BytesMut::new();
         loop {
             buffer.reserve(CHUNK);
-            if from_pod.read_buf(&mut buffer).await? == 0 || !give(buffer.split().freeze()).await {
+            if from_pod.read_buf(&mut buffer).await? == 0 || !output.give(buffer.split().freeze()).await {
                 return Ok(());
             }
         }
@@ -156,7 +206,7 @@ where
                     .map(|(id, _)| id.clone())
                     .collect();
                 for (_, stream) in late.iter().filter_map(|id| waiting.remove(id)) {
-                    stream.writer.reset(reset::CANCEL).await;
+                    stream.writer.reset(reset::CANCEL);
                 }
                 continue;
             }
@@ -170,40 +220,19 @@ where
             }
             Some((_, first)) if is_data(&first) != is_data(&stream) => {
                 let (data, error) = if is_data(&first) { (first, stream) } else { (stream, first) };
-                tokio::spawn(forward(target.clone(), data, error));
+                // Only streams with a port are accepted.
+                let Some(port) = port(&data.headers) else { continue };
+                let (output, error) = (Outgoing::Stream(data.writer), Outgoing::Stream(error.writer));
+                tokio::spawn(forward(target.clone(), port, Incoming::Stream(data.reader), output, error));
             }
             Some(first) => {
-                stream.writer.reset(reset::PROTOCOL_ERROR).await;
+                stream.writer.reset(reset::PROTOCOL_ERROR);
                 waiting.insert(id, first);
             }
         }
     }
     drop(waiting);
     connection.closed().await;
-}
-
-/// One connection: its data on one stream, what went wrong on the other.
-async fn forward(target: Target, data: Stream, error: Stream) {
-    let Stream { headers, mut reader, writer, .. } = data;
-    let Some(port) = port(&headers) else { return writer.reset(reset::PROTOCOL_ERROR).await };
-    let failure = match connect(&target, port).await {
-        Ok(pod) => {
-            let give = |bytes: Bytes| {
-                let writer = writer.clone();
-                async move { writer.write(bytes).await.is_ok() }
-            };
-            copy(pod, async || reader.next().await, give).await.err().map(|e| {
-                format!("error forwarding port {port} to pod {}, uid {}: {e}", target.pod, target.uid)
-            })
-        }
-        Err(e) => Some(e),
-    };
-    if let Some(failure) = failure {
-        // A client that is gone does not need to know.
-        let _ = error.writer.write(failure.into()).await;
-    }
-    writer.finish().await;
-    error.writer.finish().await;
 }
 
 /// Serves the ports of the URL over WebSocket channels: two for each port, data and error, which begin with the port
@@ -219,22 +248,11 @@ pub async fn over_channels(socket: Socket, protocol: Subprotocol, target: Target
         for channel in [channel, channel + 1] {
             let _ = messages.send(protocol.encode(channel, &port.to_le_bytes())).await;
         }
-        let (to_pod, mut input) = mpsc::channel::<Bytes>(QUEUE);
+        let (to_pod, input) = mpsc::channel::<Bytes>(QUEUE);
         inputs.push(to_pod);
-        let (target, messages) = (target.clone(), messages.clone());
-        forwards.spawn(async move {
-            let give = |bytes: Bytes| {
-                let messages = messages.clone();
-                async move { messages.send(protocol.encode(channel, &bytes)).await.is_ok() }
-            };
-            let failure = match connect(&target, port).await {
-                Ok(pod) => copy(pod, async || input.recv().await, give).await.err().map(|e| e.to_string()),
-                Err(e) => Some(e),
-            };
-            if let Some(failure) = failure {
-                let _ = messages.send(protocol.encode(channel + 1, failure.as_bytes())).await;
-            }
-        });
+        let end = |channel| Outgoing::Channel { messages: messages.clone(), protocol, channel };
+        let (output, error) = (end(channel), end(channel + 1));
+        forwards.spawn(forward(target.clone(), port, Incoming::Channel(input), output, error));
     }
     drop(messages);
     let reading = async {
@@ -294,14 +312,13 @@ mod tests {
             }
         });
         let (near, far) = tokio::io::duplex(4096);
-        let target =
-            Target { netns: None, pod: "ns/p".into(), uid: "u".into(), ports: Vec::new() };
+        let target = Target { netns: None, pod: "ns/p".into(), uid: "u".into(), ports: Vec::new() };
         let serving = tokio::spawn(over_spdy(far, target));
         let (client, _) = Connection::start(near, Role::Client, |_| false);
         let open = async |kind: &str, port: u16, id: &str| {
             let port = port.to_string();
             let headers = headers(&[("streamtype", kind), ("port", &port), ("requestid", id)]);
-            client.open(headers).await.expect("open")
+            client.open(headers).expect("open")
         };
         for (id, reversed) in [("0", false), ("1", true)] {
             let (mut error, mut data) = if reversed {

@@ -60,10 +60,7 @@ async fn close(mut sink: SplitSink<Socket, Message>) {
 }
 
 /// The client's side of a session, and what ends when all is said.
-pub fn remote_command(
-    socket: Socket,
-    protocol: Subprotocol,
-) -> (Client, impl Future<Output = ()> + Send) {
+pub fn remote_command(socket: Socket, protocol: Subprotocol) -> (Client, impl Future<Output = ()> + Send) {
     let (sink, mut stream) = socket.split();
     let (to_session, input) = mpsc::channel(QUEUE);
     let (output, mut from_session) = mpsc::channel(QUEUE);

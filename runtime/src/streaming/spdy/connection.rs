@@ -1,6 +1,6 @@
 //! A connection over a socket: streams with readers and writers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{Decoder, Encoder, Frame};
@@ -28,6 +28,37 @@ const WINDOW: i64 = 64 * 1024;
 const READ: usize = 32 * 1024;
 /// Bytes of frames put together before they are written.
 const BATCH: usize = 128 * 1024;
+
+/// Control frames that wait for the socket. A peer that asks for so many answers and reads none is given up.
+const CONTROL: usize = 4096;
+
+/// Frames that answer the peer. They do not wait for room and go before data: those who read must never wait for those
+/// who write, or two sides wait for each other.
+#[derive(Default)]
+struct Control {
+    frames: Mutex<VecDeque<Frame>>,
+    some: Notify,
+}
+
+impl Control {
+    /// False when there are too many.
+    fn push(&self, frame: Frame) -> bool {
+        let mut frames = self.frames.lock();
+        if let Frame::WindowUpdate { id, delta } = frame
+            && let Some(Frame::WindowUpdate { delta: sum, .. }) =
+                frames.iter_mut().find(|f| matches!(f, Frame::WindowUpdate { id: other, .. } if *other == id))
+        {
+            *sum = sum.saturating_add(delta).min(0x7fff_ffff);
+            return true;
+        }
+        let room = frames.len() < CONTROL;
+        if room {
+            frames.push_back(frame);
+        }
+        self.some.notify_one();
+        room
+    }
+}
 
 /// Bytes that may be sent.
 #[derive(Debug)]
@@ -77,7 +108,9 @@ struct State {
 
 struct Shared {
     state: Mutex<State>,
+    /// Data, and the last goodbye.
     commands: mpsc::Sender<Frame>,
+    control: Control,
     /// The peer keeps windows.
     windows: AtomicBool,
     initial: AtomicI64,
@@ -86,6 +119,13 @@ struct Shared {
 }
 
 impl Shared {
+    /// Answers the peer.
+    fn control(&self, frame: Frame) {
+        if !self.control.push(frame) {
+            self.closed.cancel();
+        }
+    }
+
     /// Forgets a stream if nothing is left of it.
     fn sweep(state: &mut State, id: u32) {
         if !state.streams.is_open(id)
@@ -138,7 +178,7 @@ impl Reader {
             let delta = std::mem::take(&mut self.taken);
             for id in [self.id, 0] {
                 // Peers that do not know windows pass it over, those that do need it.
-                let _ = self.shared.commands.send(Frame::WindowUpdate { id, delta }).await;
+                self.shared.control(Frame::WindowUpdate { id, delta });
             }
         }
         Some(data)
@@ -203,11 +243,11 @@ impl Writer {
     }
 
     /// Ends the stream both ways.
-    pub async fn reset(&self, status: u32) {
+    pub fn reset(&self, status: u32) {
         let was = self.shared.state.lock().streams.give_up(self.id);
         if was {
             Shared::sweep(&mut self.shared.state.lock(), self.id);
-            let _ = self.send(Frame::RstStream { id: self.id, status }).await;
+            self.shared.control(Frame::RstStream { id: self.id, status });
         }
     }
 }
@@ -221,11 +261,7 @@ pub struct Connection {
 impl Connection {
     /// Drives a socket. Streams that the peer opens come out of the receiver, those that `accept` does not like are
     /// reset; it ends when the connection does.
-    pub fn start<S>(
-        socket: S,
-        role: Role,
-        accept: impl Fn(&Headers) -> bool + Send + 'static,
-    ) -> (Self, mpsc::Receiver<Stream>)
+    pub fn start<S>(socket: S, role: Role, accept: fn(&Headers) -> bool) -> (Self, mpsc::Receiver<Stream>)
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -234,13 +270,14 @@ impl Connection {
         let shared = Arc::new(Shared {
             state: Mutex::new(State { streams: Streams::new(role), ports: HashMap::new() }),
             commands,
+            control: Control::default(),
             windows: AtomicBool::new(false),
             initial: AtomicI64::new(WINDOW),
             session: Window::new(WINDOW),
             closed: CancellationToken::new(),
         });
         let (reading, writing) = tokio::io::split(socket);
-        tokio::spawn(write_frames(writing, queue, shared.closed.clone()));
+        tokio::spawn(write_frames(writing, queue, Arc::clone(&shared)));
         tokio::spawn(read_frames(reading, Arc::clone(&shared), opened, accept));
         (Self { shared }, streams)
     }
@@ -249,14 +286,14 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection has ended or has no room for one more.
-    pub async fn open(&self, headers: Headers) -> io::Result<Stream> {
+    pub fn open(&self, headers: Headers) -> io::Result<Stream> {
         let stream = {
             let mut state = self.shared.state.lock();
             let id = state.streams.begin().ok_or_else(|| io::Error::other("too many streams"))?;
             self.shared.stream(&mut state, id, headers.clone(), false)
         };
         let frame = Frame::SynStream { id: stream.id, headers, fin: false, unidirectional: false };
-        stream.writer.send(frame).await?;
+        self.shared.control(frame);
         Ok(stream)
     }
 
@@ -278,17 +315,22 @@ impl Connection {
 async fn write_frames<S: AsyncWrite>(
     mut socket: WriteHalf<S>,
     mut queue: mpsc::Receiver<Frame>,
-    closed: CancellationToken,
+    shared: Arc<Shared>,
 ) {
+    let closed = &shared.closed;
     let _closed = closed.clone().drop_guard();
     let mut encoder = Encoder::default();
     let mut batch = BytesMut::new();
     loop {
+        let mut last = false;
         let mut next = tokio::select! {
             () = closed.cancelled() => return,
+            () = shared.control.some.notified() => None,
             frame = queue.recv() => frame,
         };
-        let mut last = next.is_none();
+        for frame in std::mem::take(&mut *shared.control.frames.lock()) {
+            encoder.encode(&frame, &mut batch);
+        }
         while let Some(frame) = next {
             last |= matches!(frame, Frame::GoAway { .. });
             encoder.encode(&frame, &mut batch);
@@ -314,7 +356,7 @@ async fn read_frames<S: AsyncRead>(
     mut socket: ReadHalf<S>,
     shared: Arc<Shared>,
     opened: mpsc::Sender<Stream>,
-    accept: impl Fn(&Headers) -> bool,
+    accept: fn(&Headers) -> bool,
 ) {
     let _closed = shared.closed.clone().drop_guard();
     let work = async {
@@ -328,7 +370,7 @@ async fn read_frames<S: AsyncRead>(
             loop {
                 match decoder.next() {
                     Ok(Some(frame)) => {
-                        if !take(&shared, frame, &opened, &accept).await {
+                        if !take(&shared, frame, &opened, accept).await {
                             return;
                         }
                     }
@@ -357,16 +399,14 @@ async fn take(
     shared: &Arc<Shared>,
     frame: Frame,
     opened: &mpsc::Sender<Stream>,
-    accept: &impl Fn(&Headers) -> bool,
+    accept: fn(&Headers) -> bool,
 ) -> bool {
     if matches!(frame, Frame::WindowUpdate { .. } | Frame::Settings { initial_window: Some(_) }) {
         shared.windows.store(true, Ordering::Relaxed);
     }
     let (event, answer) = shared.state.lock().streams.receive(frame);
-    if let Some(answer) = answer
-        && shared.commands.send(answer).await.is_err()
-    {
-        return false;
+    if let Some(answer) = answer {
+        shared.control(answer);
     }
     match event {
         None => {}
@@ -386,12 +426,12 @@ async fn take(
         Some(Event::Open { id, headers, fin }) => {
             if !accept(&headers) {
                 shared.state.lock().streams.give_up(id);
-                let refusal = Frame::RstStream { id, status: reset::REFUSED_STREAM };
-                return shared.commands.send(refusal).await.is_ok();
+                shared.control(Frame::RstStream { id, status: reset::REFUSED_STREAM });
+                return true;
             }
             let stream = shared.stream(&mut shared.state.lock(), id, headers, fin);
-            let reply = Frame::SynReply { id, headers: Headers::new(), fin: false };
-            return shared.commands.send(reply).await.is_ok() && opened.send(stream).await.is_ok();
+            shared.control(Frame::SynReply { id, headers: Headers::new(), fin: false });
+            return opened.send(stream).await.is_ok();
         }
         Some(Event::Data { id, data, fin }) => {
             let queue = shared.state.lock().ports.get(&id).and_then(|p| p.queue.clone());
@@ -440,7 +480,7 @@ mod tests {
     #[tokio::test]
     async fn much_data_both_ways() {
         let (client, _server, mut streams) = pair(|_| true);
-        let mut near = client.open(named("data")).await.expect("open");
+        let mut near = client.open(named("data")).expect("open");
         let far = streams.recv().await.expect("a stream");
         assert_eq!(far.headers, named("data"));
         let echo = tokio::spawn(async move {
@@ -467,15 +507,15 @@ mod tests {
     #[tokio::test]
     async fn refusals_resets_and_ends() {
         let (client, server, mut streams) = pair(|h| h[0].1 == "good");
-        let mut bad = client.open(named("bad")).await.expect("open");
+        let mut bad = client.open(named("bad")).expect("open");
         assert_eq!(bad.reader.next().await, None);
         bad.writer.gone.cancelled().await;
         assert!(bad.writer.write(Bytes::from_static(b"x")).await.is_err());
-        let mut good = client.open(named("good")).await.expect("open");
+        let mut good = client.open(named("good")).expect("open");
         let mut far = streams.recv().await.expect("a stream");
-        far.writer.reset(reset::CANCEL).await;
+        far.writer.reset(reset::CANCEL);
         assert_eq!(good.reader.next().await, None);
-        let last = client.open(named("good")).await.expect("open");
+        let last = client.open(named("good")).expect("open");
         let mut far2 = streams.recv().await.expect("a stream");
         far2.writer.write(Bytes::from_static(b"bye")).await.expect("write");
         server.close().await;

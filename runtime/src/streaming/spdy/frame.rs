@@ -125,7 +125,7 @@ impl Decoder {
 
     fn control(&mut self, kind: u16, flags: u8, mut payload: Bytes) -> Result<Frame, FrameError> {
         let fin = flags & FIN != 0;
-        let mut word = |payload: &mut Bytes| payload.try_get_u32().map_err(|_| FrameError::Malformed(kind));
+        let word = |payload: &mut Bytes| payload.try_get_u32().map_err(|_| FrameError::Malformed(kind));
         let stream = |word: u32| word & 0x7fff_ffff;
         Ok(match kind {
             1 => {
@@ -174,7 +174,8 @@ impl Decoder {
             }
             let (had, made) = (self.inflate.total_in(), out.len());
             let result = self.inflate.decompress_vec(packed, &mut out, FlushDecompress::Sync);
-            let taken = usize::try_from(self.inflate.total_in() - had).map_err(|_| FrameError::Compression)?;
+            let taken =
+                usize::try_from(self.inflate.total_in() - had).map_err(|_| FrameError::Compression)?;
             packed = packed.get(taken..).ok_or(FrameError::Compression)?;
             match result {
                 Ok(_) if packed.is_empty() && out.len() < out.capacity() => break,
@@ -197,7 +198,7 @@ impl Decoder {
 }
 
 fn read_headers(mut block: &[u8]) -> Option<Headers> {
-    let mut text = |block: &mut &[u8]| {
+    let text = |block: &mut &[u8]| {
         let length = usize::try_from(block.try_get_u32().ok()?).ok()?;
         let (text, rest) = block.split_at_checked(length)?;
         *block = rest;
@@ -307,9 +308,16 @@ mod tests {
             (id(), headers(), any::<bool>(), any::<bool>()).prop_map(|(id, headers, fin, unidirectional)| {
                 Frame::SynStream { id, headers, fin, unidirectional }
             }),
-            (id(), headers(), any::<bool>())
-                .prop_map(|(id, headers, fin)| Frame::SynReply { id, headers, fin }),
-            (id(), headers(), any::<bool>()).prop_map(|(id, headers, fin)| Frame::Headers { id, headers, fin }),
+            (id(), headers(), any::<bool>()).prop_map(|(id, headers, fin)| Frame::SynReply {
+                id,
+                headers,
+                fin
+            }),
+            (id(), headers(), any::<bool>()).prop_map(|(id, headers, fin)| Frame::Headers {
+                id,
+                headers,
+                fin
+            }),
             (id(), 1..12u32).prop_map(|(id, status)| Frame::RstStream { id, status }),
             proptest::option::of(id()).prop_map(|initial_window| Frame::Settings { initial_window }),
             any::<u32>().prop_map(|id| Frame::Ping { id }),
@@ -330,7 +338,9 @@ mod tests {
             while let Some(frame) = decoder.next()? {
                 let more = decoder.data.is_some();
                 match (out.last_mut(), frame) {
-                    (Some(Frame::Data { data, fin, .. }), Frame::Data { data: piece, fin: last, .. }) if open => {
+                    (Some(Frame::Data { data, fin, .. }), Frame::Data { data: piece, fin: last, .. })
+                        if open =>
+                    {
                         *data = [&data[..], &piece[..]].concat().into();
                         *fin = last;
                     }
@@ -383,7 +393,10 @@ mod tests {
         let mut encoder = Encoder::default();
         let long = vec![("a".to_owned(), "0".repeat(200_000))];
         let mut bytes = BytesMut::new();
-        encoder.encode(&Frame::SynStream { id: 1, headers: long, fin: false, unidirectional: false }, &mut bytes);
+        encoder.encode(
+            &Frame::SynStream { id: 1, headers: long, fin: false, unidirectional: false },
+            &mut bytes,
+        );
         assert!(bytes.len() < MAX_CONTROL, "{}", bytes.len());
         assert_eq!(decode(&bytes, 4096), Err(FrameError::HeadersTooLong));
     }
