@@ -48,7 +48,7 @@ pub async fn server(flags: ServerFlags) -> Result<()> {
     while tasks.join_next().await.is_some() {}
     serving.cancel();
     api.await?.context("API server")?;
-    storage.close().await.context("closing the store")?;
+    close(&*storage).await;
     outcome
 }
 
@@ -57,7 +57,16 @@ pub async fn apiserver(flags: ApiserverFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let (apiserver, _, storage) = start(&flags, true).await?;
     apiserver.run(stop).await.context("API server")?;
-    storage.close().await.context("closing the store")
+    close(&*storage).await;
+    Ok(())
+}
+
+/// Closes the store at the end of the drain, so that the next start has nothing to read again.
+async fn close(storage: &dyn Storage) {
+    // What was acknowledged is safe without it.
+    if let Err(e) = storage.close().await {
+        tracing::warn!(error = %e, "the store was not closed");
+    }
 }
 
 fn controller_manager(
@@ -109,7 +118,7 @@ async fn start(
     config.limits =
         Limits { read_only: flags.max_requests_inflight, mutating: flags.max_mutating_requests_inflight };
     config.shutdown_delay = Duration::from_secs(flags.shutdown_delay);
-    let apiserver = ApiServer::start(config, Arc::clone(&storage)).await?;
+    let apiserver = ApiServer::start(config, storage.clone()).await?;
     let host = if flags.bind.ip().is_unspecified() { advertise } else { flags.bind.ip() };
     let url = format!("https://{}", SocketAddr::new(host, flags.bind.port()));
     pki.write_admin_kubeconfig(&data.join("admin.kubeconfig"), &url)?;
