@@ -196,6 +196,7 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let empty = Value::Null;
     let s = o.get("spec").unwrap_or(&empty);
     claim_spec(s, SPEC, e);
+    let before_status = old.and_then(|o| o.get("status"));
     let Some(old) = old.and_then(|o| o.get("spec")) else { return };
     let mut ours = s.clone();
     // Binding fills in the volume and the class; a bound claim may ask for more.
@@ -204,16 +205,41 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
             ours.remove_path(&[field]);
         }
     }
-    if !same_but(Some(&ours), Some(old), &["resources", "volumeAttributesClassName"])
-        || s.at("resources.limits") != old.at("resources.limits")
-    {
+    let bound = o.str_at("status.phase") == "Bound";
+    if bound {
+        for path in [&["volumeAttributesClassName"][..], &["resources", "requests", "storage"]] {
+            match old.get_path(path) {
+                Some(value) => ours.set_path(path, value.clone()),
+                None => drop(ours.remove_path(path)),
+            }
+        }
+    }
+    if !same_but(Some(&ours), Some(old), &[]) {
         e.forbidden(SPEC, "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
     }
     let size = |s: &Value| quantity(s.at("resources.requests.storage"));
     if let (Some(new), Some(before)) = (size(s), size(old))
         && new < before
     {
-        e.forbidden(SPEC.child("resources.requests.storage"), "field can not be less than previous value");
+        // What was asked for in vain may be taken back, as far as the volume already is (KEP-1790).
+        let there = quantity(before_status.and_then(|s| s.at("capacity.storage")));
+        if there.is_none_or(|there| new <= there) && (there.is_some() || new.is_zero() || new.is_negative()) {
+            e.forbidden(
+                SPEC.child("resources.requests.storage"),
+                "field can not be less than status.capacity",
+            );
+        }
+    }
+    e.immutable(Path::ROOT, s, old, "volumeMode");
+    let class = s.get("volumeAttributesClassName").and_then(Value::as_str);
+    let changed = class != old.get("volumeAttributesClassName").and_then(Value::as_str);
+    let current = before_status
+        .is_some_and(|s| s.get("currentVolumeAttributesClassName").is_some_and(|c| !c.is_null()));
+    if changed && current && class.is_none_or(str::is_empty) {
+        let to = if class.is_none() { "nil" } else { "empty string" };
+        let detail =
+            format!("update to {to} is forbidden when status.currentVolumeAttributesClassName is not nil");
+        e.forbidden(SPEC.child("volumeAttributesClassName"), &detail);
     }
 }
 
@@ -225,8 +251,7 @@ pub fn claim_spec(s: &Value, at: Path<'_>, e: &mut Errors) {
     match quantity(s.at("resources.requests.storage")) {
         None => e.required(resources.key("storage"), ""),
         Some(q) if q.is_zero() || q.is_negative() => {
-            let requests = resources.child("requests");
-            e.invalid(requests.key("storage"), q.to_string(), "must be greater than zero");
+            e.invalid(resources.key("storage"), q.to_string(), "must be greater than zero");
         }
         Some(_) => {}
     }
@@ -235,97 +260,39 @@ pub fn claim_spec(s: &Value, at: Path<'_>, e: &mut Errors) {
         e.all(at.child("storageClassName"), class, names::dns1123_subdomain(class));
     }
     e.optional_one_of(at.child("volumeMode"), s.str_at("volumeMode"), &["Block", "Filesystem"]);
+    for field in ["dataSource", "dataSourceRef"] {
+        let Some(source) = s.get(field).filter(|d| !d.is_null()) else { continue };
+        let at = at.child(field);
+        for part in ["name", "kind"].into_iter().filter(|f| source.str_at(f).is_empty()) {
+            e.required(at.child(part), "");
+        }
+        let group = source.str_at("apiGroup");
+        if group.is_empty() {
+            if source.str_at("kind") != "PersistentVolumeClaim" {
+                e.invalid(
+                    at,
+                    source.str_at("kind"),
+                    "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
+                );
+            }
+        } else {
+            e.all(at.child("apiGroup"), group, names::dns1123_subdomain(group));
+        }
+        let namespace = source.str_at("namespace");
+        if field == "dataSourceRef" && !namespace.is_empty() {
+            e.all(at.child("namespace"), namespace, names::dns1123_label(namespace));
+        }
+    }
+    let class = s.str_at("volumeAttributesClassName");
+    if !class.is_empty() {
+        e.all(at.child("volumeAttributesClassName"), class, names::dns1123_subdomain(class));
+    }
     if let (Some(source), Some(reference)) =
         (s.get("dataSource").filter(|d| !d.is_null()), s.get("dataSourceRef").filter(|d| !d.is_null()))
     {
         let same = |f: &str| source.str_at(f) == reference.str_at(f);
         if !(same("apiGroup") && same("kind") && same("name")) {
             e.invalid(at, serde_json::json!({}), "must match dataSourceRef");
-        }
-    }
-}
-
-pub fn limit_range(o: &Value, e: &mut Errors) {
-    let list = SPEC.child("limits");
-    let mut types = Vec::new();
-    for (i, limit) in o.items_at("spec.limits").iter().enumerate() {
-        let item = list.index(i);
-        let ty = limit.str_at("type");
-        if ty.is_empty() {
-            e.required(item.child("type"), "");
-        } else if types.contains(&ty) {
-            e.duplicate(item.child("type"), ty);
-        }
-        types.push(ty);
-        let amount = |field: &str, name: &str| quantity(limit.get(field).and_then(|l| l.get(name)));
-        let mut resources: Vec<&String> = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"]
-            .iter()
-            .filter_map(|f| limit.get(*f).and_then(Value::as_object))
-            .flat_map(|m| m.keys())
-            .collect();
-        resources.sort();
-        resources.dedup();
-        for name in resources {
-            let (min, max) = (amount("min", name), amount("max", name));
-            let (default, request) = (amount("default", name), amount("defaultRequest", name));
-            let above = |a: Option<crate::quantity::Quantity>, b: Option<crate::quantity::Quantity>| {
-                a.zip(b).filter(|(a, b)| a > b)
-            };
-            if let Some((min, max)) = above(min, max) {
-                let detail = format!("min value {min} is greater than max value {max}");
-                e.invalid(item.child("min").key(name), min.to_string(), detail);
-            }
-            if let Some((min, request)) = above(min, request) {
-                let detail = format!("min value {min} is greater than default request value {request}");
-                e.invalid(item.child("defaultRequest").key(name), request.to_string(), detail);
-            }
-            if let Some((request, max)) = above(request, max) {
-                let detail = format!("default request value {request} is greater than max value {max}");
-                e.invalid(item.child("defaultRequest").key(name), request.to_string(), detail);
-            }
-            if let Some((request, default)) = above(request, default) {
-                let detail =
-                    format!("default request value {request} is greater than default limit value {default}");
-                e.invalid(item.child("defaultRequest").key(name), request.to_string(), detail);
-            }
-            if let Some((min, default)) = above(min, default) {
-                let detail = format!("min value {min} is greater than default value {default}");
-                e.invalid(item.child("default").key(name), min.to_string(), detail);
-            }
-            if let Some((default, max)) = above(default, max) {
-                let detail = format!("default value {default} is greater than max value {max}");
-                e.invalid(item.child("default").key(name), max.to_string(), detail);
-            }
-        }
-    }
-}
-
-/// Resources that are counted in whole numbers.
-fn is_count(name: &str) -> bool {
-    matches!(
-        name,
-        "pods"
-            | "services"
-            | "replicationcontrollers"
-            | "resourcequotas"
-            | "secrets"
-            | "configmaps"
-            | "persistentvolumeclaims"
-            | "services.nodeports"
-            | "services.loadbalancers"
-    ) || name.starts_with("count/")
-}
-
-pub fn resource_quota(o: &Value, e: &mut Errors) {
-    let hard = SPEC.child("hard");
-    for (name, value) in o.at("spec.hard").and_then(Value::as_object).into_iter().flatten() {
-        e.all(hard.key(name), name, names::qualified_name(name));
-        let Some(q) = quantity(Some(value)) else { continue };
-        if q.is_negative() {
-            e.invalid(hard.key(name), q.to_string(), "must be greater than or equal to 0");
-        }
-        if is_count(name) && !q.is_integer() {
-            e.invalid(hard.key(name), q.to_string(), "must be an integer");
         }
     }
 }
@@ -343,21 +310,38 @@ pub fn event(o: &Value, e: &mut Errors) {
 }
 
 pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
-    let list = SPEC.child("taints");
+    // Kubernetes says metadata where it means spec.
+    let list = Path::new("metadata.taints");
     let mut seen = Vec::new();
     for (i, taint) in o.items_at("spec.taints").iter().enumerate() {
         let item = list.index(i);
         let (key, effect) = (taint.str_at("key"), taint.str_at("effect"));
         e.all(item.child("key"), key, names::qualified_name(key));
         let value = taint.str_at("value");
-        if !value.is_empty() {
-            e.all(item.child("value"), value, names::label_value(value));
+        let messages = names::label_value(value);
+        if !messages.is_empty() {
+            e.invalid(item.child("value"), value, messages.join(";"));
         }
         e.one_of(item.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         if seen.contains(&(key, effect)) {
-            e.duplicate(item, taint.clone());
+            let mut error = FieldError::duplicate(item, taint.clone());
+            error.detail = "taints must be unique by key and effect pair".into();
+            e.push(error);
         }
         seen.push((key, effect));
+    }
+    let status = Path::new("status");
+    for field in ["capacity", "allocatable"] {
+        for (name, q) in crate::resources::list(o.get("status").and_then(|s| s.get(field))) {
+            let at = status.child(field);
+            let at = at.child(&name);
+            if q.is_negative() {
+                e.invalid(at, q.to_string(), super::checks::NOT_NEGATIVE);
+            }
+            if name == "pods" && !q.is_integer() {
+                e.invalid(at, q.to_string(), "must be an integer");
+            }
+        }
     }
     let list = SPEC.child("podCIDRs");
     for (i, cidr) in o.items_at("spec.podCIDRs").iter().filter_map(Value::as_str).enumerate() {
@@ -365,7 +349,25 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.invalid(list.index(i), cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
         }
     }
+    let families: Vec<bool> = o
+        .items_at("spec.podCIDRs")
+        .iter()
+        .filter_map(|c| c.as_str()?.parse::<ipnet::IpNet>().ok())
+        .map(|c| c.network().is_ipv4())
+        .collect();
+    if families.len() > 2 || matches!(families.as_slice(), [a, b] if a == b) {
+        let value = o.at("spec.podCIDRs").cloned().unwrap_or(Value::Null);
+        e.invalid(list, value, "may specify no more than one CIDR for each IP family");
+    }
     let Some(old) = old else { return };
+    let mut addresses = Vec::new();
+    let places = Path::new("status.addresses");
+    for (i, address) in o.items_at("status.addresses").iter().enumerate() {
+        if addresses.contains(&address) {
+            e.duplicate(places.index(i), address.clone());
+        }
+        addresses.push(address);
+    }
     let before = old.items_at("spec.podCIDRs");
     if !before.is_empty() && before != o.items_at("spec.podCIDRs") {
         e.forbidden(list, "node updates may not change podCIDR except from \"\" to valid");

@@ -14,6 +14,8 @@ mod jobs;
 mod meta;
 mod networking;
 mod pods;
+mod profiles;
+mod quotas;
 mod scheduling;
 mod service;
 mod storage;
@@ -60,7 +62,11 @@ pub fn validate_subresource_update(
     match (kind.kind.as_str(), subresource) {
         ("Pod", "ephemeralcontainers") => pods::ephemeral_update(new, old, &mut e),
         ("Pod", "resize") => pods::pod(new, Some(old), &mut e),
-        ("CertificateSigningRequest", "approval" | "status") => groups::request_conditions(new, &mut e),
+        ("ResourceQuota", "status") => quotas::quota_status(new, &mut e),
+        ("CertificateSigningRequest", "approval" | "status") => {
+            groups::request_conditions(new, &mut e);
+            groups::request_update(new, old, subresource, &mut e);
+        }
         _ => {}
     }
     e.into_vec()
@@ -98,8 +104,8 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
         ("", "Secret") => core::secret(o, old, e),
         ("", "PersistentVolume") => core::persistent_volume(o, old, e),
         ("", "PersistentVolumeClaim") => core::claim(o, old, e),
-        ("", "LimitRange") => core::limit_range(o, e),
-        ("", "ResourceQuota") => core::resource_quota(o, e),
+        ("", "LimitRange") => quotas::limit_range(o, e),
+        ("", "ResourceQuota") => quotas::resource_quota(o, old, e),
         ("", "Event") => core::event(o, e),
         ("", "Node") => core::node(o, old, e),
         ("", "ReplicationController") => workloads::replication_controller(o, e),

@@ -1,7 +1,6 @@
 //! HTTPS to webhooks: services are found through their endpoints, connections are kept for the next call.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;

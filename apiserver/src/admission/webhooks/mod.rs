@@ -25,7 +25,7 @@ use serde_json::Value;
 use self::client::Client;
 use self::hook::{Gvr, Hook, Match, own_labels};
 use self::review::{Question, Verdict};
-use super::{Lookup, forbidden, name_of};
+use super::{Lookup, forbidden};
 use crate::access::{Admission, AdmissionRequest, Change, GroupResource, Host, Operation};
 use crate::request_info::RequestInfo;
 

@@ -128,7 +128,8 @@ fn is_valid(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
 /// The text of a failed handshake, in the words of Go where it has any.
 pub fn text(error: &Error) -> String {
     let why = match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        // Another certificate of the same name does not vouch for it either.
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "x509: certificate signed by unknown authority".to_owned()
         }
         Error::InvalidCertificate(
