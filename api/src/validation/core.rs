@@ -138,10 +138,13 @@ pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     let empty = Value::Null;
     let s = o.get("spec").unwrap_or(&empty);
-    modes(s, SPEC, e);
+    modes(s, SPEC, "", e);
     let capacity = SPEC.child("capacity");
     match s.get("capacity").and_then(Value::as_object).filter(|c| !c.is_empty()) {
-        None => e.required(capacity, ""),
+        None => {
+            e.required(capacity, "");
+            e.unsupported(capacity, "", &["storage"]);
+        }
         Some(c) => {
             if !c.contains_key("storage") || c.len() > 1 {
                 let found: Vec<&str> = c.keys().map(String::as_str).collect();
@@ -156,8 +159,12 @@ pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     let policy = s.str_at("persistentVolumeReclaimPolicy");
     e.optional_one_of(SPEC.child("persistentVolumeReclaimPolicy"), policy, &["Delete", "Recycle", "Retain"]);
-    if let Some(required) = s.at("nodeAffinity.required").filter(|r| !r.is_null()) {
-        scheduling::node_selector(required, SPEC.child("nodeAffinity.required"), e);
+    if let Some(affinity) = s.get("nodeAffinity").filter(|a| !a.is_null()) {
+        let at = SPEC.child("nodeAffinity.required");
+        match affinity.get("required").filter(|r| !r.is_null()) {
+            Some(required) => scheduling::node_selector(required, at, e),
+            None => e.required(at, "must specify required node constraints"),
+        }
     }
     let mut count = 0;
     for (name, _) in sources(o) {
@@ -166,8 +173,29 @@ pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.forbidden(SPEC.child(name), "may not specify more than 1 volume type");
         }
     }
-    if s.get("hostPath").is_some() && s.str_at("hostPath.path").is_empty() {
-        e.required(SPEC.child("hostPath.path"), "");
+    if let Some((name, source)) = sources(o).first() {
+        volume_source(name, source, SPEC.child(name), e);
+    }
+    let root =
+        s.get("hostPath").is_some() && s.str_at("hostPath.path").trim_end_matches(['/', '.']).is_empty();
+    if root && !s.str_at("hostPath.path").is_empty() && policy == "Recycle" {
+        let detail = "may not be 'recycle' for a hostPath mount of '/'";
+        e.forbidden(SPEC.child("persistentVolumeReclaimPolicy"), detail);
+    }
+    let class = s.str_at("storageClassName");
+    if !class.is_empty() {
+        e.all(SPEC.child("storageClassName"), class, names::dns1123_subdomain(class));
+    }
+    if let Some(class) = s.get("volumeAttributesClassName").and_then(Value::as_str) {
+        let at = SPEC.child("volumeAttributesClassName");
+        if class.is_empty() {
+            e.required(at, "an empty string is disallowed");
+        } else {
+            e.all(at, class, names::dns1123_subdomain(class));
+        }
+        if s.get("csi").is_none_or(Value::is_null) {
+            e.required(SPEC.child("csi"), "has to be specified when using volumeAttributesClassName");
+        }
     }
     if s.get("local").is_some_and(|l| !l.is_null()) && s.at("nodeAffinity.required").is_none() {
         e.required(SPEC.child("nodeAffinity"), "Local volume requires node affinity");
@@ -178,11 +206,63 @@ pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
     e.optional_one_of(SPEC.child("volumeMode"), s.str_at("volumeMode"), &["Block", "Filesystem"]);
 }
 
-fn modes(s: &Value, at: Path<'_>, e: &mut Errors) {
+/// Fields that the sources of volumes have to have.
+const SOURCE_FIELDS: [(&str, &[&str]); 14] = [
+    ("awsElasticBlockStore", &["volumeID"]),
+    ("azureDisk", &["diskName", "diskURI"]),
+    ("azureFile", &["secretName", "shareName"]),
+    ("cinder", &["volumeID"]),
+    ("csi", &["volumeHandle"]),
+    ("flexVolume", &["driver"]),
+    ("gcePersistentDisk", &["pdName"]),
+    ("glusterfs", &["endpoints", "path"]),
+    ("hostPath", &["path"]),
+    ("iscsi", &["targetPortal", "iqn"]),
+    ("local", &["path"]),
+    ("nfs", &["server", "path"]),
+    ("rbd", &["image"]),
+    ("vsphereVolume", &["volumePath"]),
+];
+
+fn volume_source(name: &str, source: &Value, at: Path<'_>, e: &mut Errors) {
+    if name == "csi" {
+        super::storage::driver_name(source.str_at("driver"), at.child("driver"), e);
+    }
+    let fields = SOURCE_FIELDS.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, fields)| fields);
+    for field in fields.iter().filter(|f| source.str_at(f).is_empty()) {
+        e.required(at.child(field), "");
+    }
+    let path = source.str_at("path");
+    if matches!(name, "hostPath" | "local") && path.split('/').any(|p| p == "..") {
+        e.invalid(at.child("path"), path, "must not contain '..'");
+    }
+    if name == "nfs" && !path.starts_with('/') {
+        e.invalid(at.child("path"), path, "must be an absolute path");
+    }
+    let secrets = [
+        "controllerPublishSecretRef",
+        "controllerExpandSecretRef",
+        "nodePublishSecretRef",
+        "nodeExpandSecretRef",
+    ];
+    for field in secrets {
+        let Some(secret) = source.get(field).filter(|r| name == "csi" && !r.is_null()) else { continue };
+        let at = at.child(field);
+        for part in ["name", "namespace"] {
+            match secret.str_at(part) {
+                "" => e.required(at.child(part), ""),
+                text if part == "name" => e.all(at.child(part), text, names::dns1123_subdomain(text)),
+                text => e.all(at.child(part), text, names::dns1123_label(text)),
+            }
+        }
+    }
+}
+
+fn modes(s: &Value, at: Path<'_>, missing: &str, e: &mut Errors) {
     let list = at.child("accessModes");
     let all = s.items_at("accessModes");
     if all.is_empty() {
-        e.required(list, "at least 1 access mode is required");
+        e.required(list, missing);
     }
     for mode in all.iter().filter_map(Value::as_str).filter(|m| !MODES.contains(m)) {
         e.unsupported(list, mode, &MODES);
@@ -245,7 +325,7 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
 
 /// The spec of a claim or of a claim template.
 pub fn claim_spec(s: &Value, at: Path<'_>, e: &mut Errors) {
-    modes(s, at, e);
+    modes(s, at, "at least 1 access mode is required", e);
     e.selector(at.child("selector"), s.get("selector"));
     let resources = at.child("resources");
     match quantity(s.at("resources.requests.storage")) {
@@ -297,16 +377,40 @@ pub fn claim_spec(s: &Value, at: Path<'_>, e: &mut Errors) {
     }
 }
 
-/// An event about something in a namespace lives in that namespace.
+/// Longest parts of an event, in bytes.
+const EVENT_PARTS: [(&str, usize); 4] =
+    [("reportingInstance", 128), ("action", 128), ("reason", 128), ("message", 1024)];
+
+/// An event in the core group's version: about what is in its namespace; those with a microtime say who reports.
 pub fn event(o: &Value, e: &mut Errors) {
-    let about = ["involvedObject", "regarding"].into_iter().find(|f| o.get(*f).is_some());
-    let Some(field) = about else { return };
-    let namespace = o.get(field).map_or("", |a| a.str_at("namespace"));
-    let expected = if namespace.is_empty() { "default" } else { namespace };
-    if o.namespace() != expected && !(namespace.is_empty() && o.namespace() == "kube-system") {
-        let at = ROOT.child(field);
-        e.invalid(at.child("namespace"), namespace, "does not match event.namespace");
+    let (own, about) = (o.namespace(), o.str_at("involvedObject.namespace"));
+    let timed = o.get("eventTime").is_some_and(|t| !t.is_null());
+    let fits = match (timed, about.is_empty()) {
+        (false, true) => matches!(own, "" | "default"),
+        (false, false) => own == about,
+        (true, true) => matches!(own, "default" | "kube-system"),
+        (true, false) => true,
+    };
+    if !fits {
+        e.invalid(ROOT.child("involvedObject.namespace"), about, "does not match event.namespace");
     }
+    if timed {
+        let reporter = o.str_at("reportingComponent");
+        if reporter.is_empty() {
+            e.required(ROOT.child("reportingController"), "");
+        }
+        e.all(ROOT.child("reportingController"), reporter, names::qualified_name(reporter));
+        for (field, most) in EVENT_PARTS {
+            let text = o.str_at(field);
+            if text.is_empty() && field != "message" {
+                e.required(ROOT.child(field), "");
+            }
+            if text.len() > most {
+                e.invalid(ROOT.child(field), "", format!("can have at most {most} characters"));
+            }
+        }
+    }
+    e.all(ROOT.child("namespace"), own, names::dns1123_subdomain(own));
 }
 
 pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {

@@ -38,6 +38,17 @@ pub fn lease(o: &Value, e: &mut Errors) {
     if let Some(n) = o.int_at("spec.leaseTransitions").filter(|n| *n < 0) {
         e.invalid(SPEC.child("leaseTransitions"), n, NOT_NEGATIVE);
     }
+    let strategy = o.str_at("spec.strategy");
+    if !strategy.is_empty() {
+        match strategy.split_once('/') {
+            Some(_) => super::networking::domain_path(strategy, SPEC.child("strategy"), e),
+            None if strategy == "OldestEmulationVersion" => {}
+            None => e.invalid(SPEC.child("strategy"), strategy, "must be a fully qualified name"),
+        }
+    } else if !o.str_at("spec.preferredHolder").is_empty() {
+        let detail = "may only be specified if `strategy` is defined";
+        e.forbidden(SPEC.child("preferredHolder"), detail);
+    }
 }
 
 pub fn rbac(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {

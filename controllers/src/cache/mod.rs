@@ -14,7 +14,8 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -264,6 +265,9 @@ caches! {
     cron_jobs: CronJob = Store::new(Scope::default(), vec![], |_| {});
     /// PersistentVolumeClaims.
     claims: PersistentVolumeClaim = Store::new(Scope::default(), vec![], |_| {});
+    /// ResourceQuotas.
+    quotas: ResourceQuota =
+        Store::new(Scope::default(), vec![(BY_NAMESPACE, |q| vec![object::namespace(q).to_owned()])], |_| {});
     /// PodDisruptionBudgets.
     budgets: PodDisruptionBudget = Store::new(
         Scope::default(),
