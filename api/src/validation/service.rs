@@ -113,7 +113,6 @@ pub fn warnings(o: &Value) -> Vec<String> {
 
 /// Addresses that mean something of their own and cannot be those of endpoints.
 fn special_address(ip: std::net::IpAddr, text: &str, at: Path<'_>, e: &mut Errors) {
-    let v6 = matches!(ip, std::net::IpAddr::V6(_));
     let local_multicast = match ip {
         std::net::IpAddr::V4(ip) => ip.octets()[..3] == [224, 0, 0],
         std::net::IpAddr::V6(ip) => ip.segments()[0] & 0xff0f == 0xff02,
@@ -123,7 +122,7 @@ fn special_address(ip: std::net::IpAddr, text: &str, at: Path<'_>, e: &mut Error
         std::net::IpAddr::V6(ip) => ip.segments()[0] & 0xffc0 == 0xfe80,
     };
     if ip.is_unspecified() {
-        e.invalid(at, text, format!("may not be unspecified ({})", if v6 { "::" } else { "0.0.0.0" }));
+        e.invalid(at, text, format!("may not be unspecified ({text})"));
     }
     if ip.is_loopback() {
         e.invalid(at, text, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
@@ -335,6 +334,29 @@ pub fn endpoints(o: &Value, e: &mut Errors) {
     }
 }
 
+/// The zones and nodes that an endpoint is meant for.
+fn hint_zones(hints: &Value, at: Path<'_>, e: &mut Errors) {
+    for (field, check) in [
+        ("forZones", names::label_value as fn(&str) -> Vec<String>),
+        ("forNodes", names::dns1123_subdomain as fn(&str) -> Vec<String>),
+    ] {
+        let list = at.child(field);
+        let all = hints.items_at(field);
+        if all.len() > 8 {
+            e.push(crate::status::FieldError::too_many(list, all.len(), 8));
+            continue;
+        }
+        for (i, hint) in all.iter().enumerate() {
+            let item = list.index(i);
+            let name = hint.str_at("name");
+            if all[..i].iter().any(|h| h.str_at("name") == name) {
+                e.duplicate(item.child("name"), name);
+            }
+            e.all(item.child("name"), name, check(name));
+        }
+    }
+}
+
 pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let root = Path::ROOT;
     let family = o.str_at("addressType");
@@ -347,27 +369,43 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
     for (i, endpoint) in endpoints.iter().enumerate() {
         let item = list.index(i);
         let addresses = item.child("addresses");
-        if endpoint.items_at("addresses").is_empty() {
-            e.required(addresses, "must contain at least 1 address");
+        match endpoint.items_at("addresses").len() {
+            0 => e.required(addresses, "must contain at least 1 address"),
+            n if n > 100 => e.push(crate::status::FieldError::too_many(addresses, n, 100)),
+            _ => {}
         }
         for (j, address) in endpoint.items_at("addresses").iter().filter_map(Value::as_str).enumerate() {
             match (family, address.parse::<std::net::IpAddr>()) {
                 ("FQDN", _) => e.all(addresses.index(j), address, names::dns1123_subdomain(address)),
                 ("IPv4", Ok(ip)) if ip.is_ipv4() => special_address(ip, address, addresses.index(j), e),
                 ("IPv6", Ok(ip)) if ip.is_ipv6() => special_address(ip, address, addresses.index(j), e),
-                ("IPv4", _) => e.invalid(addresses.index(j), address, "must be an IPv4 address"),
-                ("IPv6", _) => e.invalid(addresses.index(j), address, "must be an IPv6 address"),
+                ("IPv4" | "IPv6", Err(_)) => e.ip(addresses.index(j), address),
+                ("IPv4", Ok(ip)) => {
+                    e.invalid(addresses, address, "must be an IPv4 address");
+                    special_address(ip, address, addresses.index(j), e);
+                }
+                ("IPv6", Ok(ip)) => {
+                    e.invalid(addresses, address, "must be an IPv6 address");
+                    special_address(ip, address, addresses.index(j), e);
+                }
                 _ => {}
             }
         }
-        for field in ["nodeName", "hostname"] {
-            let value = endpoint.str_at(field);
-            if !value.is_empty() {
-                e.all(item.child(field), value, names::dns1123_subdomain(value));
-            }
+        if let Some(node) = endpoint.get("nodeName").and_then(Value::as_str) {
+            e.all(item.child("nodeName"), node, names::dns1123_subdomain(node));
+        }
+        if let Some(host) = endpoint.get("hostname").and_then(Value::as_str) {
+            e.all(item.child("hostname"), host, names::dns1123_label(host));
+        }
+        if let Some(hints) = endpoint.get("hints").filter(|h| !h.is_null()) {
+            hint_zones(hints, item.child("hints"), e);
         }
     }
     let list = root.child("ports");
+    if o.items_at("ports").len() > 20_000 {
+        e.push(crate::status::FieldError::too_many(list, o.items_at("ports").len(), 20_000));
+        return;
+    }
     let mut seen = Vec::new();
     for (i, port) in o.items_at("ports").iter().enumerate() {
         let item = list.index(i);
@@ -380,6 +418,9 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
         seen.push(name);
         e.one_of(item.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
+        if let Some(protocol) = port.get("appProtocol").and_then(Value::as_str) {
+            e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
+        }
     }
     if let Some(old) = old
         && old.str_at("addressType") != family
