@@ -111,6 +111,19 @@ pub fn warnings(o: &Value) -> Vec<String> {
     }
 }
 
+/// Whether endpoints are the API server's own, which may serve its own machine alone.
+fn is_own(o: &Value) -> bool {
+    let service = o.label("kubernetes.io/service-name").unwrap_or_else(|| o.name());
+    o.namespace() == "default" && service == "kubernetes"
+}
+
+/// An endpoint's address; `own` lets loopback pass.
+fn endpoint_address(own: bool, ip: std::net::IpAddr, text: &str, at: Path<'_>, e: &mut Errors) {
+    if !(own && ip.is_loopback()) {
+        special_address(ip, text, at, e);
+    }
+}
+
 /// Addresses that mean something of their own and cannot be those of endpoints.
 fn special_address(ip: std::net::IpAddr, text: &str, at: Path<'_>, e: &mut Errors) {
     let local_multicast = match ip {
@@ -315,7 +328,7 @@ pub fn endpoints(o: &Value, e: &mut Errors) {
                 }
                 match ip.parse::<std::net::IpAddr>() {
                     Err(_) => e.ip(at.child("ip"), ip),
-                    Ok(parsed) => special_address(parsed, ip, at.child("ip"), e),
+                    Ok(parsed) => endpoint_address(is_own(o), parsed, ip, at.child("ip"), e),
                 }
             }
         }
@@ -377,8 +390,12 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
         for (j, address) in endpoint.items_at("addresses").iter().filter_map(Value::as_str).enumerate() {
             match (family, address.parse::<std::net::IpAddr>()) {
                 ("FQDN", _) => e.all(addresses.index(j), address, names::dns1123_subdomain(address)),
-                ("IPv4", Ok(ip)) if ip.is_ipv4() => special_address(ip, address, addresses.index(j), e),
-                ("IPv6", Ok(ip)) if ip.is_ipv6() => special_address(ip, address, addresses.index(j), e),
+                ("IPv4", Ok(ip)) if ip.is_ipv4() => {
+                    endpoint_address(is_own(o), ip, address, addresses.index(j), e)
+                }
+                ("IPv6", Ok(ip)) if ip.is_ipv6() => {
+                    endpoint_address(is_own(o), ip, address, addresses.index(j), e)
+                }
                 ("IPv4" | "IPv6", Err(_)) => e.ip(addresses.index(j), address),
                 ("IPv4", Ok(ip)) => {
                     e.invalid(addresses, address, "must be an IPv4 address");
