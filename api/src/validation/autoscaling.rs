@@ -28,6 +28,10 @@ pub fn autoscaler(o: &Value, e: &mut Errors) {
             value => e.all(target.child(field), value, names::path_segment(value)),
         }
     }
+    let version = o.str_at("spec.scaleTargetRef.apiVersion");
+    if version.matches('/').count() > 1 {
+        e.invalid(target.child("apiVersion"), version, format!("unexpected GroupVersion string: {version}"));
+    }
     let list = SPEC.child("metrics");
     let metrics = o.items_at("spec.metrics");
     for (i, metric) in metrics.iter().enumerate() {
@@ -184,8 +188,10 @@ fn metric_source(field: &str, source: &Value, at: Path<'_>, e: &mut Errors) {
 }
 
 fn metric_target(target: &Value, at: Path<'_>, e: &mut Errors) {
+    if target.str_at("type").is_empty() {
+        e.required(at.child("type"), "must specify a metric target type");
+    }
     match target.str_at("type") {
-        "" => e.required(at.child("type"), "must specify a metric target type"),
         "Utilization" | "Value" | "AverageValue" => {}
         other => e.invalid(at.child("type"), other, "must be either Utilization, Value, or AverageValue"),
     }
