@@ -413,6 +413,36 @@ pub fn event(o: &Value, e: &mut Errors) {
     e.all(ROOT.child("namespace"), own, names::dns1123_subdomain(own));
 }
 
+/// What `events.k8s.io/v1` demands of a new event beyond that; fields are told by the core group's names.
+pub fn strict_event(o: &Value, e: &mut Errors) {
+    if let Some(series) = o.get("series").filter(|s| !s.is_null()) {
+        if series.int_at("count").unwrap_or(0) < 2 {
+            e.invalid(ROOT.child("series.count"), "", "should be at least 2");
+        }
+        if series.str_at("lastObservedTime").is_empty() {
+            e.required(ROOT.child("series.lastObservedTime"), "");
+        }
+    }
+    if o.str_at("eventTime").is_empty() {
+        e.required(ROOT.child("eventTime"), "");
+    }
+    let kind = o.str_at("type");
+    if !matches!(kind, "Normal" | "Warning") {
+        e.invalid(ROOT.child("type"), "", format!("has invalid value: {kind}"));
+    }
+    let source = !o.str_at("source.component").is_empty() || !o.str_at("source.host").is_empty();
+    for (field, set) in [
+        ("firstTimestamp", !o.str_at("firstTimestamp").is_empty()),
+        ("lastTimestamp", !o.str_at("lastTimestamp").is_empty()),
+        ("count", o.int_at("count").unwrap_or(0) != 0),
+        ("source", source),
+    ] {
+        if set {
+            e.invalid(ROOT.child(field), "", "needs to be unset");
+        }
+    }
+}
+
 pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
     // Kubernetes says metadata where it means spec.
     let list = Path::new("metadata.taints");

@@ -43,6 +43,18 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// What is wrong with a new object that came in a version which demands more than the stored one: `object` is in the
+/// stored version.
+pub fn validate_create_as(served: &Kind, stored: &Kind, object: &Value) -> Vec<FieldError> {
+    let mut found = validate_create(stored, object);
+    if served.group == "events.k8s.io" && served.kind == "Event" {
+        let mut e = Errors::default();
+        core::strict_event(object, &mut e);
+        found.extend(e.into_vec());
+    }
+    found
+}
+
 /// What is wrong with an update of a whole object.
 pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut e = Errors::default();

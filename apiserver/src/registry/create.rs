@@ -95,7 +95,7 @@ impl Registry {
         let prefix = object.generate_name().to_owned();
         hooks::prepare_create(stored, &mut object, call.namespace(), &suffix());
         let mut allocation = self.allocators.create(stored, &mut object, step.dry_run).await?;
-        hooks::validate_create(stored, &object)?;
+        hooks::validate_create(&call.row.kind, stored, &object)?;
         hooks::warnings(stored, &object, None).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Create) {
             let mut shown = convert::from_stored(&call.row, object.clone());
