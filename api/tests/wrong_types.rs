@@ -44,7 +44,7 @@ fn errors(kind: &Kind, body: &Value, old: Option<&Value>) -> Option<(Value, Vec<
         None => validation::validate_create(kind, &object),
         Some(old) => validation::validate_update(kind, &object, old),
     };
-    let _ = validation::warnings(kind, &object);
+    let _ = validation::warnings(kind, &object, old);
     let _ = validation::to_status(kind, object.name(), &found).map(|s| s.to_value());
     Some((object, found.iter().map(ToString::to_string).collect()))
 }
