@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 /// Objects that a real server accepted, with their kinds.
 fn accepted() -> Vec<(&'static Kind, Value)> {
     let mut found = Vec::new();
-    for line in include_str!("data/defaults.jsonl").lines() {
+    // The recordings name their namespace like this.
+    for line in include_str!("data/defaults.jsonl").replace("{{ns}}", "ns").lines() {
         let case: Value = serde_json::from_str(line).expect("a case");
         for step in case.items_at("steps") {
             let Some(body) = step.get("body").filter(|b| b.is_object() && step.str_at("method") == "POST")
