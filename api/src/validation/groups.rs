@@ -258,10 +258,8 @@ fn signer_name(signer: &str, at: Path<'_>, e: &mut Errors) {
     if domain.split('.').count() < 2 {
         e.invalid(at, *domain, "should be a domain with at least two segments separated by dots");
     }
-    for label in path.split('.').filter(|l| !names::dns1123_label(l).is_empty()) {
-        let _ = label;
+    if path.split('.').any(|label| !names::dns1123_label(label).is_empty()) {
         e.all(at, path, names::dns1123_subdomain(path));
-        break;
     }
 }
 

@@ -80,10 +80,9 @@ fn source(v: &Value, at: Path<'_>, e: &mut Errors) {
                 e.invalid(path.child("path"), source.str_at("path"), "must be an absolute path");
             }
             "emptyDir" => {
-                if let Some(q) = super::checks::quantity(source.get("sizeLimit")).filter(|q| q.is_negative())
-                {
+                let limit = super::checks::quantity(source.get("sizeLimit"));
+                if limit.is_some_and(|q| q.is_negative()) {
                     let detail = "SizeLimit field must be a valid resource quantity";
-                    let _ = q;
                     e.forbidden(path.child("sizeLimit"), detail);
                 }
             }
