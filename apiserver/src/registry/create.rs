@@ -99,7 +99,7 @@ impl Registry {
         let prefix = object.generate_name().to_owned();
         hooks::prepare_create(judging, &mut object, call.namespace(), &suffix());
         let mut allocation = self.allocators.create(judging, &mut object, step.dry_run).await?;
-        hooks::validate_create(judging, &object)?;
+        hooks::validate_create(&call.row.kind, judging, &object)?;
         hooks::warnings(judging, &object, None).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Create) {
             let mut shown = convert::judged_to_row(&call.row, object.clone());

@@ -6,11 +6,12 @@ use hawser_api::status::{FieldError, Status};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::access::Operation;
 use crate::hooks;
 use crate::kinds::Row;
 use crate::options::WriteOptions;
 use crate::registry::modify::Manner;
-use crate::registry::{Answer, Call, Registry};
+use crate::registry::{AdmissionStep, Answer, Call, Registry};
 use crate::request_info::RequestInfo;
 
 impl Registry {
@@ -69,6 +70,16 @@ impl Registry {
         if !errors.is_empty() {
             return Err(Status::invalid("", "Binding", binding.name(), &errors));
         }
+        let mut binding = binding.clone();
+        let step = AdmissionStep {
+            operation: Operation::Create,
+            kind: "Binding",
+            old: None,
+            dry_run: options.dry_run,
+            options: &options.to_value("CreateOptions"),
+        };
+        self.admit(call, step, Some(&mut binding)).await?;
+        self.validate_admission(call, step, Some(&mut binding)).await?;
         let conflict = |why: String| Status::conflict("", "pods/binding", &name, why);
         let manner = Manner {
             subresource: "binding",
@@ -95,6 +106,9 @@ impl Registry {
             pod.remove_path(&["status", "nominatedNodeName"]);
             for (key, value) in binding.annotations().iter() {
                 pod.set_path(&["metadata", "annotations", key], json!(value));
+            }
+            for (key, value) in binding.labels().iter() {
+                pod.set_path(&["metadata", "labels", key], json!(value));
             }
             scheduled(&mut pod);
             Ok(pod)
