@@ -9,6 +9,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +26,7 @@ use crate::deployment::Deployments;
 use crate::disruption::Disruption;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
+use crate::endpointslice::mirror::Mirror;
 use crate::gc::GarbageCollector;
 use crate::job::Jobs;
 use crate::namespace::Namespaces;
@@ -33,7 +36,8 @@ use crate::node::lifecycle::{self, NodeLifecycle};
 use crate::node::podgc::PodGc;
 use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
-use crate::replicaset::ReplicaSets;
+use crate::protection::Protection;
+use crate::replicaset::{ReplicaSets, ReplicationControllers};
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
 use crate::statefulset::StatefulSets;
@@ -103,10 +107,12 @@ impl Table {
 fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder) -> Result<Table, Error> {
     let mut t = Table { config, client, caches, recorder, starts: Vec::new() };
     t.add("replicaset", "replicaset-controller", |t, _| ReplicaSets::new(&t.caches));
+    t.add("replicationcontroller", "replication-controller", |t, _| ReplicationControllers::new(&t.caches));
     t.add("deployment", "deployment-controller", |t, _| Deployments::new(&t.caches));
     t.add("endpointslice", "endpointslice-controller", |t, _| {
         EndpointSlices::new(&t.caches, t.config.max_endpoints_per_slice)
     });
+    t.add("endpointslicemirroring", "endpointslicemirroring-controller", |t, _| Mirror::new(&t.caches));
     t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
     t.add("namespace", "namespace-controller", |t, client| Namespaces::new(&t.caches, client));
     t.add("serviceaccount", "service-account-controller", |t, _| ServiceAccounts::new(&t.caches));
@@ -166,6 +172,13 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("job", "job-controller", |t, _| Jobs::new(&t.caches));
     t.add("cronjob", "cronjob-controller", |t, _| CronJobs::new(&t.caches));
     t.add("ttl-after-finished", "ttl-after-finished-controller", |t, _| TtlAfterFinished::new(&t.caches));
+    t.add("pvc-protection", "pvc-protection-controller", |t, _| {
+        Protection::<PersistentVolumeClaim>::new(&t.caches)
+    });
+    t.add("pv-protection", "pv-protection-controller", |t, _| Protection::<PersistentVolume>::new(&t.caches));
+    t.add("volumeattributesclass-protection", "volumeattributesclass-protection-controller", |t, _| {
+        Protection::<VolumeAttributesClass>::new(&t.caches)
+    });
     t.add("disruption", "disruption-controller", |t, client| Disruption::new(&t.caches, client));
     // Last, so that it finds out which caches are fed anyway.
     t.add("garbage-collector", "generic-garbage-collector", |t, client| {
