@@ -124,7 +124,7 @@ impl Registry {
     }
 
     /// An object as the cache has it, which may be behind.
-    async fn known(&self, call: &Call<'_>, name: &str) -> Result<Option<Arc<Entry>>, Status> {
+    pub(super) async fn known(&self, call: &Call<'_>, name: &str) -> Result<Option<Arc<Entry>>, Status> {
         let cache = call.cache()?;
         self.feed.ensure(cache).await.map_err(|e| super::feed_status(&e))?;
         cache.get(call.namespace(), name).map_err(super::reloading)
@@ -166,8 +166,14 @@ impl Registry {
         };
         self.admit(call, step, Some(&mut new)).await?;
 
-        let old_stored = current.entry.decode().map_err(Status::internal)?;
-        let old_judged = if call.row.kind.custom.is_some() { &current.object } else { &old_stored };
+        let decoded;
+        let old_stored = if call.row.is_stored_version() {
+            &current.object
+        } else {
+            decoded = current.entry.decode().map_err(Status::internal)?;
+            &decoded
+        };
+        let old_judged = if call.row.kind.custom.is_some() { &current.object } else { old_stored };
         let mut new = convert::to_judged(&call.row, new);
         let part = if manner.subresource == "scale" { "" } else { manner.subresource };
         if !manner.trusted {
@@ -192,10 +198,10 @@ impl Registry {
         }
         let key = cache.storage_key(call.namespace(), name);
         let precondition = Precondition::ModRevision(entry.revision);
-        if deletes(stored.as_ref(), &new, &old_stored) {
+        if deletes(stored.as_ref(), &new, old_stored) {
             return match self.feed.delete(&key, precondition).await {
                 Ok(_) => {
-                    self.allocators.deleted(stored, &old_stored).await;
+                    self.allocators.deleted(stored, old_stored).await;
                     Ok(Attempt::Written(Answer::Stored(200, value, entry.revision)))
                 }
                 Err(StorageError::Conflict { .. } | StorageError::NotFound) => Ok(Attempt::Raced),
