@@ -8,6 +8,7 @@ pub mod convert;
 pub mod decode;
 pub mod defaults;
 pub mod kinds;
+pub mod managed;
 pub mod names;
 pub mod object;
 pub mod patch;
