@@ -71,7 +71,7 @@ impl Element {
 pub struct Malformed;
 
 /// JSON the way Go writes it, HTML's characters escaped.
-fn json(value: &Value) -> String {
+pub(super) fn json(value: &Value) -> String {
     let text = value.to_string();
     if !text.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
         return text;

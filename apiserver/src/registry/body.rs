@@ -122,6 +122,7 @@ impl Call<'_> {
                 "the API version in the data ({sent_version}) does not match the expected API version ({api_version})"
             )));
         }
+        crate::managed::keep_reset(object);
         if let Some(ty) = schema::find_kind(api_version, kind) {
             decode::normalize(ty, object, dropped).map_err(|e| {
                 let version = api_version.rsplit('/').next().unwrap_or(api_version);
