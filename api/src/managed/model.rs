@@ -134,8 +134,8 @@ impl<'s> Node<'s> {
             Self::Struct(ty) => {
                 Look::Map(MapLook { atomic: ty.atomic, fields: Fields::Struct(ty), rest: None })
             }
-            Self::Ty(ty) => look_at(ty),
-            Self::Field(field) => look_at_field(field),
+            Self::Ty(ty) => look_at(ty, value),
+            Self::Field(field) => look_at_field(field, value),
             Self::Model(model) => model.look(value),
             Self::Deduced => untyped(value, false),
             Self::Whole => untyped(value, true),
@@ -157,20 +157,20 @@ fn untyped<'s>(value: Option<&Value>, atomic: bool) -> Look<'s> {
     }
 }
 
-fn look_at_field<'s>(field: &'static Field) -> Look<'s> {
+fn look_at_field<'s>(field: &'static Field, value: Option<&Value>) -> Look<'s> {
     match (field.ty.shape(), field.list) {
         (Shape::List(inner), relation) => {
             let keys = if relation == ListType::Map { Keys::Table(field) } else { Keys::None };
             Look::List(ListLook { relation, item: Node::Ty(inner), keys })
         }
-        _ => match look_at(field.ty) {
+        _ => match look_at(field.ty, value) {
             Look::Map(map) => Look::Map(MapLook { atomic: map.atomic || field.atomic, ..map }),
             other => other,
         },
     }
 }
 
-fn look_at<'s>(ty: Ty) -> Look<'s> {
+fn look_at<'s>(ty: Ty, value: Option<&Value>) -> Look<'s> {
     match ty.shape() {
         Shape::Struct(ty) => Node::Struct(ty).look(None),
         Shape::Map(inner) => {
@@ -179,6 +179,8 @@ fn look_at<'s>(ty: Ty) -> Look<'s> {
         Shape::List(inner) => {
             Look::List(ListLook { relation: ListType::Atomic, item: Node::Ty(inner), keys: Keys::None })
         }
+        Shape::Scalar(Base::Raw) => untyped(value, true),
+        Shape::Scalar(Base::Any) => untyped(value, false),
         Shape::Scalar(base) => Look::Scalar(match base {
             Base::Bool => Scalar::Boolean,
             Base::Int32 | Base::Int64 | Base::Number => Scalar::Numeric,
@@ -217,7 +219,7 @@ fn table_default(list: &'static Field, name: &str) -> Option<Value> {
     if field.presence != Presence::Always {
         return None;
     }
-    match look_at(field.ty) {
+    match look_at(field.ty, None) {
         Look::Scalar(Scalar::String) => Some("".into()),
         Look::Scalar(Scalar::Numeric) => Some(0.into()),
         Look::Scalar(Scalar::Boolean) => Some(false.into()),
@@ -426,6 +428,10 @@ mod tests {
         };
         assert_eq!(ports.keys(), [("containerPort", Some(json!(0))), ("protocol", Some(json!("TCP")))]);
         assert!(pod.child("nope").is_none());
+        let revision = map(Node::of(crate::schema::find_kind("apps/v1", "ControllerRevision")).look(None));
+        let data = revision.child("data").expect("data");
+        assert!(map(data.look(Some(&json!({"a": 1})))).atomic, "raw data is one whole");
+        assert!(matches!(data.look(Some(&json!("text"))), Look::Scalar(Scalar::Untyped)));
     }
 
     #[test]
