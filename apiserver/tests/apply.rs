@@ -96,11 +96,17 @@ async fn applied(kit: &Kit, kind: &Kind) {
     let merge = json!({"metadata": {"labels": {"theirs": "3"}}});
     let refused = kit.send(Method::PATCH, &format!("{one}?force=true"), &[MERGE], Some(&merge)).await;
     assert_eq!(refused.code, 422);
-    let edit = kit.send(Method::PATCH, &format!("{one}?fieldManager=edit"), &[MERGE], Some(&merge)).await.expect(200);
+    let edit = kit
+        .send(Method::PATCH, &format!("{one}?fieldManager=edit"), &[MERGE], Some(&merge))
+        .await
+        .expect(200);
     assert!(owns_label(&edit, "edit Update", "theirs") && !owns_label(&edit, "two Apply", "theirs"));
     let conflict = apply(kit, &one, "fieldManager=two", &theirs).await;
     let message = conflict.body["message"].as_str().unwrap_or_default().to_owned();
-    assert!(message.ends_with(&format!("\"edit\" using {}: .metadata.labels.theirs", kind.api_version())), "{message}");
+    assert!(
+        message.ends_with(&format!("\"edit\" using {}: .metadata.labels.theirs", kind.api_version())),
+        "{message}"
+    );
 
     let less = apply(kit, &one, "fieldManager=two", &meta(json!({}))).await.expect(200);
     assert_eq!(less["metadata"]["labels"].get("shared"), None, "nobody else wanted it");
@@ -139,18 +145,27 @@ async fn scale_and_status_have_managers_of_their_own() {
     assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&json!("Scale"), &json!(3)));
     let object = kit.get(one).await.expect(200);
     let entries = owners(&object);
-    assert!(entries.contains(&("scaler Apply scale".into(), json!({"f:spec": {"f:replicas": {}}}))), "{entries:?}");
+    assert!(
+        entries.contains(&("scaler Apply scale".into(), json!({"f:spec": {"f:replicas": {}}}))),
+        "{entries:?}"
+    );
     assert!(entries.iter().all(|(m, f)| m != "one Apply" || f["f:spec"].get("f:replicas").is_none()));
     let conflict = apply(&kit, one, "fieldManager=one", &deployment()).await.expect(409);
-    assert_eq!(conflict["details"]["causes"][0]["message"], "conflict with \"scaler\" with subresource \"scale\"");
+    assert_eq!(
+        conflict["details"]["causes"][0]["message"],
+        "conflict with \"scaler\" with subresource \"scale\""
+    );
 
     let status = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
         "spec": {"replicas": 9}, "status": {"replicas": 3}});
     let path = format!("{one}/status");
     let after = apply(&kit, &path, "fieldManager=controller", &status).await.expect(200);
     assert_eq!((&after["spec"]["replicas"], &after["status"]["replicas"]), (&json!(3), &json!(3)));
-    assert!(owners(&after).contains(&("controller Apply status".into(), json!({"f:status": {"f:replicas": {}}}))));
-    let missing = apply(&kit, "/apis/apps/v1/namespaces/suite/deployments/no/status", "fieldManager=a", &status).await;
+    assert!(
+        owners(&after).contains(&("controller Apply status".into(), json!({"f:status": {"f:replicas": {}}})))
+    );
+    let missing =
+        apply(&kit, "/apis/apps/v1/namespaces/suite/deployments/no/status", "fieldManager=a", &status).await;
     assert_eq!(missing.code, 404, "a part of what is not there is not made");
 }
 
@@ -184,7 +199,8 @@ async fn bodies_options_and_duplicates() {
         let kit = &kit;
         async move {
             let headers = [("content-type", media)];
-            let response = kit.raw(Method::PATCH, &format!("{one}?{query}"), &headers, Some(text.into())).await;
+            let response =
+                kit.raw(Method::PATCH, &format!("{one}?{query}"), &headers, Some(text.into())).await;
             (response.status().as_u16(), response.headers().get("warning").cloned())
         }
     };
@@ -193,7 +209,9 @@ async fn bodies_options_and_duplicates() {
     let twice = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata:\n  a: x\n  a: y\n";
     assert_eq!(send("fieldManager=a&fieldValidation=Strict", APPLY.1, twice).await.0, 400);
     let (code, warning) = send("fieldManager=a", APPLY.1, twice).await;
-    assert!(code == 200 && warning.is_some_and(|w| w.to_str().is_ok_and(|w| w.contains("already set in map"))));
+    assert!(
+        code == 200 && warning.is_some_and(|w| w.to_str().is_ok_and(|w| w.contains("already set in map")))
+    );
     assert!(send("fieldManager=a&fieldValidation=Ignore", APPLY.1, twice).await.1.is_none());
     assert_eq!(send("fieldManager=a", "application/apply-patch+cbor", yaml).await.0, 415);
     assert_eq!(send("fieldManager=a", APPLY.1, "a: [").await.0, 400);

@@ -60,7 +60,10 @@ impl Served {
 
 /// How objects of a row are merged.
 pub fn node(row: &Row) -> Node<'_> {
-    Node::of(schema::of(&row.kind))
+    match &row.kind.custom {
+        Some(custom) => Node::Model(&custom.compiled().model),
+        None => Node::of(schema::of(&row.kind)),
+    }
 }
 
 impl Versions for Served {
