@@ -8,6 +8,7 @@ use super::compare::{Comparison, compare};
 use super::conflict::Conflict;
 use super::managers::{Identity, Managed, Operation, Owned};
 use super::model::Node;
+use super::path::Element;
 use super::reset::Reset;
 use super::set::FieldSet;
 use crate::object::{ObjectExt as _, remove_path};
@@ -128,12 +129,19 @@ pub(super) fn note(
 
 /// Takes away what nobody owns.
 pub(super) fn strip(set: &mut FieldSet) {
-    set.remove(&["kind"]);
-    set.remove(&["apiVersion"]);
-    set.remove(&["metadata"]);
-    for field in UNOWNED {
-        set.remove(&["metadata", field]);
-    }
+    let named = |element: &Element, names: &[&str]| matches!(element, Element::Field(n) if names.contains(&&**n));
+    set.children.retain(|element, child| {
+        if named(element, &["apiVersion", "kind", "metadata"]) {
+            child.member = false;
+        }
+        if named(element, &["metadata"]) {
+            child.children.retain(|element, child| {
+                child.member &= !named(element, UNOWNED);
+                !child.is_empty()
+            });
+        }
+        !child.is_empty()
+    });
 }
 
 /// Forgets who wrote through versions that are gone, and lets field sets follow a schema that has changed.
