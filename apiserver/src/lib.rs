@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod conditions;
 pub mod convert;
+pub mod crd;
 pub mod discovery;
 pub mod encode;
 pub mod encryption;
@@ -108,6 +109,9 @@ pub enum Error {
     /// Access control cannot be put together.
     #[error("access control: {0}")]
     Access(String),
+    /// The definitions of custom resources cannot be read.
+    #[error("custom resources: {0}")]
+    Definitions(String),
     /// A socket cannot be opened.
     #[error("{0}")]
     Listen(String),
@@ -152,6 +156,9 @@ impl ApiServer {
             async move { feed.run(stop).await }
         });
         let reader = Reader { feed: feed.clone(), kinds: kinds.clone() };
+        let definitions = crd::Definitions::load(kinds.clone(), &reader)
+            .await
+            .map_err(|e| Error::Definitions(e.to_string()))?;
         let local = Arc::new(Local::default());
         let host = Host { reader: Arc::new(reader.clone()), local: local.clone(), stop: stop.clone() };
         let mut access = config.access.build(host).await.map_err(Error::Access)?;
@@ -176,6 +183,9 @@ impl ApiServer {
             address: config.advertise.to_string(),
         });
         local.connect(&pipeline);
+        let (deletions, to_clean) = tokio::sync::mpsc::unbounded_channel();
+        tasks.spawn(definitions.run(Arc::new(reader.clone()), local.clone(), deletions, stop.clone()));
+        tasks.spawn(crd::cleanup::run(pipeline.registry.clone(), local.clone(), to_clean, stop.clone()));
         let (registry, services) = (&pipeline.registry, cache("", "services")?);
         let repaired = registry.allocators.repair(&registry.feed, &services, jiff::Timestamp::now());
         repaired.await.map_err(Error::Initial)?;

@@ -183,6 +183,9 @@ impl Pipeline {
             }
             return Ok(respond::text(404, "404 page not found\n"));
         };
+        if row.kind.custom.is_some() && !row.kind.namespaced && !info.namespace.is_empty() {
+            return Ok(respond::text(404, "404 page not found\n"));
+        }
         check_scope(&row, info)?;
         if !info.subresource.is_empty() {
             for connector in &self.registry.access.connectors {
@@ -382,13 +385,17 @@ impl Drop for WatchCount {
 
 /// Whether the path has a namespace where the kind has one, and none where it has none.
 fn check_scope(row: &Row, info: &RequestInfo) -> Result<(), Status> {
+    let has_subresource = info.subresource.is_empty() || row.kind.subresource(&info.subresource).is_some();
+    if row.kind.custom.is_some() && !has_subresource {
+        return Err(Status::not_found(&info.group, &info.resource, &info.name));
+    }
     let is_namespace = info.group.is_empty() && info.resource == "namespaces";
     let wrong = if row.kind.namespaced {
         info.namespace.is_empty() && !info.name.is_empty()
     } else {
         !info.namespace.is_empty() && !is_namespace
     };
-    if wrong || (!info.subresource.is_empty() && row.kind.subresource(&info.subresource).is_none()) {
+    if wrong || !has_subresource {
         return Err(Status::unknown_resource());
     }
     Ok(())

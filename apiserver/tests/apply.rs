@@ -1,6 +1,8 @@
 //! Server-side apply on every row of the kinds table, and through the subresources.
 
 mod common;
+#[path = "common/definitions.rs"]
+mod definitions;
 #[path = "common/samples.rs"]
 mod samples;
 
@@ -222,4 +224,56 @@ async fn bodies_options_and_duplicates() {
     let edit = json!({"data": {"b": "z"}});
     let object = kit.send(Method::PATCH, one, &[MERGE], Some(&edit)).await.expect(200);
     assert!(object["metadata"].get("managedFields").is_none(), "not tracked again by an update");
+}
+
+#[tokio::test]
+async fn custom_resources_are_merged_by_their_schema() {
+    let kit = world().await;
+    let ports = json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port"],
+        "items": {"type": "object", "required": ["port"], "properties": {
+            "port": {"type": "integer"}, "name": {"type": "string"}}}});
+    let spec = json!({"type": "object", "properties": {"size": {"type": "integer"}, "ports": ports,
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
+    let schema = json!({"type": "object", "properties": {"spec": spec,
+        "status": {"type": "object", "properties": {"ready": {"type": "integer"}}}}});
+    let scale = json!({"specReplicasPath": ".spec.size", "statusReplicasPath": ".status.ready"});
+    let definition = json!({"kind": "CustomResourceDefinition", "apiVersion": "apiextensions.k8s.io/v1",
+        "metadata": {"name": "widgets.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "widgets", "kind": "Widget"}, "versions": [{"name": "v1", "served": true, "storage": true,
+            "subresources": {"status": {}, "scale": scale}, "schema": {"openAPIV3Schema": schema}}]}});
+    definitions::define(&kit, &definition).await;
+    let one = "/apis/example.com/v1/namespaces/suite/widgets/w";
+    let widget = |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": spec});
+    let first = widget(
+        json!({"size": 1, "ports": [{"port": 1, "name": "a"}], "tags": ["x"], "free": {"a": {"b": 1}}}),
+    );
+    let made = apply(&kit, one, "fieldManager=one", &first).await.expect(201);
+    assert_eq!(
+        owners(&made),
+        [(
+            "one Apply".into(),
+            json!({"f:spec": {"f:size": {}, "f:tags": {}, "f:free": {"f:a": {".": {}, "f:b": {}}},
+                "f:ports": {"k:{\"port\":1}": {".": {}, "f:port": {}, "f:name": {}}}}})
+        )]
+    );
+    assert_eq!(apply(&kit, one, "fieldManager=one", &first).await.expect(200), made);
+    let second = widget(json!({"ports": [{"port": 2}], "free": {"a": {"c": 2}}}));
+    let both = apply(&kit, one, "fieldManager=two", &second).await.expect(200);
+    assert_eq!(both["spec"]["ports"], json!([{"port": 1, "name": "a"}, {"port": 2}]));
+    assert_eq!(both["spec"]["free"], json!({"a": {"b": 1, "c": 2}}));
+    let conflict = apply(&kit, one, "fieldManager=two", &widget(json!({"tags": ["y"]}))).await.expect(409);
+    assert_eq!(conflict["details"]["causes"][0]["field"], ".spec.tags");
+    let less = apply(&kit, one, "fieldManager=one", &widget(json!({"size": 1}))).await.expect(200);
+    assert_eq!(less["spec"], json!({"size": 1, "ports": [{"port": 2}], "free": {"a": {"c": 2}}}));
+    let odd = apply(&kit, one, "fieldManager=one", &widget(json!({"odd": 1}))).await;
+    assert_eq!(odd.code, 500);
+    let message = odd.body["message"].as_str().unwrap_or_default();
+    assert!(message.ends_with(".spec.odd: field not declared in schema"), "{message}");
+
+    let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "w"}, "spec": {"replicas": 3}});
+    apply(&kit, &format!("{one}/scale"), "fieldManager=scaler&force=true", &scale).await.expect(200);
+    let object = kit.get(one).await.expect(200);
+    assert_eq!(object["spec"]["size"], 3);
+    assert!(owners(&object).contains(&("scaler Apply scale".into(), json!({"f:spec": {"f:size": {}}}))));
 }

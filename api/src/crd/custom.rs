@@ -52,8 +52,10 @@ pub struct Webhook {
 
 /// One version of a custom resource.
 pub struct Custom {
-    /// UID and generation of the definition, and the version: equal for equal contents.
+    /// Equal for equal rows: [`Custom::content`], names and whether instances are being deleted.
     pub identity: String,
+    /// UID and generation of the definition, and the version: what objects of the version look like.
+    pub content: String,
     /// Name of the definition.
     pub definition: String,
     /// Name of the version.
@@ -142,6 +144,19 @@ impl Custom {
             dropped.extend(prune::prune(object, &compiled.schema, true));
         }
         Ok(dropped)
+    }
+
+    /// Makes a stored object one of this version, which is the stored one, as it is now. What was stored in another
+    /// version and needs a webhook to be converted stays as it is.
+    pub fn read(&self, kind: &crate::kinds::Kind, object: &mut Value) {
+        let api_version = kind.api_version();
+        if object.api_version() != api_version {
+            if self.conversion != Conversion::None {
+                return;
+            }
+            object.set_api_version_kind(&api_version, &kind.kind);
+        }
+        self.refresh(object);
     }
 
     /// Makes an object that was stored, or converted, one of the version as it is now.

@@ -14,6 +14,7 @@ pub mod formats;
 pub mod lists;
 pub mod pattern;
 pub mod prune;
+pub mod publish;
 pub mod rows;
 pub mod rules;
 pub mod schema;

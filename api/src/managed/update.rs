@@ -129,7 +129,8 @@ pub(super) fn note(
 
 /// Takes away what nobody owns.
 pub(super) fn strip(set: &mut FieldSet) {
-    let named = |element: &Element, names: &[&str]| matches!(element, Element::Field(n) if names.contains(&&**n));
+    let named =
+        |element: &Element, names: &[&str]| matches!(element, Element::Field(n) if names.contains(&&**n));
     set.children.retain(|element, child| {
         if named(element, &["apiVersion", "kind", "metadata"]) {
             child.member = false;

@@ -100,11 +100,14 @@ impl Entry {
         revision: u64,
         value: Bytes,
     ) -> Result<Self, serde_json::Error> {
-        if head.fits(&value) {
+        if head.fits(&value) && kind.custom.is_none() {
             let facts = Facts::parse(kind, &value)?;
             return Ok(Self { key, revision, value, facts });
         }
-        let object: Value = serde_json::from_slice(&value)?;
+        let mut object: Value = serde_json::from_slice(&value)?;
+        if let Some(custom) = &kind.custom {
+            custom.read(kind, &mut object);
+        }
         let facts = Facts::of(kind, &object);
         Ok(Self { key, revision, value: head.encode(&object), facts })
     }

@@ -51,10 +51,10 @@ impl Served {
         }
     }
 
-    /// The `apiVersion`s in which the resource is served.
-    pub fn api_versions(&self) -> impl Iterator<Item = String> + '_ {
+    /// The versions of the resource that are served.
+    pub fn kinds(&self) -> impl Iterator<Item = &Kind> + '_ {
         let own = &self.row.kind.storage;
-        self.table.rows().iter().filter(move |r| r.kind.storage == *own).map(|r| r.kind.api_version())
+        self.table.rows().iter().map(|r| &*r.kind).filter(move |k| k.storage == *own)
     }
 }
 
@@ -164,7 +164,7 @@ mod tests {
         let table = crate::kinds::KindsRegistry::builtin(&[]).snapshot();
         let row = table.find("autoscaling", "v1", "horizontalpodautoscalers").cloned().expect("row");
         let served = Served::new(table.clone(), row);
-        let mut versions: Vec<String> = served.api_versions().collect();
+        let mut versions: Vec<String> = served.kinds().map(Kind::api_version).collect();
         versions.sort();
         assert_eq!(versions, ["autoscaling/v1", "autoscaling/v2"]);
         let v1 = json!({"apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},

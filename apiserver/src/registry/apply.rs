@@ -5,12 +5,12 @@ use hawser_api::decode::{self, Dropped};
 use hawser_api::managed::apply::{Applied, apply};
 use hawser_api::managed::update::Writer;
 use hawser_api::object::ObjectExt as _;
-use hawser_api::schema;
 use hawser_api::status::Status;
 use hawser_api::text::json_type;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
+use super::body::canonical;
 use super::create::check_name;
 use super::modify::Manner;
 use super::{Answer, Call, Registry};
@@ -197,17 +197,16 @@ impl Registry {
             apply(writer, &kind.kind, live, &empty, &config.value, force)?;
         config.report(call, options.field_validation)?;
         if changed {
-            if let Some(ty) = schema::of(kind) {
-                decode::normalize(ty, &mut object, &mut Dropped::default()).map_err(|e| {
-                    Status::plain_error(format!(
-                        "failed to convert new object ({}/{}; {}, Kind={}) to proper version: {e}",
-                        object.namespace(),
-                        object.name(),
-                        kind_version(&kind.group, &kind.version),
-                        kind.kind
-                    ))
-                })?;
-            }
+            canonical(kind, &mut object, &mut Dropped::default()).map_err(|e| {
+                Status::plain_error(format!(
+                    "failed to convert new object ({}/{}; {}/{}, Kind={}) to proper version: {e}",
+                    object.namespace(),
+                    object.name(),
+                    kind.group,
+                    kind.version,
+                    kind.kind
+                ))
+            })?;
             hooks::defaults(kind, &mut object);
         }
         object.set_meta("managedFields", managed.to_value().unwrap_or(Value::Null));
@@ -236,10 +235,6 @@ impl Registry {
         object.remove_path(&["metadata", "resourceVersion"]);
         self.place(call, object, options).await
     }
-}
-
-fn kind_version(group: &str, version: &str) -> String {
-    format!("{group}/{version}")
 }
 
 #[cfg(test)]

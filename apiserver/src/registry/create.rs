@@ -65,6 +65,10 @@ impl Registry {
         options: &WriteOptions,
     ) -> Result<Answer, Status> {
         let kind = &call.row.kind;
+        if kind.custom.as_ref().is_some_and(|c| c.terminating) {
+            let why = "create not allowed while custom resource definition is terminating";
+            return Err(Status::forbidden(&kind.group, &kind.plural, object.name(), why));
+        }
         self.feed.ensure(call.cache()?).await.map_err(|e| super::feed_status(&e))?;
         wipe(&mut object);
         let step = AdmissionStep {
@@ -93,18 +97,19 @@ impl Registry {
         step: AdmissionStep<'_>,
     ) -> Result<Answer, Status> {
         let cache = call.cache()?;
-        let stored = call.row.stored_kind();
-        let mut object = convert::to_stored(&call.row, object);
+        let (stored, judging) = (call.row.stored_kind(), call.row.judging_kind());
+        let mut object = convert::to_judged(&call.row, object);
         let generated = object.name().is_empty() && !object.generate_name().is_empty();
         let prefix = object.generate_name().to_owned();
-        hooks::prepare_create(stored, &mut object, call.namespace(), &suffix());
-        let mut allocation = self.allocators.create(stored, &mut object, step.dry_run).await?;
-        hooks::validate_create(stored, &object)?;
-        hooks::warnings(stored, &object, None).into_iter().for_each(|w| call.warn(w));
+        hooks::prepare_create(judging, &mut object, call.namespace(), &suffix());
+        let mut allocation = self.allocators.create(judging, &mut object, step.dry_run).await?;
+        hooks::validate_create(judging, &object)?;
+        hooks::warnings(judging, &object, None).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Create) {
-            let mut shown = convert::from_stored(&call.row, object.clone());
+            let mut shown = convert::judged_to_row(&call.row, object.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
         }
+        let mut object = convert::judged_to_stored(&call.row, object);
         let mut attempts = if generated { NAME_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;

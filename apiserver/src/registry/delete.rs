@@ -191,6 +191,9 @@ fn plan(kind: &Kind, mut object: Value, options: &DeleteOptions) -> Step {
     if kind.group.is_empty() && kind.plural == "namespaces" {
         return plan_namespace(object, options);
     }
+    if kind.builtin && kind.group == "apiextensions.k8s.io" && object.deletion_timestamp().is_none() {
+        return Step::Mark(crate::crd::cleanup::mark(object));
+    }
     let strategy = hooks::strategy(kind);
     if strategy.graceful && object.deletion_timestamp().is_some() {
         return shorten(object, options);

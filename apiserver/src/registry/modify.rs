@@ -146,7 +146,7 @@ impl Registry {
         mut new: Value,
     ) -> Result<Attempt, Status> {
         let (cache, kind, name) = (call.cache()?, &call.row.kind, &call.info.name);
-        let stored = call.row.stored_kind();
+        let (stored, judging) = (call.row.stored_kind(), call.row.judging_kind());
         self.check_preconditions(call, manner, current, &new)?;
         if !manner.noted {
             let (now, manager) = (hooks::now(), call.manager(options));
@@ -163,22 +163,24 @@ impl Registry {
         self.admit(call, step, Some(&mut new)).await?;
 
         let old_stored = current.entry.decode().map_err(Status::internal)?;
-        let mut new = convert::to_stored(&call.row, new);
+        let old_judged = if call.row.kind.custom.is_some() { &current.object } else { &old_stored };
+        let mut new = convert::to_judged(&call.row, new);
         let part = if manner.subresource == "scale" { "" } else { manner.subresource };
         if !manner.trusted {
-            hooks::prepare_update(stored, part, &mut new, &old_stored);
+            hooks::prepare_update(judging, part, &mut new, old_judged);
         }
-        managed::keep_times(&mut new, &old_stored);
+        managed::keep_times(&mut new, old_judged);
         let mut allocation =
-            self.allocators.update(stored, part, &mut new, &old_stored, options.dry_run).await?;
+            self.allocators.update(judging, part, &mut new, old_judged, options.dry_run).await?;
         if !manner.trusted {
-            hooks::validate_update(stored, part, &new, &old_stored)?;
+            hooks::validate_update(judging, part, &new, old_judged)?;
         }
-        hooks::warnings(stored, &new, Some(&old_stored)).into_iter().for_each(|w| call.warn(w));
+        hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Update) {
-            let mut shown = convert::from_stored(&call.row, new.clone());
+            let mut shown = convert::judged_to_row(&call.row, new.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
         }
+        let mut new = convert::judged_to_stored(&call.row, new);
         let value = cache.head().encode(&new);
         let entry = &current.entry;
         if options.dry_run {

@@ -9,11 +9,12 @@ use hawser_api::status::{Status, StatusDetails};
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
+use super::body::canonical;
 use super::create::check_name;
 use super::modify::Manner;
 use super::{Answer, Call, Registry};
+use crate::hooks;
 use crate::options::WriteOptions;
-use crate::{hooks, managed};
 
 const JSON: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
@@ -47,6 +48,7 @@ impl Patch {
             JSON => Ok(Self::Json(JsonPatch::parse(body, dropped)?)),
             MERGE => Ok(Self::Merge(patch::parse_object(body, dropped)?)),
             STRATEGIC if builtin => Ok(Self::Strategic(patch::parse_object(body, dropped)?)),
+            _ if !builtin => Err(unsupported_for_custom()),
             _ => Err(unsupported()),
         }
     }
@@ -81,6 +83,17 @@ pub(crate) fn is_apply(content_type: Option<&str>) -> bool {
 fn unsupported() -> Status {
     Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type")
         .with_details(StatusDetails::default())
+}
+
+/// The refusal for custom resources, which have no strategic merge.
+fn unsupported_for_custom() -> Status {
+    Status::failure(
+        415,
+        "UnsupportedMediaType",
+        format!(
+            "the body of the request was in an unknown format - accepted media types include: {JSON}, {MERGE}, {APPLY}"
+        ),
+    )
 }
 
 impl Registry {
@@ -118,12 +131,8 @@ impl Registry {
         self.modify(call, &options, manner, |current| {
             let patched = patch.apply(ty, &current.object)?;
             let mut object = patched.clone();
-            managed::keep_reset(&mut object);
             let mut dropped = Dropped::default();
-            if let Some(ty) = ty {
-                hawser_api::decode::normalize(ty, &mut object, &mut dropped)
-                    .map_err(|e| patch::undecodable(&patched, &e.0))?;
-            }
+            canonical(&kind, &mut object, &mut dropped).map_err(|e| patch::undecodable(&patched, &e))?;
             if !object.is_object() {
                 return Err(patch::undecodable(&patched, "the patched value is no object"));
             }

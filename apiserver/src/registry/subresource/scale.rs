@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use hawser_api::decode::{self, Dropped};
+use hawser_api::kinds::Kind;
 use hawser_api::managed::apply::apply;
 use hawser_api::managed::managers::Managed;
 use hawser_api::managed::reset::Reset;
@@ -24,32 +25,71 @@ use crate::registry::patch::{Patch, is_apply};
 use crate::registry::{Answer, Call, Registry};
 
 const KIND: &str = "Scale";
-/// Where the number is in an object.
-const REPLICAS: [&str; 2] = ["spec", "replicas"];
 
-/// The Scale of an object.
-fn scale_of(object: &Value) -> Result<Value, Status> {
-    let selector = object.at("spec.selector");
-    let selector = match selector {
+/// Where a row keeps what a Scale shows; paths are dotted.
+struct Paths<'a> {
+    spec: &'a str,
+    status: &'a str,
+    /// None for the label selector of built-in kinds, which is no text.
+    selector: Option<&'a str>,
+    /// Whether a missing number of replicas is an error.
+    strict: bool,
+}
+
+fn paths(kind: &Kind) -> Paths<'_> {
+    match kind.custom.as_ref().and_then(|c| c.scale.as_ref()) {
+        Some(scale) => Paths {
+            spec: scale.spec_replicas.trim_start_matches('.'),
+            status: scale.status_replicas.trim_start_matches('.'),
+            selector: Some(scale.label_selector.trim_start_matches('.')),
+            strict: true,
+        },
+        None => Paths { spec: "spec.replicas", status: "status.replicas", selector: None, strict: false },
+    }
+}
+
+/// The fields of a dotted path.
+fn steps(path: &str) -> Vec<String> {
+    path.split('.').filter(|p| !p.is_empty()).map(str::to_owned).collect()
+}
+
+/// The text of an object's label selector; empty without one.
+fn selector_of(object: &Value, paths: &Paths<'_>) -> Result<String, Status> {
+    if let Some(path) = paths.selector {
+        let found = if path.is_empty() { None } else { object.at(path).and_then(Value::as_str) };
+        return Ok(found.unwrap_or_default().to_owned());
+    }
+    let selector = match object.at("spec.selector") {
         Some(s) if s.get("matchLabels").is_some() || s.get("matchExpressions").is_some() => {
             LabelSelector::from_object(Some(s)).map_err(Status::from)?
         }
         other => LabelSelector::from_map(other),
     };
+    Ok(if selector.nothing { String::new() } else { selector.to_string() })
+}
+
+/// The Scale of an object.
+fn scale_of(kind: &Kind, object: &Value) -> Result<Value, Status> {
+    let paths = paths(kind);
     let mut meta = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object.get_path(&["metadata", field]) {
             meta[field] = value.clone();
         }
     }
-    let mut status = json!({"replicas": object.int_at("status.replicas").unwrap_or(0)});
-    let text = selector.to_string();
-    if !text.is_empty() && !selector.nothing {
+    let mut status = json!({"replicas": object.int_at(paths.status).unwrap_or(0)});
+    let text = selector_of(object, &paths)?;
+    if !text.is_empty() {
         status["selector"] = json!(text);
     }
     let mut spec = json!({});
-    if let Some(replicas) = object.int_at("spec.replicas") {
-        spec["replicas"] = json!(replicas);
+    match object.int_at(paths.spec) {
+        Some(replicas) => spec["replicas"] = json!(replicas),
+        None if paths.strict => {
+            let text = format!("the spec replicas field \".{}\" does not exist", paths.spec);
+            return Err(Status::internal(text));
+        }
+        None => {}
     }
     Ok(json!({"kind": KIND, "apiVersion": API_VERSION, "metadata": meta, "spec": spec, "status": status}))
 }
@@ -58,12 +98,13 @@ impl Registry {
     /// GET.
     pub(super) async fn get_scale(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let entry = self.current(call, &call.info.name).await?;
-        let object = entry.decode().map_err(Status::internal)?;
-        Ok(Answer::Object(200, scale_of(&object)?))
+        let object = crate::convert::from_stored(&call.row, entry.decode().map_err(Status::internal)?);
+        Ok(Answer::Object(200, scale_of(&call.row.kind, &object)?))
     }
 
     /// PUT and PATCH.
     pub(super) async fn set_scale(&self, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
+        let kind = &*call.row.kind;
         let patching = call.info.verb == "patch";
         let options_kind = if patching { "PatchOptions" } else { "UpdateOptions" };
         let content_type = call.header(CONTENT_TYPE);
@@ -84,8 +125,8 @@ impl Registry {
             Sent::Whole(sent)
         };
         let served = Served::new(self.kinds.snapshot(), call.row.clone());
-        let paths: Vec<(String, Vec<String>)> =
-            served.api_versions().map(|v| (v, REPLICAS.iter().map(|p| (*p).to_owned()).collect())).collect();
+        let replicas_paths: Vec<(String, Vec<String>)> =
+            served.kinds().map(|k| (k.api_version(), steps(paths(k).spec))).collect();
         let manager = call.manager(&options);
         let manner =
             Manner { subresource: "scale", options_kind, unconditional: true, trusted: false, noted: true };
@@ -102,8 +143,8 @@ impl Registry {
                 };
                 let managed =
                     Managed::parse(current.object.items_at("metadata.managedFields")).unwrap_or_default();
-                let mut live = scale_of(&current.object)?;
-                if let Some(entries) = to_scale(&managed, &paths).to_value() {
+                let mut live = scale_of(kind, &current.object)?;
+                if let Some(entries) = to_scale(&managed, &replicas_paths).to_value() {
                     live.set_meta("managedFields", entries);
                 }
                 let scale = self.new_scale(call, &writer, &live, &sent, &options)?;
@@ -114,13 +155,14 @@ impl Registry {
                     return Err(Status::invalid("autoscaling", KIND, &call.info.name, &[error]));
                 }
                 let mut object = current.object.clone();
-                object.set_path(&["spec", "replicas"], json!(replicas));
+                let at: Vec<&str> = paths(kind).spec.split('.').collect();
+                object.set_path(&at, json!(replicas));
                 object.set_meta("resourceVersion", scale.resource_version().into());
                 if !scale.uid().is_empty() {
                     object.set_meta("uid", scale.uid().into());
                 }
                 let of_scale = Managed::parse(scale.items_at("metadata.managedFields")).unwrap_or_default();
-                let managed = to_object(&managed, of_scale, &paths, &call.row.kind.api_version());
+                let managed = to_object(&managed, of_scale, &replicas_paths, &call.row.kind.api_version());
                 object.set_meta("managedFields", managed.to_value().unwrap_or(Value::Null));
                 Ok(object)
             })
@@ -128,9 +170,10 @@ impl Registry {
         match answer {
             Answer::Stored(code, value, revision) => {
                 let object = crate::encode::decode(&value, revision).map_err(Status::internal)?;
-                Ok(Answer::Object(code, scale_of(&object)?))
+                let object = crate::convert::from_stored(&call.row, object);
+                Ok(Answer::Object(code, scale_of(kind, &object)?))
             }
-            Answer::Object(code, object) => Ok(Answer::Object(code, scale_of(&object)?)),
+            Answer::Object(code, object) => Ok(Answer::Object(code, scale_of(kind, &object)?)),
             other => Ok(other),
         }
     }
@@ -195,7 +238,8 @@ mod tests {
             [(json!({"matchLabels": {"app": "x"}}), json!("app=x")), (json!({"app": "x"}), json!("app=x"))]
         {
             let object = json!({"metadata": {"name": "a"}, "spec": {"replicas": 3, "selector": selector}});
-            let scale = scale_of(&object).expect("scale");
+            let kind = hawser_api::kinds::find("apps", "v1", "deployments").expect("row");
+            let scale = scale_of(kind, &object).expect("scale");
             assert_eq!((&scale["status"]["selector"], &scale["spec"]["replicas"]), (&want, &json!(3)));
         }
     }
