@@ -34,6 +34,7 @@ use crate::cache::entry::Entry;
 use crate::cache::feed::{Feed, FeedError};
 use crate::cache::{Reloading, ResourceCache};
 use crate::kinds::{KindsRegistry, Row};
+use crate::metrics::Series;
 use crate::negotiate::Accepted;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::request_info::RequestInfo;
@@ -69,6 +70,8 @@ pub struct Call<'a> {
     pub accepted: Accepted,
     /// Texts for `Warning:` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// Counters of the request; None for requests that are parts of others.
+    pub series: Option<Arc<Series>>,
 }
 
 /// What a verb answers; [`crate::respond`] makes bytes of it.
