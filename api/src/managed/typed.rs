@@ -1,6 +1,7 @@
 //! What a value says of itself along a schema: whether it fits, which fields it sets, which item of a list is which.
 
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 use serde_json::Value;
 
@@ -238,14 +239,17 @@ fn collect(node: Node<'_>, value: &Value, set: &mut FieldSet) {
             let keys = look.keys();
             for item in items {
                 let Ok(element) = element_of(&keys, item) else { continue };
-                if set.children.contains_key(&element) {
+                match set.children.entry(element) {
                     // Items that cannot be told apart are owned whole.
-                    set.children.insert(element, FieldSet { member: true, ..FieldSet::default() });
-                    continue;
+                    Entry::Occupied(mut twice) => {
+                        twice.insert(FieldSet { member: true, ..FieldSet::default() });
+                    }
+                    Entry::Vacant(new) => {
+                        let child = new.insert(FieldSet::default());
+                        collect(look.item, item, child);
+                        child.member = true;
+                    }
                 }
-                let child = set.children.entry(element).or_default();
-                collect(look.item, item, child);
-                child.member = true;
             }
         }
         // An explicit null of a merged list or object owns nothing by itself.
