@@ -11,6 +11,7 @@ pub mod defaults;
 pub mod exposition;
 pub mod kinds;
 pub mod limits;
+pub mod managed;
 pub mod names;
 pub mod object;
 pub mod patch;

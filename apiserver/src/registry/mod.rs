@@ -3,6 +3,7 @@
 //! What is common to verbs is here: the call's context, decoding of bodies, and the order of admission. What differs
 //! between kinds is data in the kinds table and the hooks of the api crate (`strategy`, `defaults`, `validation`).
 
+pub mod apply;
 pub mod body;
 pub mod connect;
 pub mod create;

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use hawser_api::managed::update::update;
 use hawser_api::object::ObjectExt as _;
-use hawser_api::schema;
 use hawser_api::status::{FieldError, Status};
 use hawser_storage::{Error as StorageError, Precondition};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{AdmissionStep, Answer, Call, Registry, storage_status};
 use crate::access::Operation;
 use crate::cache::entry::{Entry, Facts};
-use crate::managed::{self, Writer};
+use crate::managed::{self, Served};
 use crate::options::WriteOptions;
 use crate::{convert, hooks};
 
@@ -52,6 +52,8 @@ pub struct Manner<'a> {
     pub unconditional: bool,
     /// The server itself makes the change (a binding): fields that clients cannot change may change.
     pub trusted: bool,
+    /// The change has noted its managers itself, or nobody is to be noted.
+    pub noted: bool,
 }
 
 /// What came of one attempt.
@@ -146,17 +148,11 @@ impl Registry {
         let (cache, kind, name) = (call.cache()?, &call.row.kind, &call.info.name);
         let (stored, judging) = (call.row.stored_kind(), call.row.judging_kind());
         self.check_preconditions(call, manner, current, &new)?;
-        let now = hooks::now();
-        let manager = call.manager(options);
-        let writer = Writer {
-            manager: &manager,
-            api_version: &kind.api_version(),
-            subresource: manner.subresource,
-            // kube-apiserver notes no time for scale.
-            now: (manner.subresource != "scale").then_some(now.as_str()),
-            has_status: kind.has_status(),
-        };
-        managed::update(schema::of(kind), &current.object, &mut new, &writer);
+        if !manner.noted {
+            let (now, manager) = (hooks::now(), call.manager(options));
+            let served = Served::new(self.kinds.snapshot(), call.row.clone());
+            update(&served.writer(&manager, manner.subresource, &now), &current.object, &mut new);
+        }
         let step = AdmissionStep {
             operation: Operation::Update,
             kind: &kind.kind,
@@ -179,6 +175,7 @@ impl Registry {
         if !manner.trusted {
             hooks::prepare_update(judging, part, &mut new, old_judged);
         }
+        managed::keep_times(&mut new, old_judged);
         let mut allocation =
             self.allocators.update(judging, part, &mut new, old_judged, options.dry_run).await?;
         if !manner.trusted {
