@@ -239,7 +239,7 @@ mod tests {
 
     fn event(revision: u64) -> Arc<Event> {
         let entry =
-            Entry { key: "a".into(), revision, value: Bytes::from_static(b"{}"), facts: Facts::default() };
+            Entry { key: "a".into(), revision, value: Bytes::from_static(b"{}"), facts: Facts::default(), stored_as: None };
         Arc::new(Event::new(revision, EventType::Added, Arc::new(entry), None))
     }
 
@@ -281,7 +281,7 @@ mod tests {
         let value = Bytes::from(vec![b'x'; 1 << 20]);
         for revision in 1..=200 {
             let entry =
-                Arc::new(Entry { key: "a".into(), revision, value: value.clone(), facts: Facts::default() });
+                Arc::new(Entry { key: "a".into(), revision, value: value.clone(), facts: Facts::default(), stored_as: None });
             ring.push(Arc::new(Event::new(revision, EventType::Modified, entry.clone(), Some(entry))));
         }
         let held = revisions(&ring, ring.floor(), usize::MAX).expect("in reach").len();

@@ -5,6 +5,7 @@
 //! who waits for the condition finds the resource. The only other task empties resources whose definition is deleted.
 
 pub mod cleanup;
+pub mod convert;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

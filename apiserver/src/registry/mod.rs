@@ -30,6 +30,7 @@ use crate::access::{Access, AdmissionRequest, Operation, UserInfo};
 use crate::alloc::Allocators;
 use crate::body::Body;
 use crate::cache::entry::Entry;
+use crate::crd::convert::Converter;
 use crate::cache::feed::{Feed, FeedError};
 use crate::cache::{Reloading, ResourceCache};
 use crate::kinds::{KindsRegistry, Row};
@@ -52,6 +53,8 @@ pub struct Registry {
     pub allocators: Allocators,
     /// Where writers of the same object wait for each other.
     pub queues: modify::Queues,
+    /// Conversion of custom resources by webhooks.
+    pub converter: Converter,
 }
 
 /// One request on one row.
