@@ -35,8 +35,9 @@ pub fn response(sent: &Value, answer: &Value, originals: &[Value]) -> Result<Vec
     let api_version = sent.str_at("request.desiredAPIVersion");
     let mut out = Vec::with_capacity(objects.len());
     for (i, (object, original)) in objects.iter().zip(originals).enumerate() {
-        let invalid =
-            |why: String| format!("conversion webhook for {subject} returned invalid converted object at index {i}: {why}");
+        let invalid = |why: String| {
+            format!("conversion webhook for {subject} returned invalid converted object at index {i}: {why}")
+        };
         let (expected, received) = (api_version, object.api_version());
         if expected != received {
             return Err(invalid(format!("invalid groupVersion (expected {expected}, received {received})")));
@@ -47,7 +48,9 @@ pub fn response(sent: &Value, answer: &Value, originals: &[Value]) -> Result<Vec
         }
         same(original, object).map_err(invalid)?;
         let metadata = restored(original, object).map_err(|why| {
-            format!("conversion webhook for {subject} returned invalid metadata in object at index {i}: {why}")
+            format!(
+                "conversion webhook for {subject} returned invalid metadata in object at index {i}: {why}"
+            )
         })?;
         let mut object = object.clone();
         object["metadata"] = metadata;
@@ -143,7 +146,8 @@ mod tests {
     fn answers_are_checked() {
         let original = json!({"apiVersion": "e.com/v1", "kind": "W", "metadata": {"name": "a", "uid": "u", "labels": {"x": "y"},
             "resourceVersion": "3"}, "spec": {"a": 1}});
-        let sent = request(&webhook(&["v2", "v1"]), "id", "e.com/v2", std::slice::from_ref(&original)).expect("a review");
+        let sent = request(&webhook(&["v2", "v1"]), "id", "e.com/v2", std::slice::from_ref(&original))
+            .expect("a review");
         assert_eq!(sent["apiVersion"], "apiextensions.k8s.io/v1");
         assert!(request(&webhook(&["v9"]), "id", "e.com/v2", &[]).is_err());
         let mut good = original.clone();
@@ -157,16 +161,33 @@ mod tests {
         let judge = |a: &Value| response(&sent, a, std::slice::from_ref(&original));
         let out = judge(&answer("id", json!([good]))).expect("converted");
         assert_eq!(out[0]["spec"], json!({"b": 1}));
-        assert_eq!(out[0]["metadata"], json!({"name": "a", "uid": "u", "annotations": {"k": "v"}, "resourceVersion": "3"}));
+        assert_eq!(
+            out[0]["metadata"],
+            json!({"name": "a", "uid": "u", "annotations": {"k": "v"}, "resourceVersion": "3"})
+        );
         let mut renamed = good.clone();
         renamed["metadata"]["name"] = json!("b");
         for (bad, want) in [
-            (answer("other", json!([good])), "conversion webhook for e.com/v1, Kind=W failed: expected response.uid=\"id\", got \"other\""),
-            (answer("id", json!([])), "conversion webhook for e.com/v1, Kind=W returned 0 objects, expected 1"),
-            (answer("id", json!([original])), "conversion webhook for e.com/v1, Kind=W returned invalid converted object at index 0: invalid groupVersion (expected e.com/v2, received e.com/v1)"),
-            (answer("id", json!([renamed])), "conversion webhook for e.com/v1, Kind=W returned invalid converted object at index 0: must have the same name: a != b"),
-            (json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview", "response": {"uid": "id", "result": {"status": "Failed", "message": "no"}}}),
-                "conversion webhook for e.com/v1, Kind=W failed: no"),
+            (
+                answer("other", json!([good])),
+                "conversion webhook for e.com/v1, Kind=W failed: expected response.uid=\"id\", got \"other\"",
+            ),
+            (
+                answer("id", json!([])),
+                "conversion webhook for e.com/v1, Kind=W returned 0 objects, expected 1",
+            ),
+            (
+                answer("id", json!([original])),
+                "conversion webhook for e.com/v1, Kind=W returned invalid converted object at index 0: invalid groupVersion (expected e.com/v2, received e.com/v1)",
+            ),
+            (
+                answer("id", json!([renamed])),
+                "conversion webhook for e.com/v1, Kind=W returned invalid converted object at index 0: must have the same name: a != b",
+            ),
+            (
+                json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview", "response": {"uid": "id", "result": {"status": "Failed", "message": "no"}}}),
+                "conversion webhook for e.com/v1, Kind=W failed: no",
+            ),
         ] {
             assert_eq!(judge(&bad), Err(want.to_owned()));
         }

@@ -62,7 +62,8 @@ impl Converter {
     pub async fn convert(&self, to: &Kind, objects: Vec<Value>) -> Result<Vec<Value>, Status> {
         let Some(webhook) = webhook(to) else { return Ok(objects) };
         let api_version = to.api_version();
-        let foreign: Vec<Value> = objects.iter().filter(|o| o.api_version() != api_version).cloned().collect();
+        let foreign: Vec<Value> =
+            objects.iter().filter(|o| o.api_version() != api_version).cloned().collect();
         if foreign.is_empty() {
             return Ok(objects);
         }
@@ -75,7 +76,8 @@ impl Converter {
             let kind = foreign[0].kind();
             Status::internal(format!("conversion webhook for {group}/{version}, Kind={kind} failed: {why}"))
         })?;
-        let mut converted = conversion::response(&sent, &answer, &foreign).map_err(Status::internal)?.into_iter();
+        let mut converted =
+            conversion::response(&sent, &answer, &foreign).map_err(Status::internal)?.into_iter();
         let pick = |object: Value| {
             if object.api_version() == api_version { Some(object) } else { converted.next() }
         };

@@ -18,9 +18,9 @@ use crate::cache::entry::Entry;
 use crate::cache::feed::{Feed, FeedError};
 use crate::cache::filter::Filter;
 use crate::cache::ring::{Event, EventType, Ring};
+use crate::cache::{LOST, ResourceCache, Scope};
 use crate::crd::convert::{Converter, webhook};
 use crate::kinds::Row;
-use crate::cache::{LOST, ResourceCache, Scope};
 use crate::options::ListOptions;
 use crate::respond::Renderer;
 
