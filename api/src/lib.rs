@@ -8,6 +8,7 @@ pub mod convert;
 pub mod crd;
 pub mod decode;
 pub mod defaults;
+pub mod exposition;
 pub mod kinds;
 pub mod names;
 pub mod object;

@@ -243,7 +243,7 @@ impl Definitions {
 
     /// Makes a definition's rows; answers whether they differ from those there are.
     fn set_rows(&mut self, crd: &Value) -> bool {
-        let none: Source = Arc::new([]);
+        let none: Source = Arc::new([0_u8; 0]);
         let unchanged = self.rows.get(crd.name()).is_some_and(|held| {
             let new = rows::rows(crd, &none);
             held.len() == new.len() && held.iter().zip(&new).all(|(h, n)| **h == *n)

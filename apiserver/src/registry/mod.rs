@@ -34,6 +34,7 @@ use crate::cache::feed::{Feed, FeedError};
 use crate::cache::{Reloading, ResourceCache};
 use crate::crd::convert::Converter;
 use crate::kinds::{KindsRegistry, Row};
+use crate::metrics::Series;
 use crate::negotiate::Accepted;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::request_info::RequestInfo;
@@ -71,6 +72,8 @@ pub struct Call<'a> {
     pub accepted: Accepted,
     /// Texts for `Warning:` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// Counters of the request; None for requests that are parts of others.
+    pub series: Option<Arc<Series>>,
 }
 
 /// What a verb answers; [`crate::respond`] makes bytes of it.

@@ -62,6 +62,8 @@ pub struct Watch {
     deadline: Instant,
     failure: Option<Status>,
     done: bool,
+    /// Events given out of which nobody was told yet.
+    given: u64,
 }
 
 impl Registry {
@@ -130,6 +132,7 @@ impl Registry {
             deadline,
             failure,
             done: false,
+            given: 0,
         };
         watch.schedule_bookmark(now);
         Ok(watch)
@@ -145,12 +148,14 @@ fn too_old(cursor: u64, floor: u64) -> Status {
 }
 
 impl Watch {
-    /// The events as chunks of newline-separated JSON.
-    pub fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
-        futures::stream::unfold(
-            self,
-            |mut watch| async move { watch.next().await.map(|frame| (frame, watch)) },
-        )
+    /// The events as chunks of newline-separated JSON, each with the number of events in it (bookmarks and errors are
+    /// none).
+    pub fn into_stream(self) -> impl Stream<Item = (Bytes, u64)> + Send {
+        futures::stream::unfold(self, |mut watch| async move {
+            let frame = watch.next().await?;
+            let events = std::mem::take(&mut watch.given);
+            Some(((frame, events), watch))
+        })
     }
 
     /// The next chunk; None at the end.
@@ -267,6 +272,7 @@ impl Watch {
         let mut out = BytesMut::new();
         for entry in &entries {
             let frame = self.renderer.event(EventType::Added, entry, entry.revision)?;
+            self.given += 1;
             if entries.len() == 1 {
                 return Ok(Some(frame));
             }
@@ -283,6 +289,7 @@ impl Watch {
             self.cursor = event.revision;
             let Some((kind, entry)) = self.as_seen(event) else { continue };
             let frame = self.renderer.shared_event(event, kind, entry)?;
+            self.given += 1;
             match only.take() {
                 None if out.is_empty() => only = Some(frame),
                 None => out.extend_from_slice(&frame),
