@@ -38,8 +38,12 @@ async fn every_row_has_its_verbs() {
     let kit = Kit::new().await;
     let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "suite"}});
     kit.post("/api/v1/namespaces", &namespace).await.expect(201);
-    let rows: Vec<_> =
-        hawser_api::kinds::builtin().iter().filter(|k| k.on_by_default && k.is_stored()).cloned().collect();
+    // The server itself writes the status of definitions at once: they have a test of their own.
+    let rows: Vec<_> = hawser_api::kinds::builtin()
+        .iter()
+        .filter(|k| k.on_by_default && k.is_stored() && k.plural != "customresourcedefinitions")
+        .cloned()
+        .collect();
     assert!(rows.len() > 50);
     suite(&kit, rows).await;
 }

@@ -59,6 +59,7 @@ fn events_meanwhile_wait_for_the_list() {
         revision: 3,
         value: listed.value.clone(),
         facts: entry::Facts::default(),
+        stored_as: None,
     };
     cache.finish_loading(vec![listed], 5);
     assert_eq!(keys(&cache, None, None), ["a/new", "a/old"]);

@@ -109,6 +109,11 @@ impl Registry {
             let mut shown = convert::judged_to_row(&call.row, object.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
         }
+        // What a webhook would have to convert back is answered as it is.
+        let mut shown = call.row.needs_webhook().then(|| object.clone());
+        if shown.is_some() {
+            object = self.converter.convert(stored, vec![object]).await?.pop().unwrap_or_default();
+        }
         let mut object = convert::judged_to_stored(&call.row, object);
         let mut attempts = if generated { NAME_ATTEMPTS } else { 1 };
         loop {
@@ -127,7 +132,8 @@ impl Registry {
                 if cache.get(call.namespace(), &name).map_err(super::reloading)?.is_some() {
                     return Err(taken());
                 }
-                return Ok(Answer::Object(201, convert::from_stored(&call.row, object)));
+                let shown = shown.unwrap_or_else(|| convert::from_stored(&call.row, object));
+                return Ok(Answer::Object(201, shown));
             }
             let value = cache.head().encode(&object);
             let facts = Facts::of(stored, &object);
@@ -136,10 +142,20 @@ impl Registry {
             match self.feed.put(&key, value.clone(), facts, Precondition::Absent).await {
                 Ok(revision) => {
                     allocation.commit().await;
-                    return Ok(Answer::Stored(201, value, revision));
+                    return Ok(match shown {
+                        None => Answer::Stored(201, value, revision),
+                        Some(mut object) => {
+                            object.set_meta("resourceVersion", revision.to_string().into());
+                            Answer::Object(201, object)
+                        }
+                    });
                 }
                 Err(StorageError::Conflict { .. }) if attempts > 0 => {
-                    object.set_meta("name", json!(generated_name(&prefix, &suffix())));
+                    let name = json!(generated_name(&prefix, &suffix()));
+                    if let Some(shown) = &mut shown {
+                        shown.set_meta("name", name.clone());
+                    }
+                    object.set_meta("name", name);
                     allocation.rename(&object).await?;
                 }
                 Err(StorageError::Conflict { .. }) => {

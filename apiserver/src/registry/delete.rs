@@ -53,8 +53,7 @@ impl Registry {
             Some(entry) => entry,
             None => self.current(call, &name).await?,
         };
-        let object = entry.decode().map_err(Status::internal)?;
-        let shown = crate::convert::from_stored(&call.row, object);
+        let shown = self.converter.object(&call.row, &entry).await?;
         self.admit_delete(call, &shown, &options).await?;
         let strategy = hooks::strategy(call.row.stored_kind());
         if strategy.orphan_by_default && options.propagation.is_none() && options.orphan_dependents.is_none()

@@ -34,6 +34,7 @@ use crate::body::Body;
 use crate::cache::entry::Entry;
 use crate::cache::feed::{Feed, FeedError};
 use crate::cache::{Reloading, ResourceCache};
+use crate::crd::convert::Converter;
 use crate::kinds::{KindsRegistry, Row};
 use crate::metrics::Series;
 use crate::negotiate::Accepted;
@@ -55,6 +56,8 @@ pub struct Registry {
     pub allocators: Allocators,
     /// Where writers of the same object wait for each other.
     pub queues: modify::Queues,
+    /// Conversion of custom resources by webhooks.
+    pub converter: Converter,
 }
 
 /// One request on one row.

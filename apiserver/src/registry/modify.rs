@@ -100,7 +100,7 @@ impl Registry {
             let key = held.key.clone();
             let mut claimed = false;
             let attempt = async {
-                let object = self.decode_current(call, &held)?;
+                let object = self.converter.object(&call.row, &held).await?;
                 let current = Current { object, entry: held };
                 let new = change(&current)?;
                 claimed = !new.resource_version().is_empty();
@@ -130,10 +130,6 @@ impl Registry {
         let cache = call.cache()?;
         self.feed.ensure(cache).await.map_err(|e| super::feed_status(&e))?;
         cache.get(call.namespace(), name).map_err(super::reloading)
-    }
-
-    fn decode_current(&self, call: &Call<'_>, entry: &Entry) -> Result<Value, Status> {
-        Ok(convert::from_stored(&call.row, entry.decode().map_err(Status::internal)?))
     }
 
     /// One attempt.
@@ -186,9 +182,25 @@ impl Registry {
             let mut shown = convert::judged_to_row(&call.row, new.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
         }
+        // What a webhook would have to convert back is answered as it is.
+        let shown = call.row.needs_webhook().then(|| new.clone());
+        if shown.is_some() {
+            new = self.converter.convert(stored, vec![new]).await?.pop().unwrap_or_default();
+        }
         let mut new = convert::judged_to_stored(&call.row, new);
+        let answer = |value: bytes::Bytes, revision: u64| match &shown {
+            None => Answer::Stored(200, value, revision),
+            Some(object) => {
+                let mut object = object.clone();
+                object.set_meta("resourceVersion", revision.to_string().into());
+                Answer::Object(200, object)
+            }
+        };
         let value = cache.head().encode(&new);
         let entry = &current.entry;
+        if options.dry_run && shown.is_some() {
+            return Ok(Attempt::Unchanged(answer(value, entry.revision)));
+        }
         if options.dry_run {
             new.set_meta("resourceVersion", entry.revision.to_string().into());
             return Ok(Attempt::Unchanged(Answer::Object(200, convert::from_stored(&call.row, new))));
@@ -199,21 +211,21 @@ impl Registry {
             return match self.feed.delete(&key, precondition).await {
                 Ok(_) => {
                     self.allocators.deleted(stored, old_stored).await;
-                    Ok(Attempt::Written(Answer::Stored(200, value, entry.revision)))
+                    Ok(Attempt::Written(answer(value, entry.revision)))
                 }
                 Err(StorageError::Conflict { .. } | StorageError::NotFound) => Ok(Attempt::Raced),
                 Err(e) => Err(storage_status(&e)),
             };
         }
         if value == entry.value {
-            return Ok(Attempt::Unchanged(Answer::Stored(200, value, entry.revision)));
+            return Ok(Attempt::Unchanged(answer(value, entry.revision)));
         }
         let facts = Facts::of(stored, &new);
         allocation.trying();
         match self.feed.put(&key, value.clone(), facts, precondition).await {
             Ok(revision) => {
                 allocation.commit().await;
-                Ok(Attempt::Written(Answer::Stored(200, value, revision)))
+                Ok(Attempt::Written(answer(value, revision)))
             }
             Err(StorageError::Conflict { .. }) => {
                 allocation.refused().await;

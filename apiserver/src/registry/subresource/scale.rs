@@ -98,7 +98,7 @@ impl Registry {
     /// GET.
     pub(super) async fn get_scale(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let entry = self.current(call, &call.info.name).await?;
-        let object = crate::convert::from_stored(&call.row, entry.decode().map_err(Status::internal)?);
+        let object = self.converter.object(&call.row, &entry).await?;
         Ok(Answer::Object(200, scale_of(&call.row.kind, &object)?))
     }
 
