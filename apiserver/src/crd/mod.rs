@@ -126,7 +126,7 @@ impl Definitions {
             }
         };
         // Rows do not wait for statuses: those are written by the way, each from what is stored then.
-        let mut unwritten = BTreeSet::new();
+        let mut unwritten: BTreeSet<String> = BTreeSet::new();
         let mut writes = FuturesUnordered::new();
         loop {
             while writes.len() < WRITERS
