@@ -32,6 +32,7 @@ impl Registry {
             headers,
             accepted: negotiate::accept(None, false, true)?,
             warnings: Mutex::default(),
+            series: None,
         };
         if !self.admission_wanted(&call, Operation::Connect) {
             return Ok(());
