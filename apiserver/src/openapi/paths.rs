@@ -74,7 +74,10 @@ fn add_in(paths: &mut Map<String, Value>, kind: &Kind, dialect: Dialect) {
     let gvk =
         |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
     let own = gvk(&kind.group, &kind.version, &kind.kind);
-    let type_name = schema::of(kind).map(|t| t.openapi_name());
+    let type_name = match &kind.custom {
+        Some(_) => Some(hawser_api::crd::publish::name(kind)),
+        None => schema::of(kind).map(|t| t.openapi_name()),
+    };
     let mut insert =
         |path: String, verbs: &[String], table: &[(&str, Operation)], gvk: &Value, ty: Option<&str>| {
             let operations: Map<String, Value> = table

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hawser_api::crd::publish::{self, Dialect};
 use hawser_api::kinds::Kind;
 use hawser_api::schema::{self, Base, Field, ListType, Presence, Shape, Ty, Type};
 use serde_json::{Map, Value, json};
@@ -19,11 +20,20 @@ pub(super) struct Collector {
     types: BTreeMap<String, &'static Type>,
     kinds: BTreeMap<String, Vec<Value>>,
     lists: Vec<(String, String, Value)>,
+    custom: Vec<Kind>,
 }
 
 impl Collector {
     /// Adds a kind, its list, and everything that they are made of.
     pub(super) fn add_kind(&mut self, kind: &Kind) {
+        if kind.custom.is_some() {
+            for name in ["meta.v1.ObjectMeta", "meta.v1.ListMeta"] {
+                schema::find(name).into_iter().for_each(|ty| self.add(ty));
+            }
+            self.add_subresources(kind);
+            self.custom.push(kind.clone());
+            return;
+        }
         let Some(ty) = schema::of(kind) else { return };
         let gvk = |kind_name: &str| json!({"group": kind.group, "version": kind.version, "kind": kind_name});
         self.add(ty);
@@ -36,6 +46,10 @@ impl Collector {
             }
             self.lists.push((list, name, gvk(&kind.list_kind)));
         }
+        self.add_subresources(kind);
+    }
+
+    fn add_subresources(&mut self, kind: &Kind) {
         for sub in &kind.subresources {
             let (group, version) = match (&sub.group, &sub.version) {
                 (Some(g), Some(v)) => (g.as_str(), v.as_str()),
@@ -82,6 +96,10 @@ impl Collector {
                         "metadata": metadata,
                         "items": {"type": "array", "items": {"$ref": format!("{prefix}{item}")}}}}),
             );
+        }
+        let dialect = if prefix == "#/definitions/" { Dialect::V2 } else { Dialect::V3 };
+        for kind in &self.custom {
+            out.extend(publish::schemas(kind, prefix, dialect));
         }
         for (name, schema) in scalars() {
             out.insert(name.to_owned(), schema);
