@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::framework::{Filter, Framework};
+use crate::framework::Framework;
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
 
