@@ -13,7 +13,8 @@ pub fn only_head(row: &Row) -> bool {
         return true;
     }
     if row.kind.custom.is_some() {
-        return false;
+        // What a webhook converts has been converted before it comes here.
+        return crate::crd::convert::webhook(&row.kind).is_some();
     }
     !matches!(
         (row.kind.group.as_str(), row.kind.plural.as_str()),

@@ -38,6 +38,11 @@ impl Row {
         if self.kind.custom.is_some() { &self.kind } else { self.stored_kind() }
     }
 
+    /// Whether only a webhook can tell what objects of this row look like in the stored version.
+    pub fn needs_webhook(&self) -> bool {
+        self.stored.is_some() && crate::crd::convert::webhook(&self.kind).is_some()
+    }
+
     /// Whether objects of this row are stored as they are served.
     pub fn is_stored_version(&self) -> bool {
         self.stored.is_none()

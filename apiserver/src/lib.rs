@@ -185,8 +185,14 @@ impl ApiServer {
         let ledger = alloc::Stored { feed: feed.clone(), addresses, local: local.clone() };
         let allocators = Allocators::new(config.service_cidr, Arc::new(ledger));
         let service = allocators.first_address();
-        let registry =
-            Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators, queues: Default::default() });
+        let registry = Arc::new(Registry {
+            feed,
+            kinds: kinds.clone(),
+            access,
+            allocators,
+            queues: Default::default(),
+            converter: crd::convert::Converter(Arc::new(crd::convert::NoCaller)),
+        });
         let pipeline = Arc::new(Pipeline {
             registry,
             discovery: discovery::Discovery::default(),

@@ -229,6 +229,9 @@ impl Pipeline {
                 if connector.handles(&info.group, &info.resource, &info.subresource)
                     && row.kind.subresource(&info.subresource).is_some()
                 {
+                    if info.subresource != "log" {
+                        self.registry.admit_connect(&user, info, &row, request.headers()).await?;
+                    }
                     return connect(&**connector, &user, info, request).await;
                 }
             }

@@ -38,8 +38,12 @@ async fn every_row_has_its_verbs() {
     let kit = Kit::new().await;
     let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "suite"}});
     kit.post("/api/v1/namespaces", &namespace).await.expect(201);
-    let rows: Vec<_> =
-        hawser_api::kinds::builtin().iter().filter(|k| k.on_by_default && k.is_stored()).cloned().collect();
+    // The server itself writes the status of definitions at once: they have a test of their own.
+    let rows: Vec<_> = hawser_api::kinds::builtin()
+        .iter()
+        .filter(|k| k.on_by_default && k.is_stored() && k.plural != "customresourcedefinitions")
+        .cloned()
+        .collect();
     assert!(rows.len() > 50);
     suite(&kit, rows).await;
 }
@@ -90,6 +94,10 @@ async fn create_and_read(kit: &Kit, kind: &Kind) {
     let made = kit.post(&all, &object).await.expect(201);
     assert_eq!((&made["kind"], &made["apiVersion"]), (&object["kind"], &object["apiVersion"]));
     for field in ["uid", "creationTimestamp", "resourceVersion", "managedFields"] {
+        if field == "managedFields" && kind.kind == "CertificateSigningRequest" {
+            // What is asked for is nobody's: kube-apiserver leaves the spec out.
+            continue;
+        }
         assert!(!made["metadata"][field].is_null(), "{field} of {made:#}");
     }
     let again = kit.post(&all, &object).await;

@@ -29,6 +29,7 @@ pub mod object;
 pub mod plan;
 pub mod pods;
 pub mod protection;
+pub mod quota;
 pub mod replicaset;
 pub mod revisions;
 pub mod runner;

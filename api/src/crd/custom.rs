@@ -12,6 +12,7 @@ use super::embedded::Malformed;
 use super::rules::Rules;
 use super::schema::Schema;
 use super::{defaulting, embedded, lists, prune, values};
+use crate::managed::model::Model;
 use crate::object::ObjectExt as _;
 use crate::status::{FieldError, FieldErrorType, Path};
 
@@ -80,6 +81,8 @@ pub struct Compiled {
     pub rules: Rules,
     /// Whether unknown fields are dropped.
     pub prunes: bool,
+    /// How instances are merged by server-side apply.
+    pub model: Model,
 }
 
 impl fmt::Debug for Custom {
@@ -101,12 +104,14 @@ impl Custom {
     pub fn compiled(&self) -> &Compiled {
         self.compiled.get_or_init(|| {
             let crd: Value = serde_json::from_slice((*self.source).as_ref()).unwrap_or_default();
-            let schema = self.props(&crd).map_or_else(|| Ok(Schema::default()), Schema::parse);
+            let props = self.props(&crd);
+            let schema = props.map_or_else(|| Ok(Schema::default()), Schema::parse);
             // Only definitions from before structural schemas are not readable; they keep everything.
             let prunes = schema.is_ok() && crd.bool_at("spec.preserveUnknownFields") != Some(true);
             let schema =
                 schema.unwrap_or_else(|_| Schema { preserve_unknown_fields: true, ..Schema::default() });
-            Compiled { rules: Rules::compile(&schema), schema, prunes }
+            let model = Model::of_kind(props.unwrap_or(&Value::Null), !prunes);
+            Compiled { rules: Rules::compile(&schema), schema, prunes, model }
         })
     }
 

@@ -86,6 +86,8 @@ pub struct Entry {
     pub value: Bytes,
     /// What selectors ask for.
     pub facts: Facts,
+    /// `apiVersion` of what was stored, where it is not the stored version's and only a webhook can convert it.
+    pub stored_as: Option<Box<str>>,
 }
 
 impl Entry {
@@ -102,14 +104,16 @@ impl Entry {
     ) -> Result<Self, serde_json::Error> {
         if head.fits(&value) && kind.custom.is_none() {
             let facts = Facts::parse(kind, &value)?;
-            return Ok(Self { key, revision, value, facts });
+            return Ok(Self { key, revision, value, facts, stored_as: None });
         }
         let mut object: Value = serde_json::from_slice(&value)?;
+        let mut stored_as = None;
         if let Some(custom) = &kind.custom {
             custom.read(kind, &mut object);
+            stored_as = Some(object.api_version()).filter(|v| *v != kind.api_version()).map(Into::into);
         }
         let facts = Facts::of(kind, &object);
-        Ok(Self { key, revision, value: head.encode(&object), facts })
+        Ok(Self { key, revision, value: head.encode(&object), facts, stored_as })
     }
 
     /// The bytes after the stored version's head.
@@ -127,7 +131,11 @@ impl Entry {
     /// # Errors
     /// Never for bytes that [`Entry::load`] has seen.
     pub fn decode(&self) -> Result<Value, serde_json::Error> {
-        crate::encode::decode(&self.value, self.revision)
+        let mut object = crate::encode::decode(&self.value, self.revision)?;
+        if let (Some(api_version), Some(map)) = (&self.stored_as, object.as_object_mut()) {
+            map.insert("apiVersion".into(), Value::from(&**api_version));
+        }
+        Ok(object)
     }
 }
 

@@ -135,7 +135,7 @@ async fn remove_instances(registry: &Registry, crd: &Value) -> Result<(), Status
     let Some(cache) = row.cache.clone() else { return Ok(()) };
     loop {
         registry.feed.consistent(&cache).await.map_err(|e| feed_status(&e))?;
-        let ring = cache.ring(&Scope::All, 0);
+        let ring = cache.ring(&Scope::All, cache.revision());
         let mut changed = std::pin::pin!(ring.changed.notified());
         changed.as_mut().enable();
         let (entries, _) = cache.entries(None).map_err(reloading)?;

@@ -5,11 +5,13 @@
 //! who waits for the condition finds the resource. The only other task empties resources whose definition is deleted.
 
 pub mod cleanup;
+pub mod convert;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use hawser_api::crd::conditions::{self, Claims};
 use hawser_api::crd::{CLEANUP_FINALIZER, custom::Source, rows};
 use hawser_api::kinds::Kind;
@@ -53,6 +55,16 @@ async fn write_status(local: &dyn LocalApi, mut crd: Value, status: Value) -> Re
     local.call(user, Method::PUT, &path, Some(crd), None).await
 }
 
+async fn write(local: &dyn LocalApi, crd: Value, status: Value) {
+    let name = crd.name().to_owned();
+    if let Err(e) = write_status(local, crd, status).await
+        && !e.is_not_found()
+        && e.code != 409
+    {
+        tracing::warn!(error = %e, name, "the status of a definition cannot be written");
+    }
+}
+
 /// All definitions and what was made of them.
 pub struct Definitions {
     kinds: Arc<KindsRegistry>,
@@ -66,8 +78,8 @@ pub struct Definitions {
 /// What a change asks for.
 #[derive(Default)]
 struct Work {
-    /// Definitions with the statuses that they should have.
-    statuses: Vec<(Value, Value)>,
+    /// Definitions whose status is not what it should be.
+    statuses: BTreeSet<String>,
     /// Definitions whose instances have to go.
     deletions: Vec<Value>,
     /// Groups in which names became free.
@@ -113,13 +125,27 @@ impl Definitions {
                 return;
             }
         };
+        // Rows do not wait for statuses: those are written by the way, each from what is stored then.
+        let mut unwritten = BTreeSet::new();
+        let mut writes = FuturesUnordered::new();
         loop {
+            while writes.len() < WRITERS
+                && let Some(name) = unwritten.pop_first()
+            {
+                if let Ok(Some(object)) = reader.get(&definitions(), "", &name, false).await
+                    && let Ok(crd) = object.decode::<Value>()
+                    && let Some(status) = self.wanted(&crd)
+                {
+                    writes.push(write(&*local, crd, status));
+                }
+            }
             let batch = tokio::select! {
                 () = stop.cancelled() => return,
                 batch = changes.next() => match batch {
                     Some(batch) => batch,
                     None => return,
                 },
+                Some(()) = writes.next(), if !writes.is_empty() => continue,
             };
             let mut work = Work::default();
             for change in batch {
@@ -137,19 +163,16 @@ impl Definitions {
                 // The receiver lives as long as this task.
                 let _ = deletions.send(crd);
             }
-            let local = &*local;
-            futures::stream::iter(work.statuses)
-                .for_each_concurrent(WRITERS, |(crd, status)| async move {
-                    let name = crd.name().to_owned();
-                    if let Err(e) = write_status(local, crd, status).await
-                        && !e.is_not_found()
-                        && e.code != 409
-                    {
-                        tracing::warn!(error = %e, name, "the status of a definition cannot be written");
-                    }
-                })
-                .await;
+            unwritten.append(&mut work.statuses);
         }
+    }
+
+    /// The status that a definition should have; None when it has it, or is going.
+    fn wanted(&self, crd: &Value) -> Option<Value> {
+        if crd.deletion_timestamp().is_some() {
+            return None;
+        }
+        conditions::wanted(crd, &self.claims, &hooks::now())
     }
 
     /// Puts rows in place, if they changed.
@@ -196,8 +219,7 @@ impl Definitions {
         };
         let group = crd.str_at("spec.group").to_owned();
         let deleted = crd.deletion_timestamp().is_some();
-        let wanted = if deleted { None } else { conditions::wanted(&crd, &self.claims, &hooks::now()) };
-        let before = crd.clone();
+        let wanted = self.wanted(&crd);
         if let Some(status) = &wanted {
             crd["status"] = status.clone();
         }
@@ -213,21 +235,29 @@ impl Definitions {
         }
         work.rows |= self.set_rows(&crd);
         if deleted && crd.finalizers().contains(&CLEANUP_FINALIZER) {
-            work.deletions.push(before);
-        } else if let Some(status) = wanted {
-            work.statuses.push((before, status));
+            work.deletions.push(crd);
+        } else if wanted.is_some() {
+            work.statuses.insert(crd.name().to_owned());
         }
     }
 
     /// Makes a definition's rows; answers whether they differ from those there are.
     fn set_rows(&mut self, crd: &Value) -> bool {
+        let none: Source = Arc::new([0_u8; 0]);
+        let unchanged = self.rows.get(crd.name()).is_some_and(|held| {
+            let new = rows::rows(crd, &none);
+            held.len() == new.len() && held.iter().zip(&new).all(|(h, n)| **h == *n)
+        });
+        if unchanged {
+            return false;
+        }
         // Of the definition only the versions are needed later.
         let kept = json!({"spec": {"versions": crd.at("spec.versions"),
             "preserveUnknownFields": crd.at("spec.preserveUnknownFields")}});
         let source: Source = Arc::new(kept.to_string().into_bytes());
         let mut new: Vec<Arc<Kind>> = rows::rows(crd, &source).into_iter().map(Arc::new).collect();
         let held = self.rows.entry(crd.name().to_owned()).or_default();
-        if *held == new {
+        if held.is_empty() && new.is_empty() {
             return false;
         }
         for row in &mut new {

@@ -102,6 +102,7 @@ impl Call<'_> {
         dropped: &mut Dropped,
     ) -> Result<(), Status> {
         check_type(object, api_version, kind)?;
+        crate::managed::keep_reset(object);
         if let Some(ty) = schema::find_kind(api_version, kind) {
             decode::normalize(ty, object, dropped).map_err(|e| unreadable(api_version, kind, &e.0))?;
         }
@@ -183,6 +184,7 @@ fn strictly(api_version: &str, kind: &str, status: Status) -> Status {
 /// # Errors
 /// What is of the wrong type.
 pub(crate) fn canonical(kind: &Kind, object: &mut Value, dropped: &mut Dropped) -> Result<(), String> {
+    crate::managed::keep_reset(object);
     if let Some(custom) = &kind.custom {
         let fields = custom.admit(object).map_err(|e| e.to_string())?;
         dropped.messages.extend(fields.iter().map(|f| format!("unknown field {}", quote(f))));

@@ -27,6 +27,8 @@ impl Registry {
         let name = &call.info.name;
         let entry =
             cache.get(call.namespace(), name).map_err(reloading)?.ok_or_else(|| call.not_found(name))?;
+        let shown = self.converter.present(&call.row, vec![entry.clone()]).await?;
+        let entry = shown.first().unwrap_or(&entry);
         Ok(Answer::Stored(200, entry.value.clone(), entry.revision))
     }
 }

@@ -19,6 +19,8 @@ use crate::cache::feed::{Feed, FeedError};
 use crate::cache::filter::Filter;
 use crate::cache::ring::{Event, EventType, Ring};
 use crate::cache::{LOST, ResourceCache, Scope};
+use crate::crd::convert::{Converter, webhook};
+use crate::kinds::Row;
 use crate::options::ListOptions;
 use crate::respond::Renderer;
 
@@ -50,6 +52,8 @@ pub struct Watch {
     filter: Filter,
     cursor: u64,
     renderer: Renderer,
+    /// The row, and who converts its objects, where a webhook has to be asked.
+    conversion: Option<(Arc<Row>, Converter)>,
     initial: Option<Initial>,
     /// Revision of the bookmark that ends the initial events.
     initial_end: Option<u64>,
@@ -120,6 +124,7 @@ impl Registry {
             filter,
             cursor,
             renderer,
+            conversion: webhook(&call.row.kind).map(|_| (call.row.clone(), self.converter.clone())),
             initial,
             initial_end: (options.send_initial_events == Some(true) && options.bookmarks).then_some(cursor),
             bookmarks: options.bookmarks,
@@ -164,7 +169,7 @@ impl Watch {
                 return None;
             }
             if self.initial.is_some() {
-                match self.initial_chunk() {
+                match self.initial_chunk().await {
                     Ok(Some(chunk)) => return Some(chunk),
                     Ok(None) => {}
                     Err(status) => self.failure = Some(status),
@@ -188,7 +193,11 @@ impl Watch {
                 continue;
             }
             if !events.is_empty() {
-                match self.chunk(&events) {
+                let chunk = match self.conversion.clone() {
+                    None => self.chunk(&events),
+                    Some((row, converter)) => self.converted_chunk(&events, &row, &converter).await,
+                };
+                match chunk {
                     Ok(Some(chunk)) => return Some(chunk),
                     Ok(None) => {}
                     Err(status) => self.failure = Some(status),
@@ -223,7 +232,7 @@ impl Watch {
     }
 
     /// The next objects of the state that the watch begins with; None when there are no more.
-    fn initial_chunk(&mut self) -> Result<Option<Bytes>, Status> {
+    async fn initial_chunk(&mut self) -> Result<Option<Bytes>, Status> {
         let entries = match &mut self.initial {
             None => return Ok(None),
             Some(Initial::Ready(ready)) => {
@@ -255,6 +264,10 @@ impl Watch {
                 self.initial = next.map(Initial::From);
                 entries
             }
+        };
+        let entries = match &self.conversion {
+            None => entries,
+            Some((row, converter)) => converter.present(row, entries).await?,
         };
         let mut out = BytesMut::new();
         for entry in &entries {
@@ -291,6 +304,28 @@ impl Watch {
             }
         }
         Ok(only.or_else(|| (!out.is_empty()).then(|| out.freeze())))
+    }
+
+    /// Renders events whose objects a webhook has to convert first. These frames are this watcher's own.
+    async fn converted_chunk(
+        &mut self,
+        events: &[Arc<Event>],
+        row: &Row,
+        converter: &Converter,
+    ) -> Result<Option<Bytes>, Status> {
+        let (mut seen, mut entries) = (Vec::new(), Vec::new());
+        for event in events {
+            self.cursor = event.revision;
+            if let Some((kind, entry)) = self.as_seen(event) {
+                seen.push((kind, event.revision));
+                entries.push(entry.clone());
+            }
+        }
+        let mut out = BytesMut::new();
+        for ((kind, revision), entry) in seen.into_iter().zip(converter.present(row, entries).await?) {
+            out.extend_from_slice(&self.renderer.event(kind, &entry, revision)?);
+        }
+        Ok((!out.is_empty()).then(|| out.freeze()))
     }
 
     /// What an event is to this watcher: an object that begins to match is added, one that ceases to is deleted.

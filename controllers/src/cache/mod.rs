@@ -15,7 +15,7 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    ReplicationController, Secret, Service, ServiceAccount,
+    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -292,6 +292,9 @@ caches! {
     );
     /// VolumeAttributesClasses.
     attributes_classes: VolumeAttributesClass = Store::new(Scope::default(), vec![], |_| {});
+    /// ResourceQuotas.
+    quotas: ResourceQuota =
+        Store::new(Scope::default(), vec![(BY_NAMESPACE, |q| vec![object::namespace(q).to_owned()])], |_| {});
     /// PodDisruptionBudgets.
     budgets: PodDisruptionBudget = Store::new(
         Scope::default(),

@@ -37,6 +37,7 @@ use crate::node::podgc::PodGc;
 use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
 use crate::protection::Protection;
+use crate::quota::Quotas;
 use crate::replicaset::{ReplicaSets, ReplicationControllers};
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
@@ -180,6 +181,7 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         Protection::<VolumeAttributesClass>::new(&t.caches)
     });
     t.add("disruption", "disruption-controller", |t, client| Disruption::new(&t.caches, client));
+    t.add("resourcequota", "resourcequota-controller", |t, client| Quotas::new(&t.caches, client));
     // Last, so that it finds out which caches are fed anyway.
     t.add("garbage-collector", "generic-garbage-collector", |t, client| {
         GarbageCollector::new(&t.caches, client, &t.client)

@@ -159,10 +159,10 @@ async fn ask(connection: &Connection, port: u16, id: &str) -> Result<(String, St
 
 pub async fn port_forward(node: Arc<Node>) -> Outcome {
     let pod = node.pod().await?;
-    let id = pod.start(sh("exec nc -ll -p 7070 -s 127.0.0.1 -e cat")).await?;
+    let id = pod.start(sh("exec nc -ll -p 7070 -e cat")).await?;
     // 7070 in hexadecimal, listening.
     eventually("it listens", async || {
-        Ok(pod.exec(&id, "grep -c ':1B9E .* 0A ' /proc/net/tcp").await?.exit_code == 0)
+        Ok(pod.exec(&id, "cat /proc/net/tcp /proc/net/tcp6 | grep -c ':1B9E .* 0A '").await?.exit_code == 0)
     })
     .await?;
     let request = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![7070, 7071] };

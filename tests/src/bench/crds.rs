@@ -30,7 +30,12 @@ pub async fn run(binary: &Path, report: &mut Report) -> Result<()> {
     for number in 0..20 {
         served.push(define(&mut wire, "first", number).await?);
     }
-    report.add("definition to served, worst of 20", ms(percentile(&mut served, 1.0)), "ms", Target::Below(100.0));
+    report.add(
+        "definition to served, worst of 20",
+        ms(percentile(&mut served, 1.0)),
+        "ms",
+        Target::Below(100.0),
+    );
 
     let held = resident(server.pid())?;
     let mut clients = tokio::task::JoinSet::new();
@@ -96,8 +101,12 @@ fn definition(prefix: &str, number: usize) -> Bytes {
     let group = format!("{prefix}{number}.bench.example.com");
     let fields: serde_json::Map<String, Value> = (0..20)
         .map(|n| {
-            let description = "A field with the words that fields of real definitions come with, which nobody reads.";
-            (format!("field{n}"), json!({"type": "string", "maxLength": 63, "description": description, "pattern": "^[a-z]*$"}))
+            let description =
+                "A field with the words that fields of real definitions come with, which nobody reads.";
+            (
+                format!("field{n}"),
+                json!({"type": "string", "maxLength": 63, "description": description, "pattern": "^[a-z]*$"}),
+            )
         })
         .collect();
     let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",

@@ -8,16 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{Decoder, Encoder, Frame};
 use super::state::{Event, Role, Streams};
 use super::{Headers, reset};
 
-/// Pieces of data (each up to [`super::frame::MAX_PIECE`]) that wait for one stream's reader before the whole
-/// connection has to: the peers that matter know no windows.
-const QUEUE: usize = 16;
+/// Bytes that wait for one stream's reader before the whole connection has to: the peers that matter know no windows.
+/// Far more than [`WINDOW`], so that one that keeps windows is never stopped by it.
+const BUFFER: usize = 512 * 1024;
 /// Frames queued for the socket before their senders have to wait.
 const COMMANDS: usize = 32;
 /// Streams that wait to be taken.
@@ -93,10 +93,29 @@ impl Window {
     }
 }
 
+/// Where a stream's data waits.
+#[derive(Clone)]
+struct Queue {
+    pieces: mpsc::UnboundedSender<Bytes>,
+    /// Bytes that may still be put in; closed when nobody reads any more.
+    room: Arc<Semaphore>,
+}
+
+impl Queue {
+    /// Waits for room. A stream whose reader is gone throws its data away.
+    async fn put(&self, data: Bytes) {
+        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        if let Ok(room) = self.room.acquire_many(bytes).await {
+            room.forget();
+            let _ = self.pieces.send(data);
+        }
+    }
+}
+
 /// What is known of a stream besides its halves.
 struct Port {
     /// Where its data goes; None once there is no more.
-    queue: Option<mpsc::Sender<Bytes>>,
+    queue: Option<Queue>,
     window: Arc<Window>,
     gone: CancellationToken,
 }
@@ -137,13 +156,14 @@ impl Shared {
 
     /// Makes the ends of a stream that is open.
     fn stream(self: &Arc<Self>, state: &mut State, id: u32, headers: Headers, ended: bool) -> Stream {
-        let (sender, queue) = mpsc::channel(QUEUE);
+        let (pieces, queue) = mpsc::unbounded_channel();
+        let room = Arc::new(Semaphore::new(BUFFER));
         let window = Arc::new(Window::new(self.initial.load(Ordering::Relaxed)));
         let gone = self.closed.child_token();
-        let port =
-            Port { queue: (!ended).then_some(sender), window: Arc::clone(&window), gone: gone.clone() };
+        let end = Queue { pieces, room: Arc::clone(&room) };
+        let port = Port { queue: (!ended).then_some(end), window: Arc::clone(&window), gone: gone.clone() };
         state.ports.insert(id, port);
-        let reader = Reader { id, queue, taken: 0, shared: Arc::clone(self) };
+        let reader = Reader { id, queue, room, taken: 0, shared: Arc::clone(self) };
         Stream { id, headers, reader, writer: Writer { id, window, gone, shared: Arc::clone(self) } }
     }
 }
@@ -163,7 +183,8 @@ pub struct Stream {
 /// The reading end of a stream.
 pub struct Reader {
     id: u32,
-    queue: mpsc::Receiver<Bytes>,
+    queue: mpsc::UnboundedReceiver<Bytes>,
+    room: Arc<Semaphore>,
     /// Bytes taken of which the peer does not know yet.
     taken: u32,
     shared: Arc<Shared>,
@@ -173,6 +194,7 @@ impl Reader {
     /// The next data; None at the end, also when the stream was reset or the connection ended.
     pub async fn next(&mut self) -> Option<Bytes> {
         let data = self.queue.recv().await?;
+        self.room.add_permits(data.len());
         self.taken = self.taken.saturating_add(u32::try_from(data.len()).unwrap_or(u32::MAX));
         if i64::from(self.taken) >= WINDOW / 2 {
             let delta = std::mem::take(&mut self.taken);
@@ -182,6 +204,12 @@ impl Reader {
             }
         }
         Some(data)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.room.close();
     }
 }
 
@@ -271,7 +299,8 @@ impl Connection {
             state: Mutex::new(State { streams: Streams::new(role), ports: HashMap::new() }),
             commands,
             control: Control::default(),
-            windows: AtomicBool::new(false),
+            // Servers are what sends updates always; clients of Go never do.
+            windows: AtomicBool::new(role == Role::Client),
             initial: AtomicI64::new(WINDOW),
             session: Window::new(WINDOW),
             closed: CancellationToken::new(),
@@ -438,8 +467,7 @@ async fn take(
             if let Some(queue) = queue
                 && !data.is_empty()
             {
-                // A stream whose reader is gone throws its data away.
-                let _ = queue.send(data).await;
+                queue.put(data).await;
             }
             if fin {
                 let mut state = shared.state.lock();

@@ -5,8 +5,8 @@
 //! than their limits allow. [`connection`] drives them over a socket.
 //!
 //! Flow control: data is taken per stream into a bounded queue, and what a reader takes is told to the peer in window
-//! updates. The windows of the peer are kept once it has shown that it knows windows (by an update, or by announcing
-//! its own): Go's library, which kubectl uses, sends no updates, and would else get 64 KiB and no more.
+//! updates. A server keeps the windows of a client once that has shown that it knows windows (by an update, or by
+//! announcing its own): Go's library, which kubectl uses, sends no updates, and would else get 64 KiB and no more.
 
 pub mod connection;
 pub mod dictionary;
