@@ -4,6 +4,7 @@
 //! Nothing here reads a clock, draws randomness or does input or output; such values are arguments.
 #![forbid(unsafe_code)]
 
+pub mod cel;
 pub mod convert;
 pub mod crd;
 pub mod decode;

@@ -1,6 +1,7 @@
-//! Validation of webhook configurations and admission policies. Expressions are compiled by the API server.
+//! Validation of webhook configurations and admission policies; `expressions` compiles what is CEL.
 
 use super::checks::Errors;
+use super::expressions::{Policy, match_conditions};
 use crate::names;
 use crate::object::ObjectExt as _;
 use crate::status::Path;
@@ -34,26 +35,19 @@ fn policy(kind: &str, o: &Value, e: &mut Errors) {
         None => e.required(constraints, ""),
         Some(m) => match_resources(m, constraints, true, e),
     }
+    let expressions = Policy::begin(o, e);
     if kind.starts_with("Validating") {
-        let (validations, annotations) =
-            (o.items_at("spec.validations"), o.items_at("spec.auditAnnotations"));
-        if validations.is_empty() && annotations.is_empty() {
+        if o.items_at("spec.validations").is_empty() && o.items_at("spec.auditAnnotations").is_empty() {
             let detail = "validations or auditAnnotations must contain at least one item";
             e.required(SPEC.child("validations"), detail);
+            e.required(SPEC.child("auditAnnotations"), detail);
         }
-        let list = SPEC.child("validations");
-        for (i, v) in validations.iter().enumerate() {
-            let item = list.index(i);
-            if v.str_at("expression").trim().is_empty() {
-                e.required(item.child("expression"), "expression is not specified");
-            }
-            let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
-            e.optional_one_of(item.child("reason"), v.str_at("reason"), &reasons);
-        }
+        expressions.validations(e);
     } else {
         if o.items_at("spec.mutations").is_empty() {
             e.required(SPEC.child("mutations"), "mutations must contain at least one item");
         }
+        expressions.mutations(e);
         let policy = o.str_at("spec.reinvocationPolicy");
         e.one_of(SPEC.child("reinvocationPolicy"), policy, &["IfNeeded", "Never"]);
     }
@@ -143,6 +137,7 @@ fn webhooks(mutating: bool, o: &Value, e: &mut Errors) {
         }
         e.selector(item.child("namespaceSelector"), hook.get("namespaceSelector"));
         e.selector(item.child("objectSelector"), hook.get("objectSelector"));
+        match_conditions(hook.items_at("matchConditions"), item.child("matchConditions"), false, e);
         let url = hook.at("clientConfig.url").filter(|u| !u.is_null());
         let service = hook.at("clientConfig.service").filter(|s| !s.is_null());
         let client = item.child("clientConfig");

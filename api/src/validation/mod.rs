@@ -8,6 +8,7 @@ mod checks;
 mod containers;
 mod core;
 mod cron;
+mod expressions;
 mod groups;
 mod handlers;
 mod jobs;
