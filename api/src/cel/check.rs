@@ -233,14 +233,12 @@ impl Checker<'_> {
     fn resolve(&mut self, at: u32, call: &mut Call, overloads: &'static [Overload]) -> Type {
         let types: Vec<Type> = call.target.iter().chain(&call.args).map(|a| a.ty.clone()).collect();
         if matches!(&*call.function, "_&&_" | "_||_") {
-            let wrong: Vec<_> = call
-                .args
-                .iter()
-                .filter_map(|a| {
-                    (!self.bindings.assignable(&a.ty, &Type::Bool))
-                        .then(|| (a.at, self.bindings.resolve(&a.ty, false)))
-                })
-                .collect();
+            let mut wrong = Vec::new();
+            for argument in &call.args {
+                if !self.bindings.assignable(&argument.ty, &Type::Bool) {
+                    wrong.push((argument.at, self.bindings.resolve(&argument.ty, false)));
+                }
+            }
             call.overloads = overloads.iter().collect();
             let fine = wrong.is_empty();
             for (at, ty) in wrong {

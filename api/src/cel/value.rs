@@ -84,7 +84,7 @@ pub enum Map<'a> {
 }
 
 /// Fields that are computed when they are read (`variables` of policies).
-pub trait Fields<'a> {
+pub trait Fields<'a>: Sync {
     /// The field of that name; None when there is none.
     fn field(&'a self, name: &str) -> Option<Outcome<'a>>;
 }
@@ -397,6 +397,12 @@ fn compare_double(a: f64, b: i128) -> Option<Ordering> {
 }
 
 impl<'a> List<'a> {
+    /// Whether there is no item.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many items there are.
     pub fn len(&self) -> usize {
         match self {
             Self::Json(items, _) => items.len(),
@@ -503,13 +509,12 @@ impl<'a> List<'a> {
 fn identity(item: &Value<'_>, kind: &ListKind) -> String {
     match (kind, item) {
         (ListKind::Map(keys), Value::Map(Map::Json(fields, _))) => {
-            let key = |k: &Box<str>| fields.get(&**k).map(Json::to_string).unwrap_or_default();
-            keys.iter().map(key).collect::<Vec<_>>().join("\u{0}")
+            let key = |k: &str| fields.get(k).map(Json::to_string).unwrap_or_default();
+            keys.iter().map(|k| key(k)).collect::<Vec<_>>().join("\u{0}")
         }
         (ListKind::Map(keys), Value::Map(map)) => {
-            let key =
-                |k: &Box<str>| map.find(k).and_then(Result::ok).map(|v| v.to_string()).unwrap_or_default();
-            keys.iter().map(key).collect::<Vec<_>>().join("\u{0}")
+            let key = |k: &str| map.find(k).and_then(Result::ok).map(|v| v.to_string()).unwrap_or_default();
+            keys.iter().map(|k| key(k)).collect::<Vec<_>>().join("\u{0}")
         }
         (_, item) => item.to_string(),
     }
@@ -526,6 +531,12 @@ impl<'a> Map<'a> {
         }
     }
 
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many entries there are.
     pub fn len(&self) -> usize {
         match self {
             Self::Json(fields, Some(Decl { shape: Shape::Object { fields: known, .. }, .. })) => {

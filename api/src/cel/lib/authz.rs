@@ -51,7 +51,7 @@ enum Stage {
 #[derive(Clone)]
 pub enum Check<'a> {
     /// Being asked.
-    Asking(Asking<'a>),
+    Asking(Box<Asking<'a>>),
     Answered(Answer),
 }
 
@@ -66,12 +66,12 @@ pub struct Asking<'a> {
 impl<'a> Check<'a> {
     /// The variable `authorizer`.
     pub fn new(authorizer: &'a (dyn Authorize + 'a)) -> Self {
-        Self::Asking(Asking { authorizer, stage: Stage::Authorizer, question: Question::default() })
+        Self::Asking(Box::new(Asking { authorizer, stage: Stage::Authorizer, question: Question::default() }))
     }
 
     /// The variable `authorizer.requestResource`: the question about the request's own resource.
     pub fn resource(authorizer: &'a (dyn Authorize + 'a), question: Question) -> Self {
-        Self::Asking(Asking { authorizer, stage: Stage::Resource, question })
+        Self::Asking(Box::new(Asking { authorizer, stage: Stage::Resource, question }))
     }
 
     pub fn type_name(&self) -> &'static str {
@@ -115,9 +115,9 @@ fn with<'a>(
     if asking.stage != from {
         return Err(EvalError::NoSuchOverload);
     }
-    let mut asking = Asking { stage: to, ..asking.clone() };
+    let mut asking = Asking { stage: to, ..Asking::clone(asking) };
     change(&mut asking.question, text)?;
-    Ok(Value::Check(Arc::new(Check::Asking(asking))))
+    Ok(Value::Check(Arc::new(Check::Asking(Box::new(asking)))))
 }
 
 pub fn path<'a>(args: &[Value<'a>]) -> Outcome<'a> {
