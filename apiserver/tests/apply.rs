@@ -114,9 +114,7 @@ async fn applied(kit: &Kit, kind: &Kind) {
     assert_eq!(less["metadata"]["labels"].get("shared"), None, "nobody else wanted it");
     assert_eq!(less["metadata"]["labels"]["theirs"], "3", "another has it now");
     let mut before = made.clone();
-    for object in [&mut before] {
-        object["metadata"] = less["metadata"].clone();
-    }
+    before["metadata"] = less["metadata"].clone();
     assert_eq!(less, before, "nothing but labels has changed");
 
     let mut stale = meta(json!({"mine": "2"}));

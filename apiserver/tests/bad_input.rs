@@ -28,13 +28,16 @@ fn laughs() -> String {
     text + "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"
 }
 
+/// Name, path, media type, body, and the codes that are right.
+type Case = (&'static str, &'static str, &'static str, Vec<u8>, &'static [u16]);
+
 #[tokio::test]
 async fn bad_bodies_are_refused_with_a_reason() {
     let kit = Kit::new().await;
     let deep = |open: &str, close: &str, n: usize| open.repeat(n) + &close.repeat(n);
     let map =
         |rest: &str| format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"a"}}{rest}}}"#);
-    let cases: Vec<(&str, &str, &str, Vec<u8>, &[u16])> = vec![
+    let cases: Vec<Case> = vec![
         ("deep arrays", MAPS, JSON, map(&format!(r#","data":{}"#, deep("[", "]", 100_000))).into(), &[400]),
         ("deep objects", MAPS, JSON, deep(r#"{"a":"#, "}", 100_000).into(), &[400]),
         ("unclosed", MAPS, JSON, "[".repeat(1_000_000).into(), &[400]),

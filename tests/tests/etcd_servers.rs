@@ -55,7 +55,7 @@ impl Member {
 async fn members() -> Result<(tempfile::TempDir, Etcd, [Member; 2])> {
     let directory = tempfile::tempdir()?;
     let etcd = Etcd::start(&directory.path().join("etcd"))?;
-    let pki = PkiConfig::new(&directory.path().join("pki"));
+    let pki = PkiConfig::new(directory.path().join("pki"));
     let pki = Arc::new(Pki::load_or_create(&pki, SystemTime::now())?);
     let (one, two) = tokio::join!(Member::start(&etcd, &pki), Member::start(&etcd, &pki));
     Ok((directory, etcd, [one?, two?]))

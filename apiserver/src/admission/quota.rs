@@ -273,7 +273,7 @@ mod tests {
             let mut body = body.expect("body");
             let version = self.version.fetch_add(1, Ordering::SeqCst);
             let there = self.objects.find("", "resourcequotas", "a", body.name()).expect("quota");
-            if version % 3 == 0 || there.resource_version() != body.resource_version() {
+            if version.is_multiple_of(3) || there.resource_version() != body.resource_version() {
                 let mut rival = there;
                 rival.set_meta("resourceVersion", json!(format!("r{version}")));
                 self.objects.put("", "resourcequotas", rival);

@@ -287,7 +287,10 @@ mod tests {
         Service { metadata: meta(), spec, status: None }
     }
 
-    fn shape(h: &Harness<Mirror>) -> Vec<(String, i32, Vec<(String, bool)>)> {
+    /// Address type, port, and each endpoint with whether it is ready.
+    type Shape = (String, i32, Vec<(String, bool)>);
+
+    fn shape(h: &Harness<Mirror>) -> Vec<Shape> {
         let mut all: Vec<_> = h
             .model
             .lock()

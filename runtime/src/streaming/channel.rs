@@ -56,11 +56,7 @@ impl Subprotocol {
     pub fn choose(known: &[Self], offered: &[&str]) -> Option<Self> {
         known
             .iter()
-            .find(
-                |k| {
-                    if offered.is_empty() { k.name.is_empty() } else { offered.iter().any(|o| *o == k.name) }
-                },
-            )
+            .find(|k| if offered.is_empty() { k.name.is_empty() } else { offered.contains(&k.name) })
             .copied()
     }
 

@@ -149,9 +149,10 @@ fn network_of(time: Timestamp, dev: &str, route: &str) -> Value {
         let (name, counters) = line.split_once(':')?;
         let c: Vec<u64> = counters.split_whitespace().filter_map(|f| f.parse().ok()).collect();
         let name = name.trim();
-        let known = (name != "lo" && c.len() > 10).then_some(())?;
-        let () = known;
-        Some(json!({"name": name, "rxBytes": c[0], "rxErrors": c[2], "txBytes": c[8], "txErrors": c[10]}))
+        let known = name != "lo" && c.len() > 10;
+        known.then(
+            || json!({"name": name, "rxBytes": c[0], "rxErrors": c[2], "txBytes": c[8], "txErrors": c[10]}),
+        )
     };
     let interfaces: Vec<Value> = dev.lines().skip(2).filter_map(interface).collect();
     let first = interfaces.iter().find(|i| i["name"].as_str() == default).or(interfaces.first());

@@ -397,7 +397,7 @@ async fn read_frames<S: AsyncRead>(
                 Ok(_) => {}
             }
             loop {
-                match decoder.next() {
+                match decoder.take() {
                     Ok(Some(frame)) => {
                         if !take(&shared, frame, &opened, accept).await {
                             return;
@@ -574,7 +574,7 @@ mod tests {
         let mut got = 0;
         for (until, more) in [(1000, 1200), (2200, 5000), (2500, 0)] {
             while got < until {
-                match decoder.next().expect("frames") {
+                match decoder.take().expect("frames") {
                     Some(Frame::Data { data, .. }) => got += data.len(),
                     Some(_) => {}
                     None => {

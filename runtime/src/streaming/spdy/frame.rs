@@ -89,7 +89,7 @@ impl Decoder {
     ///
     /// # Errors
     /// See [`FrameError`]; the decoder is of no use after one.
-    pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub fn take(&mut self) -> Result<Option<Frame>, FrameError> {
         if let Some((id, last, left)) = self.data {
             if left > 0 && self.buffer.is_empty() {
                 return Ok(None);
@@ -106,7 +106,7 @@ impl Decoder {
         if first >> 31 == 0 {
             self.buffer.advance(8);
             self.data = Some((first, flags & FIN != 0, length));
-            return self.next();
+            return self.take();
         }
         let (version, kind) = ((first >> 16) as u16 & 0x7fff, first as u16);
         if version != VERSION {
@@ -335,7 +335,7 @@ mod tests {
         let mut open = false;
         for chunk in bytes.chunks(piece) {
             decoder.buffer().extend_from_slice(chunk);
-            while let Some(frame) = decoder.next()? {
+            while let Some(frame) = decoder.take()? {
                 let more = decoder.data.is_some();
                 match (out.last_mut(), frame) {
                     (Some(Frame::Data { data, fin, .. }), Frame::Data { data: piece, fin: last, .. })
@@ -412,7 +412,7 @@ mod tests {
         decoder.buffer().extend_from_slice(&[0, 0, 0, 1, 1, 0xff, 0xff, 0xff]);
         decoder.buffer().extend_from_slice(&[7; MAX_PIECE + 1]);
         let mut lengths = Vec::new();
-        while let Ok(Some(Frame::Data { data, fin: false, .. })) = decoder.next() {
+        while let Ok(Some(Frame::Data { data, fin: false, .. })) = decoder.take() {
             lengths.push(data.len());
         }
         assert_eq!(lengths, [MAX_PIECE, 1]);
