@@ -55,8 +55,12 @@ fn owns_label(object: &Value, manager: &str, label: &str) -> bool {
 #[tokio::test]
 async fn every_row_is_applied() {
     let kit = world().await;
-    let rows: Vec<_> =
-        hawser_api::kinds::builtin().iter().filter(|k| k.on_by_default && k.is_stored()).cloned().collect();
+    // The server writes the status of a definition as soon as it is made, so there "nothing changes" cannot hold.
+    let rows: Vec<_> = hawser_api::kinds::builtin()
+        .iter()
+        .filter(|k| k.on_by_default && k.is_stored() && k.plural != "customresourcedefinitions")
+        .cloned()
+        .collect();
     assert!(rows.len() > 50);
     for kind in rows {
         println!("{} {}", kind.api_version(), kind.plural);

@@ -97,7 +97,7 @@ fn fields(kind: &Kind) -> Value {
         }
         "MutatingAdmissionPolicy" => {
             json!({"spec": {"matchConstraints": rules(), "reinvocationPolicy": "Never",
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "[]"}}]}})
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": "[JSONPatch{op: \"test\", path: \"/kind\", value: \"Pod\"}]"}}]}})
         }
         "MutatingAdmissionPolicyBinding" => json!({"spec": {"policyName": "p"}}),
         "CustomResourceDefinition" => json!({"spec": {"group": "suite.test", "scope": "Namespaced",

@@ -34,7 +34,7 @@ pub async fn lifecycle(node: Arc<Node>) -> Outcome {
     let pod = node.pod().await?;
     let id = pod.start(sh("echo out; echo err >&2; printf part")).await?;
     let ran = pod.wait(&id).await?;
-    ensure!(ran.code == 0 && ran.out == "out\npart\n" && ran.err == "err\n", "{ran:?}");
+    ensure!(ran.code == 0 && ran.out == "out\npart" && ran.err == "err\n", "{ran:?}");
     ensure!(ran.status.reason == "Completed", "{}", ran.status.reason);
     let s = &ran.status;
     ensure!(s.created_at <= s.started_at && s.started_at <= s.finished_at, "{s:?}");
