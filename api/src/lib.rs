@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod convert;
+pub mod crd;
 pub mod decode;
 pub mod defaults;
 pub mod kinds;

@@ -24,8 +24,42 @@ pub enum Body {
     Full(Bytes),
     /// Several buffers, sent in order with a known length.
     Chunks(VecDeque<Bytes>),
+    /// Buffers that are made as the client takes them, of a length that is known.
+    Pieces(Pieces),
     /// Whatever comes.
     Stream(Dynamic),
+}
+
+/// Makes an answer piece by piece, so that it is never in memory as a whole.
+pub struct Pieces {
+    left: u64,
+    next: Box<dyn FnMut() -> Bytes + Send>,
+}
+
+impl Pieces {
+    /// An answer of `length` bytes; `next` makes the piece that follows, which is not empty before the end.
+    pub fn new(length: u64, next: impl FnMut() -> Bytes + Send + 'static) -> Self {
+        Self { left: length, next: Box::new(next) }
+    }
+
+    /// Bytes that are still to come.
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.left == 0 {
+            return None;
+        }
+        let piece = (self.next)();
+        // A piece that is empty too early ends the answer short of its length, which the client notices.
+        self.left = if piece.is_empty() { 0 } else { self.left.saturating_sub(piece.len() as u64) };
+        Some(piece).filter(|p| !p.is_empty())
+    }
 }
 
 /// A request body is longer than allowed.
@@ -124,6 +158,7 @@ impl http_body::Body for Body {
                 _ => Poll::Ready(None),
             },
             Self::Chunks(chunks) => Poll::Ready(chunks.pop_front().map(|b| Ok(Frame::data(b)))),
+            Self::Pieces(pieces) => Poll::Ready(pieces.next().map(|b| Ok(Frame::data(b)))),
             Self::Stream(inner) => inner.as_mut().poll_frame(cx),
         }
     }
@@ -133,6 +168,7 @@ impl http_body::Body for Body {
             Self::Empty => true,
             Self::Full(b) => b.is_empty(),
             Self::Chunks(c) => c.is_empty(),
+            Self::Pieces(p) => p.left() == 0,
             Self::Stream(s) => s.is_end_stream(),
         }
     }
@@ -142,6 +178,7 @@ impl http_body::Body for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(b) => SizeHint::with_exact(b.len() as u64),
             Self::Chunks(c) => SizeHint::with_exact(c.iter().map(|b| b.len() as u64).sum()),
+            Self::Pieces(p) => SizeHint::with_exact(p.left()),
             Self::Stream(s) => s.size_hint(),
         }
     }

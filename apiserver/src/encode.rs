@@ -71,6 +71,14 @@ impl Head {
         }
     }
 
+    /// Bytes that [`Head::put_item`] writes.
+    pub fn item_len(&self, revision: u64, tail: &[u8]) -> usize {
+        let head = if self.items_typed { self.stored.len() } else { 1 + METADATA.len() };
+        let digits = revision.checked_ilog10().unwrap_or(0) as usize + 1;
+        let end = if tail.first() == Some(&b'}') { 1 } else { 2 };
+        head + RESOURCE_VERSION.len() + digits + end + tail.len()
+    }
+
     /// Upper bound for the bytes that [`Head::put_object`] and [`Head::put_item`] add to a tail.
     pub fn room(&self) -> usize {
         self.stored.len() + RESOURCE_VERSION.len() + 24
@@ -193,6 +201,11 @@ mod tests {
             let sent: Value = serde_json::from_slice(&head().object(revision, &stored[head().len()..])).expect("json");
             object["metadata"]["resourceVersion"] = revision.to_string().into();
             proptest::prop_assert_eq!(&sent, &object);
+            for head in [head(), Head::of("Pod", "v1", true)] {
+                let (mut item, tail) = (Vec::new(), &stored[head.len()..]);
+                head.put_item(&mut item, revision, tail);
+                proptest::prop_assert_eq!(head.item_len(revision, tail), item.len());
+            }
             proptest::prop_assert_eq!(decode(&stored, revision).expect("json"), object);
         }
     }

@@ -150,6 +150,6 @@ fn refuse(kind: &Kind, object: &Value, errors: &[hawser_api::status::FieldError]
 }
 
 /// What a client should know about an accepted object.
-pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
-    validation::warnings(kind, object)
+pub fn warnings(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
+    validation::warnings(kind, object, old)
 }

@@ -18,6 +18,8 @@ const COMPACT_EVERY: Duration = Duration::from_secs(300);
 const EVENT_LIFE: SignedDuration = SignedDuration::from_hours(1);
 /// How often old events are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+/// How often the claims of Services are looked through.
+const REPAIR_EVERY: Duration = Duration::from_secs(180);
 /// Most events that one look deletes.
 const EXPIRE_MOST: usize = 5_000;
 
@@ -25,6 +27,7 @@ const EXPIRE_MOST: usize = 5_000;
 pub async fn run(registry: Arc<Registry>, stop: CancellationToken) {
     let mut compact = tokio::time::interval_at(tokio::time::Instant::now() + COMPACT_EVERY, COMPACT_EVERY);
     let mut expire = tokio::time::interval_at(tokio::time::Instant::now() + EXPIRE_EVERY, EXPIRE_EVERY);
+    let mut repair = tokio::time::interval_at(tokio::time::Instant::now() + REPAIR_EVERY, REPAIR_EVERY);
     // History before this is given up at the next turn.
     let mut horizon = registry.feed.seen();
     loop {
@@ -37,6 +40,7 @@ pub async fn run(registry: Arc<Registry>, stop: CancellationToken) {
                 }
                 horizon = now;
             }
+            _ = repair.tick() => repair_claims(&registry).await,
             _ = expire.tick() => {
                 let gone = expire_events(&registry, Timestamp::now()).await;
                 if gone > 0 {
@@ -44,6 +48,16 @@ pub async fn run(registry: Arc<Registry>, stop: CancellationToken) {
                 }
             }
         }
+    }
+}
+
+/// Puts the claims of Services right.
+async fn repair_claims(registry: &Registry) {
+    let table = registry.kinds.snapshot();
+    let services = table.find_resource(&GroupResource::new("", "services")).and_then(|row| row.cache.clone());
+    let Some(services) = services else { return };
+    if let Err(e) = registry.allocators.repair(&registry.feed, &services, Timestamp::now()).await {
+        tracing::warn!(error = %e.message, "claims of Services cannot be looked through");
     }
 }
 

@@ -15,6 +15,10 @@ use crate::kinds::Table;
 
 /// Objects that are made at the same time: their writes share commits.
 const CONCURRENT: usize = 128;
+/// How often an object is tried that another server puts in place at the same time.
+const ROUNDS: u32 = 5;
+/// Pause for the other server to end what it has begun.
+const ROUND_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 /// Who makes them, in managedFields.
 const MANAGER: &str = "fieldManager=kube-apiserver";
 
@@ -138,13 +142,18 @@ async fn place(
     };
     let path = format!("{collection}/{}", object.name());
     // A few rounds, in case another server does the same.
-    for _ in 0..5 {
+    for round in 0..ROUNDS {
         let held = match local.call(user.clone(), Method::GET, &path, None, None).await {
             Ok(held) => held,
             Err(status) if status.is_not_found() => {
                 let create = format!("{collection}?{MANAGER}");
                 match local.call(user.clone(), Method::POST, &create, Some(object.clone()), None).await {
                     Err(status) if status.is_already_exists() => continue,
+                    // The other server has claimed the Service's address and is about to write the Service.
+                    Err(status) if status.code == 422 && round + 1 < ROUNDS => {
+                        tokio::time::sleep(ROUND_PAUSE).await;
+                        continue;
+                    }
                     other => return other.map(drop),
                 }
             }

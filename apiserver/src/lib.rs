@@ -156,7 +156,14 @@ impl ApiServer {
         let host = Host { reader: Arc::new(reader.clone()), local: local.clone(), stop: stop.clone() };
         let mut access = config.access.build(host).await.map_err(Error::Access)?;
         let wanted = std::mem::take(&mut access.bootstrap);
-        let allocators = restore(&feed, &kinds, config.service_cidr).await?;
+        let missing = |what: &str| Error::Access(format!("no built-in resource {what}"));
+        let cache = |group: &str, plural: &str| {
+            let row = kinds.snapshot().find_resource(&GroupResource::new(group, plural)).cloned();
+            row.and_then(|row| row.cache.clone()).ok_or_else(|| missing(plural))
+        };
+        let addresses = cache("networking.k8s.io", "ipaddresses")?;
+        let ledger = alloc::Stored { feed: feed.clone(), addresses, local: local.clone() };
+        let allocators = Allocators::new(config.service_cidr, Arc::new(ledger));
         let service = allocators.first_address();
         let registry =
             Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators, queues: Default::default() });
@@ -169,6 +176,9 @@ impl ApiServer {
             address: config.advertise.to_string(),
         });
         local.connect(&pipeline);
+        let (registry, services) = (&pipeline.registry, cache("", "services")?);
+        let repaired = registry.allocators.repair(&registry.feed, &services, jiff::Timestamp::now());
+        repaired.await.map_err(Error::Initial)?;
 
         let table = kinds.snapshot();
         let endpoint =
@@ -237,26 +247,4 @@ impl ApiServer {
         tasks.wait().await;
         Ok(())
     }
-}
-
-/// Rebuilds the allocators from the Services there are.
-async fn restore(feed: &Feed, kinds: &KindsRegistry, cidr: Ipv4Net) -> Result<Allocators, Error> {
-    let allocators = Allocators::new(cidr);
-    let table = kinds.snapshot();
-    let services = table.find_resource(&GroupResource::new("", "services")).and_then(|row| row.cache.clone());
-    if let Some(cache) = services {
-        feed.ensure(&cache).await?;
-        let (entries, _) = cache.entries(None).map_err(cache::feed::FeedError::from)?;
-        for entry in entries {
-            match entry.decode() {
-                Ok(service) => {
-                    for twice in allocators.restore(&service) {
-                        tracing::error!(service = %entry.key, what = twice, "given out twice");
-                    }
-                }
-                Err(e) => tracing::error!(service = %entry.key, error = %e, "cannot be read"),
-            }
-        }
-    }
-    Ok(allocators)
 }

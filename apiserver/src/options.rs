@@ -62,16 +62,14 @@ impl ListOptions {
     /// # Errors
     /// 400 for what cannot be read, 422 for what does not fit together.
     pub fn parse(info: &RequestInfo, watch: bool) -> Result<Self, Status> {
-        let version_match = info.param("resourceVersionMatch");
-        let options = Self {
+        // `/api/v1/watch/…` makes a watch of what is read and checked as a list.
+        let watch = watch && info.flag("watch");
+        let mut version_match = info.param("resourceVersionMatch");
+        let mut options = Self {
             label_selector: info.param("labelSelector").unwrap_or_default().to_owned(),
             field_selector: info.param("fieldSelector").unwrap_or_default().to_owned(),
             resource_version: info.param("resourceVersion").map(str::to_owned),
-            version_match: match version_match {
-                Some("Exact") => Some(VersionMatch::Exact),
-                Some("NotOlderThan") => Some(VersionMatch::NotOlderThan),
-                _ => None,
-            },
+            version_match: None,
             limit: usize::try_from(integer(info, "limit")?.unwrap_or(0)).unwrap_or(0),
             continue_token: info.param("continue").map(str::to_owned),
             bookmarks: info.flag("allowWatchBookmarks"),
@@ -85,6 +83,17 @@ impl ListOptions {
                 .filter(|s| *s > 0)
                 .map(Duration::from_secs),
         };
+        // A watch from nowhere in particular begins with what there is (KEP-3157).
+        let anywhere = matches!(options.resource_version.as_deref(), None | Some("0"));
+        if watch && anywhere && options.send_initial_events.is_none() && version_match.is_none() {
+            options.send_initial_events = Some(true);
+            version_match = Some("NotOlderThan");
+        }
+        options.version_match = match version_match {
+            Some("Exact") => Some(VersionMatch::Exact),
+            Some("NotOlderThan") => Some(VersionMatch::NotOlderThan),
+            _ => None,
+        };
         let errors = options.check(version_match, watch);
         if errors.is_empty() { Ok(options) } else { Err(Status::invalid(META, "ListOptions", "", &errors)) }
     }
@@ -93,44 +102,47 @@ impl ListOptions {
         let mut errors = Vec::new();
         let field = "resourceVersionMatch";
         let forbidden = |text: &str| FieldError::forbidden(field, text);
+        let with_continue = || forbidden("resourceVersionMatch is forbidden when continue is provided");
         if watch {
-            if self.continue_token.is_some() {
-                errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
-            }
-            if version_match.is_some() && self.send_initial_events.is_none() {
-                errors.push(forbidden(
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                ));
-            }
-            if self.send_initial_events.is_some() && version_match.is_none() {
+            if self.send_initial_events.is_some() && version_match != Some("NotOlderThan") {
                 errors.push(forbidden(
                     "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
                 ));
             }
-            if let Some(m) = version_match
-                && m != "NotOlderThan"
-            {
+            let Some(m) = version_match else { return errors };
+            if self.send_initial_events.is_none() {
+                errors.push(forbidden(
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                ));
+            }
+            if m != "NotOlderThan" {
                 errors.push(FieldError::not_supported(field, m, &["NotOlderThan"]));
             }
+            if self.continue_token.is_some() {
+                errors.push(with_continue());
+            }
             return errors;
+        }
+        let version = self.resource_version.as_deref();
+        if let Some(m) = version_match {
+            if version.is_none() {
+                errors
+                    .push(forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"));
+            }
+            if self.continue_token.is_some() {
+                errors.push(with_continue());
+            }
+            if self.version_match.is_none() {
+                errors.push(FieldError::not_supported(field, m, &["Exact", "NotOlderThan", ""]));
+            }
+            if self.version_match == Some(VersionMatch::Exact) && version == Some("0") {
+                errors
+                    .push(forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
+            }
         }
         if self.send_initial_events.is_some() {
             errors
                 .push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
-        }
-        let Some(m) = version_match else { return errors };
-        let version = self.resource_version.as_deref();
-        if version.is_none() {
-            errors.push(forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"));
-        }
-        if self.continue_token.is_some() {
-            errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
-        }
-        if self.version_match.is_none() {
-            errors.push(FieldError::not_supported(field, m, &["Exact", "NotOlderThan", ""]));
-        }
-        if self.version_match == Some(VersionMatch::Exact) && version == Some("0") {
-            errors.push(forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
         }
         errors
     }
@@ -401,13 +413,35 @@ mod tests {
             ("resourceVersion=0&resourceVersionMatch=Exact", false, 422),
             ("resourceVersionMatch=Exact", false, 422),
             ("resourceVersion=1&resourceVersionMatch=Odd", false, 422),
+            ("resourceVersion=1&resourceVersionMatch=NotOlderThan&continue=abc", false, 422),
             ("sendInitialEvents=true", false, 422),
-            ("sendInitialEvents=true", true, 422),
-            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", true, 0),
-            ("resourceVersion=1&resourceVersionMatch=Exact", true, 422),
+            ("watch=1&sendInitialEvents=true", true, 422),
+            ("watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan", true, 0),
+            ("watch=1&sendInitialEvents=false&resourceVersionMatch=NotOlderThan&resourceVersion=9", true, 0),
+            ("watch=1&resourceVersion=1&resourceVersionMatch=Exact", true, 422),
+            ("watch=1&resourceVersion=1&resourceVersionMatch=NotOlderThan", true, 422),
+            ("watch=1&continue=abc", true, 422),
+            ("watch=1&continue=abc&resourceVersion=5", true, 0),
+            // `/api/v1/watch/…` without `watch=1` is checked as a list.
+            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", true, 422),
+            ("resourceVersion=1&resourceVersionMatch=Exact", true, 0),
         ] {
             let got = ListOptions::parse(&info(query), watch).map_or_else(|s| s.code, |_| 0);
             assert_eq!(got, code, "{query}");
+        }
+    }
+
+    #[test]
+    fn watches_from_nowhere_begin_with_what_there_is() {
+        for (query, want) in [
+            ("watch=1", Some(true)),
+            ("watch=true&resourceVersion=0", Some(true)),
+            ("watch=1&resourceVersion=5", None),
+            ("watch=1&sendInitialEvents=false&resourceVersionMatch=NotOlderThan", Some(false)),
+            ("", None),
+        ] {
+            let options = ListOptions::parse(&info(query), true).expect("options");
+            assert_eq!(options.send_initial_events, want, "{query}");
         }
     }
 

@@ -135,7 +135,7 @@ impl Follower {
 
     async fn reset(&mut self) -> Change {
         let (ring, entries, revision) = loop {
-            let ring = self.cache.ring(&Scope::All);
+            let ring = self.cache.ring(&Scope::All, 0);
             let read = match self.feed.ensure(&self.cache).await {
                 Ok(()) => self.cache.entries(None).map_err(FeedError::from),
                 Err(e) => Err(e),

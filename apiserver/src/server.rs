@@ -120,7 +120,9 @@ async fn connection(
         let pipeline = pipeline.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Connection(user.clone()));
-        async move { Ok::<_, std::convert::Infallible>(pipeline.serve(request).await) }
+        // In a box of its own: what a request needs while it is worked on would else be kept with its connection or
+        // stream, as long as a watch lasts.
+        Box::pin(async move { Ok::<_, std::convert::Infallible>(pipeline.serve(request).await) })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).keep_alive(true);

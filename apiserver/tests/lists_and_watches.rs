@@ -102,6 +102,162 @@ async fn lists_at_revisions() {
 }
 
 #[tokio::test]
+async fn pages_follow_kubernetes_where_it_surprises() {
+    let kit = kit().await;
+    for (name, label) in [("a", "x"), ("b", "x"), ("c", "y"), ("d", "y")] {
+        kit.post(MAPS, &map(name, label)).await.expect(201);
+    }
+    assert_eq!(names(&kit.get(MAPS).await.expect(200)).len(), 4, "the cache has come this far");
+    // Whoever takes any version gets everything at once.
+    let any = kit.get(&format!("{MAPS}?limit=2&resourceVersion=0")).await.expect(200);
+    assert_eq!(names(&any), ["a", "b", "c", "d"]);
+    assert!(any["metadata"].get("continue").is_none());
+    // With a selector anything that follows makes another page, and nobody counts what is left.
+    let selected = kit.get(&format!("{MAPS}?limit=2&labelSelector=l%3Dx")).await.expect(200);
+    assert_eq!(names(&selected), ["a", "b"]);
+    assert!(selected["metadata"].get("remainingItemCount").is_none());
+    let next = selected["metadata"]["continue"].as_str().expect("a token");
+    let rest = kit.get(&format!("{MAPS}?limit=2&labelSelector=l%3Dx&continue={next}")).await.expect(200);
+    assert_eq!(names(&rest), [""; 0]);
+    assert!(rest["metadata"].get("continue").is_none());
+    let last = kit.get(&format!("{MAPS}?limit=2&labelSelector=l%3Dy")).await.expect(200);
+    assert_eq!(names(&last), ["c", "d"]);
+    assert!(last["metadata"].get("continue").is_none());
+}
+
+#[tokio::test]
+async fn pages_from_storage_are_those_of_the_cache() {
+    let storage = Arc::new(Memory::new());
+    let kit = Kit::with(storage.clone(), &[]).await;
+    for n in 0..9 {
+        let node = json!({"kind": "Node", "apiVersion": "v1",
+            "metadata": {"name": format!("n{n}"), "labels": {"odd": format!("{}", n % 2)}}});
+        kit.post("/api/v1/nodes", &node).await.expect(201);
+    }
+    let from = kit.get("/api/v1/nodes?limit=1").await.expect(200);
+    let revision = from["metadata"]["resourceVersion"].as_str().expect("a version").to_owned();
+    kit.delete("/api/v1/nodes/n5").await.expect(200);
+    // A server that started later has to ask storage.
+    let later = Kit::with(storage, &[]).await;
+    for selector in ["", "&labelSelector=odd%3D1", "&labelSelector=none"] {
+        let (mut path, mut pages) =
+            (format!("/api/v1/nodes?limit=2&resourceVersion={revision}{selector}"), 0);
+        loop {
+            let (one, two) = (kit.get(&path).await.expect(200), later.get(&path).await.expect(200));
+            assert_eq!(one, two, "{path}");
+            pages += 1;
+            let Some(next) = one["metadata"]["continue"].as_str() else { break };
+            path = format!("/api/v1/nodes?limit=2{selector}&continue={next}");
+        }
+        assert!(selector == "&labelSelector=none" || pages > 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn revisions_to_come() {
+    let kit = kit().await;
+    let now = version(&kit.post(MAPS, &map("a", "x")).await.expect(201));
+    // Without initial events the watch waits inside: what comes before its revision is not shown.
+    let path =
+        format!("{MAPS}?watch=1&timeoutSeconds=100&allowWatchBookmarks=true&resourceVersion={}", now + 1);
+    let mut events = kit.watch(&path).await;
+    kit.post(MAPS, &map("b", "x")).await.expect(201);
+    kit.post(MAPS, &map("c", "x")).await.expect(201);
+    assert_eq!(events.brief().await.map(|e| e.1).as_deref(), Some("c"));
+    // With them a revision that does not come is the only event.
+    let initial = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let path = format!("{MAPS}?watch=1&{initial}&resourceVersion={}", now + 1_000);
+    let mut events = kit.watch(&path).await;
+    let error = events.next().await.expect("an event");
+    assert_eq!((error["type"].as_str(), error["object"]["code"].as_u64()), (Some("ERROR"), Some(504)));
+    assert_eq!(error["object"]["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
+    assert_eq!(error["object"]["details"]["retryAfterSeconds"], 1);
+    assert!(events.next().await.is_none());
+    for path in [
+        format!("{MAPS}/a?resourceVersion={}", now + 1_000),
+        format!("{MAPS}?resourceVersion={}", now + 1_000),
+    ] {
+        let late = kit.get(&path).await;
+        assert_eq!(
+            (late.code, late.headers.get("retry-after").and_then(|v| v.to_str().ok())),
+            (504, Some("1"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn watches_begin_where_they_are_told() {
+    let kit = kit().await;
+    let one = version(&kit.post(MAPS, &map("a", "x")).await.expect(201));
+    kit.post(MAPS, &map("b", "x")).await.expect(201);
+    let legacy = "/api/v1/watch/namespaces/n/configmaps";
+    let bookmarks = "allowWatchBookmarks=true";
+    let with = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+    let without = "sendInitialEvents=false&resourceVersionMatch=NotOlderThan";
+    for (path, want) in [
+        (format!("{MAPS}?watch=1"), vec!["ADDED a", "ADDED b"]),
+        // client-go before it asked by itself: the closing bookmark comes all the same.
+        (format!("{MAPS}?watch=1&{bookmarks}"), vec!["ADDED a", "ADDED b", "BOOKMARK "]),
+        (format!("{MAPS}?watch=1&{bookmarks}&resourceVersion=0"), vec!["ADDED a", "ADDED b", "BOOKMARK "]),
+        (
+            format!("{MAPS}?watch=1&{with}&resourceVersion={one}&{bookmarks}"),
+            vec!["ADDED a", "ADDED b", "BOOKMARK "],
+        ),
+        (format!("{MAPS}?watch=1&{with}"), vec!["ADDED a", "ADDED b"]),
+        (format!("{MAPS}?watch=1&{without}"), vec![]),
+        (format!("{MAPS}?watch=1&{without}&resourceVersion=0"), vec![]),
+        (format!("{MAPS}?watch=1&{without}&resourceVersion={one}"), vec!["ADDED b"]),
+        (format!("{MAPS}?watch=1&resourceVersion={one}"), vec!["ADDED b"]),
+        (format!("{legacy}?{bookmarks}"), vec!["ADDED a", "ADDED b"]),
+        (format!("{legacy}?watch=1&{bookmarks}"), vec!["ADDED a", "ADDED b", "BOOKMARK "]),
+        (format!("{legacy}/b?"), vec!["ADDED b"]),
+        (format!("{legacy}/b?fieldSelector=metadata.name%3Db"), vec!["ADDED b"]),
+        ("/api/v1/watch/configmaps?fieldSelector=metadata.name%3Da".into(), vec!["ADDED a"]),
+    ] {
+        let events = kit.watch(&format!("{path}&timeoutSeconds=1")).await.all().await;
+        let got: Vec<String> = events.into_iter().map(|(kind, name, _)| format!("{kind} {name}")).collect();
+        assert_eq!(got, want, "{path}");
+    }
+    let other = kit.get(&format!("{legacy}/b?fieldSelector=metadata.name%3Da")).await.expect(400);
+    assert_eq!(other["message"], "fieldSelector metadata.name doesn't match requested name");
+    let listed = kit.get(&format!("{legacy}?{with}")).await.expect(422);
+    assert_eq!(listed["details"]["causes"][0]["field"], "resourceVersionMatch", "checked as a list");
+}
+
+/// A client that takes nothing holds nothing: once history no longer reaches back to what it was to begin with, it is
+/// cut off.
+#[tokio::test]
+async fn a_slow_start_is_cut_off() {
+    let kit = kit().await;
+    let big = "x".repeat(700_000);
+    for n in 0..3 {
+        let mut object = map(&format!("m{n}"), "x");
+        object["data"] = json!({"big": big});
+        kit.post(MAPS, &object).await.expect(201);
+    }
+    let path = format!("{MAPS}?watch=1&allowWatchBookmarks=true");
+    let (mut slow, mut quick) = (kit.watch(&path).await, kit.watch(&path).await);
+    assert_eq!(slow.brief().await.map(|e| e.1).as_deref(), Some("m0"));
+    // More changes than are remembered.
+    for n in 0..60 {
+        let patch = json!({"data": {"n": n.to_string()}});
+        kit.patch(&format!("{MAPS}/m2"), "merge", &patch).await.expect(200);
+        if n == 30 {
+            // One that reads sees the state as it was at its beginning, whatever has happened since.
+            assert_eq!(quick.brief().await.map(|e| e.1).as_deref(), Some("m0"));
+            assert_eq!(quick.brief().await.map(|e| e.1).as_deref(), Some("m1"));
+            let third = quick.next().await.expect("an event");
+            assert_eq!((third["type"].as_str(), third["object"]["data"].get("n")), (Some("ADDED"), None));
+        }
+    }
+    let mut last = slow.next().await.expect("an event");
+    while last["type"] == "ADDED" {
+        last = slow.next().await.expect("an event");
+    }
+    assert_eq!((last["type"].as_str(), last["object"]["code"].as_u64()), (Some("ERROR"), Some(410)));
+}
+
+#[tokio::test]
 async fn a_watch_tells_what_happened_after_its_revision() {
     let kit = kit().await;
     let from = version(&kit.post(MAPS, &map("a", "x")).await.expect(201));
@@ -155,6 +311,8 @@ async fn quiet_watches_get_bookmarks_that_move() {
     let kit = kit().await;
     let path = format!("{MAPS}?watch=1&resourceVersion=0&allowWatchBookmarks=true&timeoutSeconds=300");
     let mut events = kit.watch(&path).await;
+    let closing = events.next().await.expect("the end of the initial events");
+    assert_eq!(closing["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
     let made = version(&kit.post(PODS, &pod("other")).await.expect(201));
     tokio::time::advance(Duration::from_secs(61)).await;
     let bookmark = events.next().await.expect("a bookmark");

@@ -25,7 +25,7 @@ use crate::{components, signals};
 /// The whole control plane in one process.
 pub async fn server(flags: ServerFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, pki) = start(&flags.apiserver, true).await?;
+    let (apiserver, pki, storage) = start(&flags.apiserver, true).await?;
     // The components end before the API server that they write to.
     let components = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -47,14 +47,25 @@ pub async fn server(flags: ServerFlags) -> Result<()> {
     while tasks.join_next().await.is_some() {}
     serving.cancel();
     api.await?.context("API server")?;
+    close(&*storage).await;
     outcome
 }
 
 /// The API server alone.
 pub async fn apiserver(flags: ApiserverFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, _) = start(&flags, true).await?;
-    apiserver.run(stop).await.context("API server")
+    let (apiserver, _, storage) = start(&flags, true).await?;
+    apiserver.run(stop).await.context("API server")?;
+    close(&*storage).await;
+    Ok(())
+}
+
+/// Closes the store at the end of the drain, so that the next start has nothing to read again.
+async fn close(storage: &dyn Storage) {
+    // What was acknowledged is safe without it.
+    if let Err(e) = storage.close().await {
+        tracing::warn!(error = %e, "the store was not closed");
+    }
 }
 
 fn controller_manager(
@@ -77,7 +88,10 @@ fn scheduler(clients: &InProcess) -> Result<Scheduler> {
 }
 
 /// Keys, store and API server, with the administrator's kubeconfig written.
-async fn start(flags: &ApiserverFlags, inherit_sockets: bool) -> Result<(ApiServer, Arc<Pki>)> {
+async fn start(
+    flags: &ApiserverFlags,
+    inherit_sockets: bool,
+) -> Result<(ApiServer, Arc<Pki>, Arc<dyn Storage>)> {
     let advertise = advertise_address(flags)?;
     let data = &flags.data_dir;
     private_directory(data)?;
@@ -100,12 +114,12 @@ async fn start(flags: &ApiserverFlags, inherit_sockets: bool) -> Result<(ApiServ
     config.seal = Some(Arc::new(seal));
     config.service_cidr = flags.service_cidr;
     config.advertise = SocketAddr::new(advertise, flags.bind.port());
-    let apiserver = ApiServer::start(config, storage).await?;
+    let apiserver = ApiServer::start(config, storage.clone()).await?;
     let host = if flags.bind.ip().is_unspecified() { advertise } else { flags.bind.ip() };
     let url = format!("https://{}", SocketAddr::new(host, flags.bind.port()));
     pki.write_admin_kubeconfig(&data.join("admin.kubeconfig"), &url)?;
     tracing::info!(%url, data = %data.display(), "the API server is ready");
-    Ok((apiserver, pki))
+    Ok((apiserver, pki, storage))
 }
 
 async fn open_storage(flags: &ApiserverFlags) -> Result<Arc<dyn Storage>> {

@@ -70,6 +70,11 @@ impl<K: Copy + Eq + Hash, O: Clone + Ord + Hash, V: PartialEq> Claims<K, O, V> {
         self.by_key.get(key)?.first().map(|(owner, _)| owner)
     }
 
+    /// The keys that an owner claims.
+    pub fn of(&self, owner: &O) -> &[K] {
+        self.by_owner.get(owner).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// All keys with the values in force.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.by_key.iter().filter_map(|(key, owners)| owners.first().map(|(_, value)| (key, value)))

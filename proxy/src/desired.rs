@@ -53,6 +53,13 @@ pub struct Slice {
     pub endpoints: Vec<SliceEndpoint>,
 }
 
+impl Slice {
+    /// The node of each endpoint that says one.
+    fn nodes(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.node.as_ref())
+    }
+}
+
 /// One endpoint of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceEndpoint {
@@ -107,6 +114,11 @@ pub struct Desired {
     by_service: HashMap<ObjectName, Vec<ObjectName>>,
     frontends: Claims<L4Addr, ObjectName, FrontendSpec>,
     prefixes: Claims<Ipv4Net, ObjectName, IpcacheEntry4>,
+    /// How many endpoints the slices have on each node.
+    endpoints_on: HashMap<Arc<str>, usize>,
+    /// Nodes that were deleted while slices still lead to them, with their prefixes. These stay until the last such
+    /// endpoint goes: the deletion and the slices come by different watches, and connections must not fail between.
+    departed: HashMap<ObjectName, Vec<Ipv4Net>>,
 }
 
 impl Desired {
@@ -125,6 +137,8 @@ impl Desired {
             by_service: HashMap::new(),
             frontends: Claims::default(),
             prefixes,
+            endpoints_on: HashMap::new(),
+            departed: HashMap::new(),
         }
     }
 
@@ -145,10 +159,14 @@ impl Desired {
         }
         let mut touched = Touched::default();
         let new_service = slice.as_ref().map(|slice| slice.service.clone());
+        for node in slice.iter().flat_map(Slice::nodes) {
+            *self.endpoints_on.entry(node.clone()).or_default() += 1;
+        }
         let old = match slice {
             Some(slice) => self.slices.insert(name.clone(), slice),
             None => self.slices.remove(name),
         };
+        let released = self.release(old.as_ref());
         if let Some(old) = old
             && new_service.as_ref() != Some(&old.service)
         {
@@ -167,14 +185,49 @@ impl Desired {
             }
             touched.frontends.extend(self.refresh(&service).frontends);
         }
+        touched.prefixes.extend(released);
         touched
+    }
+
+    /// Counts an old slice's endpoints no longer. Returns the prefixes of deleted nodes that nothing leads to now.
+    fn release(&mut self, old: Option<&Slice>) -> Vec<Ipv4Net> {
+        let mut released = Vec::new();
+        for node in old.into_iter().flat_map(Slice::nodes) {
+            let Some(count) = self.endpoints_on.get_mut(node) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.endpoints_on.remove(node);
+                if self.departed.remove(node).is_some() {
+                    released.extend(self.prefixes.set(node, Vec::new()));
+                }
+            }
+        }
+        released
     }
 
     /// A Node was written, or is gone (`None`).
     pub fn set_node(&mut self, name: &ObjectName, node: Option<&Node>) -> Touched {
         let local = **name == *self.local.node_name;
-        let claims = node.map(|node| self.node_prefixes(node, local)).unwrap_or_default();
-        Touched { frontends: Vec::new(), prefixes: self.prefixes.set(name, claims) }
+        let mut prefixes = Vec::new();
+        match node {
+            None if self.endpoints_on.contains_key(name) => {
+                let held = self.prefixes.of(name).to_vec();
+                self.departed.insert(name.clone(), held);
+            }
+            None => prefixes = self.prefixes.set(name, Vec::new()),
+            Some(node) => {
+                self.departed.remove(name);
+                let claims = self.node_prefixes(node, local);
+                // A node that is there comes before one that is not.
+                let overtaken = |held: &Vec<Ipv4Net>| held.iter().any(|p| claims.iter().any(|(c, _)| c == p));
+                let lost: Vec<_> = self.departed.extract_if(|_, held| overtaken(held)).collect();
+                for (departed, _) in lost {
+                    prefixes.extend(self.prefixes.set(&departed, Vec::new()));
+                }
+                prefixes.extend(self.prefixes.set(name, claims));
+            }
+        }
+        Touched { frontends: Vec::new(), prefixes }
     }
 
     /// What a frontend should lead to; `None` when there should be no such frontend.
@@ -263,5 +316,67 @@ impl Desired {
             node.addresses.iter().map(|address| (Ipv4Net::from(*address), entry(identity, address)));
         let pods = node.pod_cidrs.iter().map(|cidr| (cidr.trunc(), entry(IDENTITY_PODS, primary)));
         addresses.chain(pods).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(number: u8) -> Node {
+        Node {
+            addresses: vec![Ipv4Addr::new(172, 16, 0, number)],
+            pod_cidrs: vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 244, number, 0), 24)],
+        }
+    }
+
+    fn slice_on(nodes: &[&str]) -> Slice {
+        let endpoint = |node: &&str| SliceEndpoint {
+            address: Ipv4Addr::new(10, 244, 2, 7),
+            ready: true,
+            serving_terminating: false,
+            node: Some(Arc::from(*node)),
+        };
+        Slice { service: "ns/web".into(), ports: Vec::new(), endpoints: nodes.iter().map(endpoint).collect() }
+    }
+
+    fn desired() -> Desired {
+        Desired::new(Local { node_name: "node-1".into(), node_ip: None, link: None, service_cidr: None })
+    }
+
+    #[test]
+    fn a_deleted_node_is_reached_until_no_slice_leads_to_it() {
+        let mut desired = desired();
+        let (name, pods) = (ObjectName::from("node-2"), node(2).pod_cidrs[0]);
+        desired.set_node(&name, Some(&node(2)));
+        desired.set_slice(&"ns/a".into(), Some(slice_on(&["node-2", "node-2"])));
+        desired.set_slice(&"ns/b".into(), Some(slice_on(&["node-2"])));
+        assert_eq!(desired.set_node(&name, None), Touched::default());
+        assert!(desired.prefix(&pods).is_some());
+        assert!(desired.set_slice(&"ns/a".into(), Some(slice_on(&["node-3"]))).prefixes.is_empty());
+        let touched = desired.set_slice(&"ns/b".into(), None).prefixes;
+        assert!(touched.contains(&pods) && desired.prefix(&pods).is_none());
+        assert_eq!(desired.endpoints_on.len(), 1);
+        assert!(desired.departed.is_empty());
+    }
+
+    #[test]
+    fn a_deleted_node_without_endpoints_goes_at_once() {
+        let mut desired = desired();
+        desired.set_node(&"node-2".into(), Some(&node(2)));
+        assert!(desired.set_node(&"node-2".into(), None).prefixes.contains(&node(2).pod_cidrs[0]));
+    }
+
+    #[test]
+    fn a_new_node_takes_a_deleted_ones_prefix() {
+        let mut desired = desired();
+        desired.set_node(&"a-gone".into(), Some(&node(2)));
+        desired.set_slice(&"ns/a".into(), Some(slice_on(&["a-gone"])));
+        desired.set_node(&"a-gone".into(), None);
+        let new = Node { addresses: vec![Ipv4Addr::new(172, 16, 0, 9)], ..node(2) };
+        desired.set_node(&"node-9".into(), Some(&new));
+        let entry = desired.prefix(&node(2).pod_cidrs[0]).copied().unwrap_or_default();
+        assert_eq!(entry.node_ip_be, address_be(new.addresses[0]));
+        assert!(desired.departed.is_empty());
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod etcd;
+pub mod footprint;
 pub mod pods;
 pub mod server;
 pub mod wire;

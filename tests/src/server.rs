@@ -90,6 +90,15 @@ impl Server {
         self.child.id()
     }
 
+    /// SIGTERM, and waits until the process has ended by itself.
+    pub fn stop(&mut self) -> Result<()> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the server ended with {status}");
+        Ok(())
+    }
+
     /// SIGKILL, and waits until the process is gone.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
@@ -110,4 +119,18 @@ pub fn resident(pid: u32) -> Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024)
+}
+
+/// Processor time that a process has used so far, in user and in kernel mode (`utime`, `stime` of proc(5)).
+pub fn cpu(pid: u32) -> Result<(Duration, Duration)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command's name may hold spaces; what follows its closing parenthesis begins with field 3.
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().context("no command in stat")?.split_whitespace().collect();
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no CLK_TCK")?;
+    let time = |field: usize| -> Result<Duration> {
+        let ticks: u32 = fields.get(field - 3).context("stat is short")?.parse()?;
+        Ok(Duration::from_secs(1) * ticks / u32::try_from(per_second)?)
+    };
+    Ok((time(14)?, time(15)?))
 }

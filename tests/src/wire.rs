@@ -9,18 +9,27 @@ use base64::Engine;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// A connection.
 pub struct Wire {
-    sender: SendRequest<Full<Bytes>>,
+    sender: http1::SendRequest<Full<Bytes>>,
     host: String,
+}
+
+/// A connection of HTTP/2 that many requests share, as client-go's do.
+#[derive(Clone)]
+pub struct Shared {
+    sender: http2::SendRequest<Full<Bytes>>,
+    authority: String,
 }
 
 /// How to reach a server, read once for many connections.
@@ -59,13 +68,41 @@ impl Endpoint {
 
     /// Opens a connection.
     pub async fn connect(&self) -> Result<Wire> {
+        let tls = self.secure(self.tls.clone()).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
+        tokio::spawn(connection);
+        Ok(Wire { sender, host: self.host.clone() })
+    }
+
+    /// Opens a connection of HTTP/2.
+    pub async fn connect_shared(&self) -> Result<Shared> {
+        let mut config = ClientConfig::clone(&self.tls);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let tls = self.secure(Arc::new(config)).await?;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
+        tokio::spawn(connection);
+        Ok(Shared { sender, authority: format!("{}:{}", self.host, self.port) })
+    }
+
+    async fn secure(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>> {
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from(self.host.clone())?;
-        let tls = TlsConnector::from(self.tls.clone()).connect(name, tcp).await?;
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
-        tokio::spawn(connection);
-        Ok(Wire { sender, host: self.host.clone() })
+        Ok(TlsConnector::from(config).connect(name, tcp).await?)
+    }
+}
+
+impl Shared {
+    /// GET whose answer is read as it comes; anything but success is an error.
+    pub async fn open(&mut self, path: &str) -> Result<Incoming> {
+        let uri = format!("https://{}{path}", self.authority);
+        let request = Request::get(uri).body(Full::default())?;
+        self.sender.ready().await?;
+        let answer = self.sender.send_request(request).await?;
+        if !answer.status().is_success() {
+            bail!("GET {path}: {}", answer.status());
+        }
+        Ok(answer.into_body())
     }
 }
 
@@ -81,6 +118,17 @@ impl Wire {
     /// Opens a connection for a kubeconfig.
     pub async fn connect(kubeconfig: &Path) -> Result<Self> {
         Endpoint::from_kubeconfig(kubeconfig)?.connect().await
+    }
+
+    /// GET whose answer is read as it comes, after which the connection is used up; anything but success is an error.
+    pub async fn open(&mut self, path: &str) -> Result<Incoming> {
+        let request = Request::get(path).header("host", &self.host).body(Full::default())?;
+        self.sender.ready().await?;
+        let answer = self.sender.send_request(request).await?;
+        if !answer.status().is_success() {
+            bail!("GET {path}: {}", answer.status());
+        }
+        Ok(answer.into_body())
     }
 
     /// Sends one request and reads the whole answer.

@@ -23,6 +23,7 @@ const ARROWS: &[(&str, Option<&[&str]>)] = &[
     ("hawser", None),
     ("xtask", Some(&[])),
     ("hawser-tests", None),
+    ("hawser-fuzz", Some(&["hawser-apiserver", "hawser-storage"])),
 ];
 
 /// Arrows that only a crate's own tests may use.
@@ -31,7 +32,7 @@ const TEST_ARROWS: &[(&str, &str)] = &[("hawser-proxy", "hawser-proxy-model")];
 /// Crates from outside that only some of ours may use: (dependency, who may).
 const OUTSIDE: &[(&str, &[&str])] = &[
     ("redb", &["hawser-storage"]),
-    ("etcd-client", &["hawser-storage"]),
+    ("etcd-client", &["hawser-storage", "hawser-tests"]),
     ("aya", &["hawser-proxy", "hawser-ebpf-common"]),
     (
         "kube",

@@ -65,12 +65,24 @@ fn first_char(bytes: &[u8]) -> Option<char> {
     Some(valid.and_then(|s| s.chars().next()).unwrap_or(first as char))
 }
 
-enum Step {
+/// What is said of a field that is there more than once.
+pub(super) fn duplicate(path: &str) -> String {
+    format!("duplicate field {}", quote(path))
+}
+
+/// What is said of a field that the type does not have.
+pub(super) fn unknown(path: &str) -> String {
+    format!("unknown field {}", quote(path))
+}
+
+/// One step of the way to a value.
+pub(super) enum Step {
     Field(String),
     Index(usize),
 }
 
-fn render(path: &[Step], last: &str) -> String {
+/// The way to the field `last`, as Kubernetes writes it: `spec.containers[0].name`.
+pub(super) fn render(path: &[Step], last: &str) -> String {
     let mut out = String::new();
     for step in path {
         match step {
@@ -151,7 +163,7 @@ impl<'de> Visitor<'de> for Tracking<'_> {
             };
             let value = value?;
             if map.contains_key(&key) {
-                self.dropped.messages.push(format!("duplicate field {}", quote(&render(self.path, &key))));
+                self.dropped.messages.push(duplicate(&render(self.path, &key)));
             }
             map.insert(key, value);
         }

@@ -5,8 +5,10 @@
 //! vanish, quantities and timestamps take their canonical form, and fields that are always written appear.
 
 mod json;
+mod order;
 
 pub use json::parse_json;
+pub use order::in_document_order;
 
 use crate::quantity::Quantity;
 use crate::schema::{Base, Field, Presence, Shape, Ty, Type};
@@ -115,7 +117,7 @@ impl Normalizer<'_> {
             out.push('.');
         }
         out.push_str(key);
-        self.dropped.messages.push(format!("unknown field {}", quote(&out)));
+        self.dropped.messages.push(json::unknown(&out));
     }
 
     /// Go's text for a value of the wrong type in the field that the path ends with.

@@ -80,6 +80,7 @@ pub fn api_service(o: &mut Object) {
 
 /// Names that follow from others, and the conversion that needs nothing.
 pub fn custom_resource_definition(o: &mut Object) {
+    crate::crd::definition::canonical(o);
     let Some(spec) = ensure(o, "spec") else { return };
     if let Some(names) = ensure(spec, "names") {
         let kind = text(names, "kind").to_owned();

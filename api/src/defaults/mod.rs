@@ -16,9 +16,11 @@ use crate::kinds::Kind;
 use crate::object::Object;
 use serde_json::Value;
 
-/// Fills in the defaults of a built-in kind, in the row's version. Kinds defined at run time have theirs in
-/// their own schema.
+/// Fills in the defaults of a kind, in the row's version. Kinds defined at run time have theirs in their own schema.
 pub fn apply(kind: &Kind, object: &mut Value) {
+    if let Some(custom) = &kind.custom {
+        crate::crd::defaulting::apply(object, custom.schema());
+    }
     let Value::Object(o) = object else { return };
     if !kind.builtin {
         return;

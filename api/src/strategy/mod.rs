@@ -223,8 +223,13 @@ fn keep_metadata(new: &mut Value, old: &Value) {
 fn desired_changed(kind: &Kind, new: &Value, old: &Value) -> bool {
     let (Some(new_fields), Some(old_fields)) = (new.as_object(), old.as_object()) else { return false };
     let differs = |key: &String| {
-        !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind")
-            && new_fields.get(key) != old_fields.get(key)
+        // A custom resource without a status subresource has a status like any other field.
+        let desired = match key.as_str() {
+            "metadata" | "apiVersion" | "kind" => false,
+            "status" => kind.custom.is_some() && !kind.has_status(),
+            _ => true,
+        };
+        desired && new_fields.get(key) != old_fields.get(key)
     };
     let spec = new_fields.keys().chain(old_fields.keys()).any(differs);
     let meta = |field: &str| new.get_path(&["metadata", field]) != old.get_path(&["metadata", field]);

@@ -87,6 +87,50 @@ fn owners(o: &Value, e: &mut Errors) {
     }
 }
 
+/// What is wrong with the metadata of an embedded resource.
+pub fn embedded(metadata: &Value) -> Vec<FieldError> {
+    let mut e = Errors::default();
+    let object = serde_json::json!({"metadata": metadata});
+    for (field, value, prefix) in
+        [("generateName", object.generate_name(), true), ("name", object.name(), false)]
+    {
+        if !value.is_empty() {
+            e.all(META.child(field), value, names::object_name(names::NameRule::PathSegment, value, prefix));
+        }
+    }
+    let namespace = object.namespace();
+    if !namespace.is_empty() {
+        e.all(META.child("namespace"), namespace, names::dns1123_label(namespace));
+    }
+    common(&object, &mut e);
+    e.into_vec()
+}
+
+/// Advice on the names of finalizers that a write adds to a custom resource.
+pub fn finalizer_warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
+    const STANDARD: [&str; 3] = ["orphan", "foregroundDeletion", "kubernetes"];
+    let known = old.map(|o| o.finalizers()).unwrap_or_default();
+    let mut added: Vec<&str> = object.finalizers().into_iter().filter(|f| !known.contains(f)).collect();
+    added.sort_unstable();
+    let mut out = Vec::new();
+    for name in added {
+        let quoted = crate::text::quote(name);
+        out.extend(
+            names::qualified_name(name)
+                .into_iter()
+                .map(|why| format!("metadata.finalizers: {quoted}: {why}")),
+        );
+        if !name.contains('/') && !STANDARD.contains(&name) {
+            let path = if name.contains('.') { " including a path (/)" } else { "" };
+            out.push(format!(
+                "metadata.finalizers: {quoted}: prefer a domain-qualified finalizer name{path} to avoid accidental \
+                 conflicts with other finalizer writers"
+            ));
+        }
+    }
+    out
+}
+
 fn finalizers(o: &Value, e: &mut Errors) {
     let at = META.child("finalizers");
     let all = o.finalizers();

@@ -22,9 +22,10 @@ mod workloads;
 
 pub use pods::warnings as pod_warnings;
 
+use crate::crd::definition;
 use crate::kinds::Kind;
 use crate::object::ObjectExt as _;
-use crate::status::{FieldError, Status};
+use crate::status::{FieldError, Path, Status};
 use checks::Errors;
 use serde_json::Value;
 
@@ -35,7 +36,9 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     if kind.builtin {
         whole(kind, object, None, &mut e);
     }
-    e.into_vec()
+    let mut errors = e.into_vec();
+    errors.extend(kind.custom.iter().flat_map(|c| c.validate_create(object)));
+    errors
 }
 
 /// What is wrong with an update of a whole object.
@@ -45,7 +48,9 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError>
     if kind.builtin {
         whole(kind, new, Some(old), &mut e);
     }
-    e.into_vec()
+    let mut errors = e.into_vec();
+    errors.extend(kind.custom.iter().flat_map(|c| c.validate_update(new, old)));
+    errors
 }
 
 /// What is wrong with an update through a subresource (`status`, `ephemeralcontainers`, …).
@@ -61,15 +66,35 @@ pub fn validate_subresource_update(
         ("Pod", "ephemeralcontainers") => pods::ephemeral_update(new, old, &mut e),
         ("Pod", "resize") => pods::pod(new, Some(old), &mut e),
         ("CertificateSigningRequest", "approval" | "status") => groups::request_conditions(new, &mut e),
+        ("CustomResourceDefinition", "status") if kind.builtin => {
+            definition::validate_status(new).into_iter().for_each(|error| e.push(error));
+        }
         _ => {}
     }
-    e.into_vec()
+    let mut errors = e.into_vec();
+    if subresource == "status" {
+        errors.extend(kind.custom.iter().flat_map(|c| c.validate_status(new, old)));
+    }
+    errors
+}
+
+/// What is wrong with the metadata of a resource that is embedded in another one, at the position `at`.
+pub(crate) fn embedded_metadata(at: Path<'_>, metadata: &Value) -> Vec<FieldError> {
+    let mut errors = meta::embedded(metadata);
+    for error in &mut errors {
+        error.field = format!("{at}{}", error.field.strip_prefix("metadata").unwrap_or_default());
+    }
+    errors
 }
 
 /// Warnings that go with an accepted object.
-pub fn warnings(kind: &Kind, object: &Value) -> Vec<String> {
+pub fn warnings(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
     let template = "spec.template";
+    if kind.custom.is_some() {
+        return meta::finalizer_warnings(object, old);
+    }
     match (kind.group.as_str(), kind.kind.as_str()) {
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => definition::warnings(object, old),
         ("", "Pod") => pods::warnings(object, ""),
         ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch", "Job") => {
             object.at(template).map(|t| pods::warnings(t, "spec.template.")).unwrap_or_default()
@@ -90,6 +115,10 @@ pub fn to_status(kind: &Kind, name: &str, errors: &[FieldError]) -> Option<Statu
 /// The kind's own rules, `old` being the stored object of an update.
 fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
     match (kind.group.as_str(), kind.kind.as_str()) {
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => match old {
+            None => definition::validate_create(o).into_iter().for_each(|error| e.push(error)),
+            Some(old) => definition::validate_update(o, old).into_iter().for_each(|error| e.push(error)),
+        },
         ("", "Pod") => pods::pod(o, old, e),
         ("", "PodTemplate") => pods::template(o.get("template"), "template", e),
         ("", "Service") => service::service(o, old, e),
@@ -153,7 +182,7 @@ mod tests {
         let pod = json!({"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/c": "x"}},
             "spec": {"nodeSelector": {"beta.kubernetes.io/os": "linux"}, "containers": [{"env": [{"name": "A"}, {"name": "A"}]}]}});
         assert_eq!(
-            warnings(kind("", "pods"), &pod),
+            warnings(kind("", "pods"), &pod, None),
             [
                 "metadata.annotations[container.apparmor.security.beta.kubernetes.io/c]: deprecated since v1.30; use the \"appArmorProfile\" field instead",
                 "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
@@ -161,12 +190,12 @@ mod tests {
             ]
         );
         let service = json!({"spec": {"type": "ClusterIP", "externalName": "a.b"}});
-        assert_eq!(warnings(kind("", "services"), &service).len(), 1);
+        assert_eq!(warnings(kind("", "services"), &service, None).len(), 1);
         assert_eq!(
-            warnings(kind("discovery.k8s.io", "endpointslices"), &json!({"addressType": "FQDN"})).len(),
+            warnings(kind("discovery.k8s.io", "endpointslices"), &json!({"addressType": "FQDN"}), None).len(),
             1
         );
-        assert!(warnings(kind("", "configmaps"), &json!({})).is_empty());
+        assert!(warnings(kind("", "configmaps"), &json!({}), None).is_empty());
     }
 
     proptest! {

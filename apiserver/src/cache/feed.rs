@@ -188,14 +188,16 @@ impl Feed {
             match item {
                 Ok(WatchItem::Events(events)) => {
                     let last = events.last().map(Event::revision);
+                    let mut touched: Vec<Arc<ResourceCache>> = Vec::new();
                     for event in events {
-                        if let Err(why) = self.take(event) {
+                        if let Err(why) = self.take(event, &mut touched) {
                             tracing::error!(error = %why, "a stored object cannot be read");
                         }
                     }
                     if let Some(revision) = last {
                         self.advance(revision);
                     }
+                    touched.iter().for_each(|cache| cache.flush());
                 }
                 Ok(WatchItem::Progress(revision)) => self.advance(revision),
                 Err(why) => return Some(why),
@@ -210,7 +212,8 @@ impl Feed {
         }
     }
 
-    fn take(&self, event: Event) -> Result<(), FeedError> {
+    /// Applies an event. Its cache is noted in `touched`.
+    fn take(&self, event: Event, touched: &mut Vec<Arc<ResourceCache>>) -> Result<(), FeedError> {
         let table = self.kinds.load();
         let Some(cache) = table.cache_of_key(&event.kv.key) else { return Ok(()) };
         if !cache.wants_events() {
@@ -225,6 +228,9 @@ impl Feed {
             EventKind::Put => Applied::Put(Arc::new(self.entry(cache, kv)?)),
         };
         cache.apply(change);
+        if !touched.last().is_some_and(|last| Arc::ptr_eq(last, cache)) {
+            touched.push(cache.clone());
+        }
         Ok(())
     }
 
@@ -393,7 +399,8 @@ impl Feed {
         self.storage.delete(key, precondition).await.map(|(_, revision)| revision)
     }
 
-    /// The state of a resource at an earlier revision that the cache no longer knows, read from storage.
+    /// The state of a resource at an earlier revision that the cache no longer knows, read from storage: at most
+    /// `limit` objects (0 for all) and how many follow.
     ///
     /// # Errors
     /// [`Error::Compacted`] among others.
@@ -404,7 +411,7 @@ impl Feed {
         revision: u64,
         start: Option<&str>,
         limit: usize,
-    ) -> Result<(Vec<Arc<Entry>>, bool), FeedError> {
+    ) -> Result<(Vec<Arc<Entry>>, u64), FeedError> {
         let prefix = match namespace {
             Some(ns) => format!("{}{ns}/", cache.prefix()),
             None => cache.prefix().to_owned(),
@@ -420,7 +427,7 @@ impl Feed {
         for kv in listed.items {
             entries.push(Arc::new(self.entry(cache, kv)?));
         }
-        Ok((entries, listed.more))
+        Ok((entries, listed.remaining))
     }
 }
 

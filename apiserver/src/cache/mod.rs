@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hawser_api::kinds::Kind;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use self::entry::Entry;
 use self::ring::{Event, EventType, Ring};
@@ -76,6 +76,10 @@ enum Phase {
 struct State {
     phase: Phase,
     objects: BTreeMap<Arc<str>, Arc<Entry>>,
+    /// The same by the value of the indexed field.
+    by_field: HashMap<Box<str>, BTreeMap<Arc<str>, Arc<Entry>>>,
+    /// Position of the selectable field that `by_field` goes by.
+    indexed_field: Option<usize>,
     /// Of the last event applied, or of the list it began with.
     revision: u64,
     /// Sum of the lengths of all values, to size the buffers of lists.
@@ -95,11 +99,13 @@ pub struct ResourceCache {
     kind: Arc<Kind>,
     head: Head,
     prefix: String,
-    /// Position of the selectable field that watchers are indexed by.
+    /// Position of the selectable field that objects and watchers are indexed by.
     indexed_field: Option<usize>,
     state: RwLock<State>,
     all: Arc<Ring>,
     scopes: RwLock<Scopes>,
+    /// Rings with events that watchers were not woken for yet: events come in batches, and one wake is enough for each.
+    dirty: Mutex<Vec<Arc<Ring>>>,
     /// Serialises starting.
     start: tokio::sync::Mutex<()>,
 }
@@ -107,14 +113,16 @@ pub struct ResourceCache {
 impl ResourceCache {
     /// An idle cache; `kind` is the row of the stored version.
     pub fn new(kind: Arc<Kind>) -> Self {
+        let indexed_field = kind.selectable_fields.iter().position(|f| f.label == "spec.nodeName");
         Self {
             head: Head::new(&kind),
             prefix: format!("{REGISTRY}{}/", kind.storage_prefix()),
-            indexed_field: kind.selectable_fields.iter().position(|f| f.label == "spec.nodeName"),
+            indexed_field,
             kind,
-            state: RwLock::new(State { phase: Phase::Idle, objects: BTreeMap::new(), revision: 0, bytes: 0 }),
+            state: RwLock::new(State::new(Phase::Idle, indexed_field)),
             all: Arc::default(),
             scopes: RwLock::default(),
+            dirty: Mutex::default(),
             start: tokio::sync::Mutex::default(),
         }
     }
@@ -202,6 +210,44 @@ impl ResourceCache {
         Ok(state.revision)
     }
 
+    /// Like [`ResourceCache::scan`], for the objects of a scope: costs what the scope holds.
+    ///
+    /// # Errors
+    /// When the cache is not live.
+    pub fn scan_scope(
+        &self,
+        scope: &Scope,
+        from: Option<&str>,
+        mut visit: impl FnMut(&Arc<Entry>) -> bool,
+    ) -> Result<u64, Reloading> {
+        let namespace = match scope {
+            Scope::All => None,
+            Scope::Namespace(ns) => Some(ns.as_ref()),
+            Scope::Object(key) => {
+                let state = self.state.read();
+                state.live()?;
+                let entry = state.objects.get(key.as_ref());
+                if let Some(entry) = entry.filter(|e| from.is_none_or(|from| *e.key >= *from)) {
+                    visit(entry);
+                }
+                return Ok(state.revision);
+            }
+            Scope::Field(value) => {
+                let state = self.state.read();
+                state.live()?;
+                let (low, high) = bounds(None, from);
+                let range = (as_bound(&low), as_bound(&high));
+                for entry in state.by_field.get(value).into_iter().flat_map(|m| m.range::<str, _>(range)) {
+                    if !visit(entry.1) {
+                        break;
+                    }
+                }
+                return Ok(state.revision);
+            }
+        };
+        self.scan(namespace, from, visit)
+    }
+
     /// All entries of a namespace, or of all.
     ///
     /// # Errors
@@ -263,8 +309,8 @@ impl ResourceCache {
         }
     }
 
-    /// The ring of a scope. It begins where the ring of everything begins.
-    pub fn ring(&self, scope: &Scope) -> Arc<Ring> {
+    /// The ring of a scope, with everything after `cursor` that the ring of everything still has.
+    pub fn ring(&self, scope: &Scope, cursor: u64) -> Arc<Ring> {
         let mut scopes = self.scopes.write();
         let (map, name) = match scope {
             Scope::All => return self.all.clone(),
@@ -272,17 +318,27 @@ impl ResourceCache {
             Scope::Object(n) => (&mut scopes.objects, n),
             Scope::Field(n) => (&mut scopes.fields, n),
         };
-        if let Some(ring) = map.get(name).and_then(Weak::upgrade) {
-            return ring;
+        // Pushing holds `scopes` too, so the ring of everything does not move meanwhile.
+        let ring = map.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let ring = Arc::new(Ring::new(self.all.newest(), []));
+            map.insert(name.clone(), Arc::downgrade(&ring));
+            ring
+        });
+        // Most watchers begin now. For the others what they lack is looked up once.
+        let (floor, oldest) = (ring.floor(), cursor.max(self.all.floor()));
+        if oldest < floor {
+            let mut events = Vec::new();
+            // Reading from its floor or later cannot lag.
+            let _ = self.all.read(oldest, usize::MAX, &mut events);
+            events.retain(|e| e.revision <= floor && self.in_scope(e, scope));
+            ring.backfill(oldest, events);
         }
-        let mut events = Vec::new();
-        let floor = self.all.floor();
-        // Pushing holds `scopes` too, so the floor cannot move between the two calls; reading from it cannot lag.
-        let _ = self.all.read(floor, usize::MAX, &mut events);
-        events.retain(|e| self.in_scope(e, scope));
-        let ring = Arc::new(Ring::new(floor, events));
-        map.insert(name.clone(), Arc::downgrade(&ring));
         ring
+    }
+
+    /// The oldest revision that watches can go on from.
+    pub fn floor(&self) -> u64 {
+        self.all.floor()
     }
 
     /// The scope for watchers of a namespace and a value of the indexed field.
@@ -306,35 +362,68 @@ impl ResourceCache {
         let mut stale = false;
         {
             let scopes = self.scopes.read();
-            self.all.push(event.clone());
-            let mut send = |map: &HashMap<Box<str>, Weak<Ring>>, name: &str| {
-                if let Some(weak) = map.get(name) {
-                    match weak.upgrade() {
-                        Some(ring) => ring.push(event.clone()),
-                        None => stale = true,
-                    }
+            let dropped = self.all.push(event.clone());
+            self.touch(&self.all);
+            self.each_scope(&scopes, &event, |weak| match weak.upgrade() {
+                Some(ring) => {
+                    ring.share(event.clone());
+                    self.touch(&ring);
                 }
-            };
-            if !scopes.namespaces.is_empty() {
-                send(&scopes.namespaces, event.entry.namespace_and_name().0);
-            }
-            if !scopes.objects.is_empty() {
-                send(&scopes.objects, &event.entry.key);
-            }
-            if let Some(i) = self.indexed_field
-                && !scopes.fields.is_empty()
-            {
-                let value = event.entry.facts.field(i);
-                send(&scopes.fields, value);
-                if let Some(p) = &event.previous
-                    && p.facts.field(i) != value
-                {
-                    send(&scopes.fields, p.facts.field(i));
-                }
-            }
+                None => stale = true,
+            });
+            self.forget(&scopes, &dropped);
         }
         if stale {
             self.drop_stale_scopes();
+        }
+    }
+
+    fn touch(&self, ring: &Arc<Ring>) {
+        if ring.mark() {
+            self.dirty.lock().push(ring.clone());
+        }
+    }
+
+    /// Wakes the watchers of everything that was applied since the last call.
+    pub fn flush(&self) {
+        let rings = std::mem::take(&mut *self.dirty.lock());
+        rings.iter().for_each(|ring| ring.wake());
+    }
+
+    /// Shows `visit` the rings of all smaller scopes that an event is in.
+    fn each_scope(&self, scopes: &Scopes, event: &Event, mut visit: impl FnMut(&Weak<Ring>)) {
+        let mut found = |map: &HashMap<Box<str>, Weak<Ring>>, name: &str| {
+            if let Some(weak) = map.get(name) {
+                visit(weak);
+            }
+        };
+        if !scopes.namespaces.is_empty() {
+            found(&scopes.namespaces, event.entry.namespace_and_name().0);
+        }
+        if !scopes.objects.is_empty() {
+            found(&scopes.objects, &event.entry.key);
+        }
+        if let Some(i) = self.indexed_field
+            && !scopes.fields.is_empty()
+        {
+            let value = event.entry.facts.field(i);
+            found(&scopes.fields, value);
+            if let Some(p) = &event.previous
+                && p.facts.field(i) != value
+            {
+                found(&scopes.fields, p.facts.field(i));
+            }
+        }
+    }
+
+    /// Drops from the smaller scopes what the ring of everything has dropped.
+    fn forget(&self, scopes: &Scopes, dropped: &[Arc<Event>]) {
+        for event in dropped {
+            self.each_scope(scopes, event, |weak| {
+                if let Some(ring) = weak.upgrade() {
+                    ring.drop_through(event.revision);
+                }
+            });
         }
     }
 
@@ -348,7 +437,11 @@ impl ResourceCache {
 
     /// Forgets old events; called now and then by the feed.
     pub fn trim(&self, now: Instant) {
-        self.all.trim(now);
+        {
+            let scopes = self.scopes.read();
+            let dropped = self.all.trim(now);
+            self.forget(&scopes, &dropped);
+        }
         self.drop_stale_scopes();
     }
 
@@ -361,7 +454,8 @@ impl ResourceCache {
         }
     }
 
-    /// Takes a change in. Changes at or before the cache's revision are known already.
+    /// Takes a change in. Changes at or before the cache's revision are known already. Watchers see it after
+    /// [`ResourceCache::flush`].
     pub fn apply(&self, change: Applied) {
         let event = {
             let mut state = self.state.write();
@@ -405,7 +499,7 @@ impl ResourceCache {
 
     /// Gives the state up. Watchers are cut off: nobody can say what they will have missed.
     fn lose(&self, phase: Phase) {
-        *self.state.write() = State { phase, objects: BTreeMap::new(), revision: 0, bytes: 0 };
+        *self.state.write() = State::new(phase, self.indexed_field);
         self.all.reset(LOST);
         let mut scopes = self.scopes.write();
         let Scopes { namespaces, objects, fields } = &mut *scopes;
@@ -426,16 +520,45 @@ impl ResourceCache {
             };
             state.revision = revision;
             state.bytes = entries.iter().map(|e| e.value.len()).sum();
-            state.objects = entries.into_iter().map(|e| (e.key.clone(), Arc::new(e))).collect();
+            let entries: Vec<Arc<Entry>> = entries.into_iter().map(Arc::new).collect();
+            entries.iter().for_each(|e| state.index(e));
+            state.objects = entries.into_iter().map(|e| (e.key.clone(), e)).collect();
             events.extend(waiting.into_iter().filter_map(|change| state.apply(change)));
         }
         for event in events {
             self.push(Arc::new(event));
         }
+        self.flush();
     }
 }
 
 impl State {
+    fn new(phase: Phase, indexed_field: Option<usize>) -> Self {
+        let (objects, by_field) = (BTreeMap::new(), HashMap::new());
+        Self { phase, objects, by_field, indexed_field, revision: 0, bytes: 0 }
+    }
+
+    fn index(&mut self, entry: &Arc<Entry>) {
+        let Some(i) = self.indexed_field else { return };
+        let value = entry.facts.field(i);
+        let group = match self.by_field.get_mut(value) {
+            Some(group) => group,
+            None => self.by_field.entry(value.into()).or_default(),
+        };
+        group.insert(entry.key.clone(), entry.clone());
+    }
+
+    fn unindex(&mut self, entry: &Entry) {
+        let Some(i) = self.indexed_field else { return };
+        let value = entry.facts.field(i);
+        if let Some(group) = self.by_field.get_mut(value) {
+            group.remove(&entry.key);
+            if group.is_empty() {
+                self.by_field.remove(value);
+            }
+        }
+    }
+
     fn live(&self) -> Result<(), Reloading> {
         if matches!(self.phase, Phase::Live) { Ok(()) } else { Err(Reloading) }
     }
@@ -452,13 +575,16 @@ impl State {
                 let previous = self.objects.insert(entry.key.clone(), entry.clone());
                 if let Some(p) = &previous {
                     self.bytes -= p.value.len();
+                    self.unindex(p);
                 }
+                self.index(&entry);
                 let kind = if previous.is_some() { EventType::Modified } else { EventType::Added };
                 Some(Event::new(revision, kind, entry, previous))
             }
             Applied::Delete(key, _) => {
                 let last = self.objects.remove(&key)?;
                 self.bytes -= last.value.len();
+                self.unindex(&last);
                 Some(Event::new(revision, EventType::Deleted, last.clone(), Some(last)))
             }
         }

@@ -1,10 +1,13 @@
 //! Recent events, shared by all watchers of a scope.
 //!
 //! A watcher is a cursor (a revision) into a [`Ring`]; it has no queue of its own. What it may hold back is
-//! bounded by the ring: a watcher that falls behind the ring's floor is cut off.
+//! bounded by the ring: a watcher that falls behind the ring's floor is cut off. The ring of everything decides what
+//! is old; the rings of smaller scopes share its events and drop them with it, so all of a resource's history
+//! together is bounded by [`MAX_BYTES`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,12 +18,14 @@ use super::entry::Entry;
 
 /// Events younger than this are kept while there is room.
 const FRESH: Duration = Duration::from_secs(75);
-/// Kept whatever their age.
+/// Kept whatever their age, while there is room.
 const MIN_EVENTS: usize = 128;
 /// Never more than this.
 const MAX_EVENTS: usize = 65_536;
-/// Never more bytes of objects than this, [`MIN_EVENTS`] excepted.
+/// Never more bytes than this, the newest event excepted.
 const MAX_BYTES: usize = 64 << 20;
+/// What an event costs beside its objects.
+const OVERHEAD: usize = 256;
 
 /// What happened to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,8 +84,9 @@ impl Event {
         Ok(bytes)
     }
 
+    /// Bytes that the event may hold: the object before and after, and one rendering.
     fn bytes(&self) -> usize {
-        self.entry.value.len()
+        OVERHEAD + 2 * self.entry.value.len() + self.previous.as_ref().map_or(0, |p| p.value.len())
     }
 }
 
@@ -103,7 +109,9 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct Ring {
     inner: RwLock<Inner>,
-    /// Woken with every push and when the ring starts anew.
+    /// Something was added that watchers were not woken for yet.
+    dirty: AtomicBool,
+    /// Woken by [`Ring::wake`] and when the ring starts anew.
     pub changed: Notify,
 }
 
@@ -112,24 +120,57 @@ impl Ring {
     pub fn new(floor: u64, events: impl IntoIterator<Item = Arc<Event>>) -> Self {
         let events: VecDeque<_> = events.into_iter().collect();
         let bytes = events.iter().map(|e| e.bytes()).sum();
-        Self { inner: RwLock::new(Inner { events, floor, bytes }), changed: Notify::new() }
+        Self { inner: RwLock::new(Inner { events, floor, bytes }), ..Self::default() }
     }
 
-    /// Adds the newest event and drops what is old.
-    pub fn push(&self, event: Arc<Event>) {
-        {
-            let mut inner = self.inner.write();
-            inner.bytes += event.bytes();
-            let now = event.at;
-            inner.events.push_back(event);
-            inner.trim(now);
-        }
+    /// Adds the newest event. What has become old is dropped and answered. Nobody is woken yet.
+    pub fn push(&self, event: Arc<Event>) -> Vec<Arc<Event>> {
+        let mut inner = self.inner.write();
+        inner.bytes += event.bytes();
+        let now = event.at;
+        inner.events.push_back(event);
+        inner.trim(now)
+    }
+
+    /// Adds the newest event to a scope's ring, which drops nothing by itself. Nobody is woken yet.
+    pub fn share(&self, event: Arc<Event>) {
+        let mut inner = self.inner.write();
+        inner.bytes += event.bytes();
+        inner.events.push_back(event);
+    }
+
+    /// Notes that watchers are to be woken. Answers whether nobody had noted it yet.
+    pub fn mark(&self) -> bool {
+        !self.dirty.swap(true, Ordering::AcqRel)
+    }
+
+    /// Wakes the watchers.
+    pub fn wake(&self) {
+        self.dirty.store(false, Ordering::Release);
         self.changed.notify_waiters();
     }
 
-    /// Drops what is old although nothing new came.
-    pub fn trim(&self, now: Instant) {
-        self.inner.write().trim(now);
+    /// Drops events up to a revision: the ring of everything has dropped them.
+    pub fn drop_through(&self, revision: u64) {
+        let mut inner = self.inner.write();
+        while inner.events.front().is_some_and(|e| e.revision <= revision) {
+            inner.drop_oldest();
+        }
+    }
+
+    /// Puts what came before into a ring: `events` are all of its scope after `floor` and up to its own floor.
+    pub fn backfill(&self, floor: u64, events: Vec<Arc<Event>>) {
+        let mut inner = self.inner.write();
+        for event in events.into_iter().rev() {
+            inner.bytes += event.bytes();
+            inner.events.push_front(event);
+        }
+        inner.floor = inner.floor.min(floor);
+    }
+
+    /// Drops what is old although nothing new came, and answers it.
+    pub fn trim(&self, now: Instant) -> Vec<Arc<Event>> {
+        self.inner.write().trim(now)
     }
 
     /// Forgets everything: history begins at `floor`. Watchers that are not there yet lag.
@@ -160,20 +201,34 @@ impl Ring {
     pub fn floor(&self) -> u64 {
         self.inner.read().floor
     }
+
+    /// The revision of the newest event; that of the beginning without any.
+    pub fn newest(&self) -> u64 {
+        let inner = self.inner.read();
+        inner.events.back().map_or(inner.floor, |e| e.revision)
+    }
 }
 
 impl Inner {
-    fn trim(&mut self, now: Instant) {
-        while self.events.len() > MIN_EVENTS {
-            let Some(oldest) = self.events.front() else { return };
+    fn trim(&mut self, now: Instant) -> Vec<Arc<Event>> {
+        let mut dropped = Vec::new();
+        while self.events.len() > 1 {
+            let Some(oldest) = self.events.front() else { break };
             let full = self.events.len() > MAX_EVENTS || self.bytes > MAX_BYTES;
-            if !full && now.saturating_duration_since(oldest.at) < FRESH {
-                return;
+            let old = self.events.len() > MIN_EVENTS && now.saturating_duration_since(oldest.at) >= FRESH;
+            if !full && !old {
+                break;
             }
-            self.floor = oldest.revision;
-            self.bytes -= oldest.bytes();
-            self.events.pop_front();
+            dropped.extend(self.drop_oldest());
         }
+        dropped
+    }
+
+    fn drop_oldest(&mut self) -> Option<Arc<Event>> {
+        let oldest = self.events.pop_front()?;
+        self.floor = oldest.revision;
+        self.bytes -= oldest.bytes();
+        Some(oldest)
     }
 }
 
@@ -218,6 +273,31 @@ mod tests {
         assert_eq!(revisions(&ring, 9, 1), Err(Lagged { floor: 10 }));
         ring.trim(Instant::now() + FRESH * 2);
         assert_eq!(revisions(&ring, ring.floor(), usize::MAX).map(|r| r.len()), Ok(MIN_EVENTS));
+    }
+
+    #[test]
+    fn large_objects_are_bounded_by_their_bytes() {
+        let ring = Ring::new(0, []);
+        let value = Bytes::from(vec![b'x'; 1 << 20]);
+        for revision in 1..=200 {
+            let entry =
+                Arc::new(Entry { key: "a".into(), revision, value: value.clone(), facts: Facts::default() });
+            ring.push(Arc::new(Event::new(revision, EventType::Modified, entry.clone(), Some(entry))));
+        }
+        let held = revisions(&ring, ring.floor(), usize::MAX).expect("in reach").len();
+        assert_eq!(held, MAX_BYTES / (3 * (1 << 20) + OVERHEAD));
+    }
+
+    #[test]
+    fn history_comes_before_what_is_there() {
+        let ring = Ring::new(10, [event(12)]);
+        ring.backfill(5, vec![event(7), event(9)]);
+        assert_eq!(revisions(&ring, 5, 10), Ok(vec![7, 9, 12]));
+        assert_eq!(revisions(&ring, 4, 10), Err(Lagged { floor: 5 }));
+        ring.drop_through(9);
+        assert_eq!(revisions(&ring, 9, 10), Ok(vec![12]));
+        assert_eq!(revisions(&ring, 8, 10), Err(Lagged { floor: 9 }));
+        assert_eq!((ring.floor(), ring.newest()), (9, 12));
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn events_meanwhile_wait_for_the_list() {
     };
     cache.finish_loading(vec![listed], 5);
     assert_eq!(keys(&cache, None, None), ["a/new", "a/old"]);
-    assert_eq!(types(&cache.ring(&Scope::All), 5), [(6, EventType::Added)]);
+    assert_eq!(types(&cache.ring(&Scope::All, 5), 5), [(6, EventType::Added)]);
     assert_eq!(cache.revision(), 6);
 }
 
@@ -83,9 +83,9 @@ fn ranges() {
 fn scopes_get_their_events_only() {
     let cache = live();
     put(&cache, "a/1", 2, "n1");
-    let node = cache.ring(&Scope::Field("n1".into()));
-    let namespace = cache.ring(&Scope::Namespace("b".into()));
-    let object = cache.ring(&Scope::Object("a/1".into()));
+    let node = cache.ring(&Scope::Field("n1".into()), 1);
+    let namespace = cache.ring(&Scope::Namespace("b".into()), 1);
+    let object = cache.ring(&Scope::Object("a/1".into()), 2);
     put(&cache, "b/1", 3, "n2");
     put(&cache, "a/1", 4, "n2");
     put(&cache, "a/1", 5, "n2");
@@ -93,6 +93,17 @@ fn scopes_get_their_events_only() {
     assert_eq!(types(&node, 1), [(2, EventType::Added), (4, EventType::Modified)]);
     assert_eq!(types(&namespace, 1), [(3, EventType::Added)]);
     assert_eq!(types(&object, 4), [(5, EventType::Modified), (6, EventType::Deleted)]);
+    let mut on_node = Vec::new();
+    let scanned = cache.scan_scope(&Scope::Field("n2".into()), None, |e| {
+        on_node.push(e.key.to_string());
+        true
+    });
+    assert_eq!((scanned, on_node), (Ok(6), vec!["b/1".to_owned()]));
+    // Who comes late and asks for what was before gets it.
+    assert!(object.read(1, 1, &mut Vec::new()).is_err());
+    let earlier = cache.ring(&Scope::Object("a/1".into()), 1);
+    assert_eq!(types(&earlier, 1).len(), 4);
+    assert!(Arc::ptr_eq(&earlier, &object));
     drop(node);
     put(&cache, "c/1", 7, "n1");
     cache.trim(Instant::now());
@@ -102,8 +113,8 @@ fn scopes_get_their_events_only() {
 #[test]
 fn a_new_start_cuts_watchers_off() {
     let cache = live();
-    let scoped = cache.ring(&Scope::Namespace("a".into()));
-    let all = cache.ring(&Scope::All);
+    let scoped = cache.ring(&Scope::Namespace("a".into()), 1);
+    let all = cache.ring(&Scope::All, 1);
     cache.begin_loading();
     assert_eq!(cache.get("a", "1").map(|e| e.is_some()), Err(Reloading));
     for ring in [&scoped, &all] {

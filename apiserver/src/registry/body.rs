@@ -78,6 +78,7 @@ impl Call<'_> {
         let mut dropped = Dropped::default();
         let mut object = self.parse(bytes, api_version, kind, &mut dropped)?;
         self.conform(&mut object, api_version, kind, &mut dropped)?;
+        decode::in_document_order(bytes, &mut dropped);
         self.report(&dropped, validation)?;
         Ok(object)
     }

@@ -14,6 +14,7 @@ use super::{AdmissionStep, Answer, Call, Registry, storage_status};
 use crate::access::{Operation, VirtualRequest};
 use crate::cache::entry::Facts;
 use crate::managed::{self, Writer};
+use crate::negotiate::Transform;
 use crate::options::WriteOptions;
 use crate::{convert, hooks};
 
@@ -93,9 +94,9 @@ impl Registry {
         let generated = object.name().is_empty() && !object.generate_name().is_empty();
         let prefix = object.generate_name().to_owned();
         hooks::prepare_create(stored, &mut object, call.namespace(), &suffix());
-        let allocation = self.allocators.create(stored, &mut object, step.dry_run)?;
+        let mut allocation = self.allocators.create(stored, &mut object, step.dry_run).await?;
         hooks::validate_create(stored, &object)?;
-        hooks::warnings(stored, &object).into_iter().for_each(|w| call.warn(w));
+        hooks::warnings(stored, &object, None).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Create) {
             let mut shown = convert::from_stored(&call.row, object.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
@@ -122,15 +123,20 @@ impl Registry {
             let value = cache.head().encode(&object);
             let facts = Facts::of(stored, &object);
             let key = cache.storage_key(call.namespace(), &name);
+            allocation.trying();
             match self.feed.put(&key, value.clone(), facts, Precondition::Absent).await {
                 Ok(revision) => {
-                    allocation.commit();
+                    allocation.commit().await;
                     return Ok(Answer::Stored(201, value, revision));
                 }
                 Err(StorageError::Conflict { .. }) if attempts > 0 => {
                     object.set_meta("name", json!(generated_name(&prefix, &suffix())));
+                    allocation.rename(&object).await?;
                 }
-                Err(StorageError::Conflict { .. }) => return Err(taken()),
+                Err(StorageError::Conflict { .. }) => {
+                    allocation.refused().await;
+                    return Err(taken());
+                }
                 Err(e) => return Err(storage_status(&e)),
             }
         }
@@ -166,6 +172,10 @@ impl Registry {
         dry_run: bool,
     ) -> Result<Answer, Status> {
         let info = call.info;
+        if matches!(call.accepted.transform, Transform::Table(_)) {
+            // Reviews have no rows.
+            return Err(Status::not_acceptable());
+        }
         if self.admission_wanted(call, Operation::Create) {
             // NodeRestriction judges the tokens that nodes ask for.
             let kind = object.kind().to_owned();

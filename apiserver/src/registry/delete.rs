@@ -132,7 +132,7 @@ impl Registry {
             match self.feed.delete(&key, Precondition::ModRevision(revision)).await {
                 Ok(revision) => {
                     let gone = marked.unwrap_or(object);
-                    self.allocators.deleted(kind, &gone);
+                    self.allocators.deleted(kind, &gone).await;
                     return Ok(Deleted::Gone(gone, revision));
                 }
                 // Somebody else ended what was marked here.

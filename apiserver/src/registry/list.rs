@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hawser_api::selector::{FieldSelector, LabelSelector};
+use hawser_api::selector::{FieldSelector, FieldTerm, LabelSelector};
 use hawser_api::status::Status;
 use hawser_storage::Error as StorageError;
 
@@ -13,6 +13,9 @@ use crate::cache::feed::FeedError;
 use crate::cache::filter::Filter;
 use crate::cache::{Reloading, ResourceCache};
 use crate::options::{ListOptions, VersionMatch};
+
+/// Objects read from storage at once for a page that selects.
+const PIECE: usize = 500;
 
 /// One page of a list.
 #[derive(Debug, Default)]
@@ -51,6 +54,7 @@ impl Registry {
     pub(crate) fn filter(&self, call: &Call<'_>, options: &ListOptions) -> Result<Filter, Status> {
         let labels = LabelSelector::parse(&options.label_selector)?;
         let fields = FieldSelector::parse(&options.field_selector, &call.row.kind)?;
+        let fields = named(call, fields)?;
         let namespace = Some(call.namespace()).filter(|ns| !ns.is_empty());
         Ok(Filter::new(call.row.stored_kind(), namespace, labels, fields))
     }
@@ -90,7 +94,9 @@ impl Registry {
                 (at, None)
             }
         };
-        self.page_at(cache, &filter, at, start.as_deref(), options.limit).await
+        // kube-apiserver's cache gives everything to those who do not care for the version.
+        let limit = if options.resource_version.as_deref() == Some("0") { 0 } else { options.limit };
+        self.page_at(cache, &filter, at, start.as_deref(), limit).await
     }
 
     async fn page_at(
@@ -137,35 +143,62 @@ impl Registry {
         start: Option<&str>,
         limit: usize,
     ) -> Result<Page, Status> {
-        let listed = self.feed.list_at(cache, filter.namespace(), revision, start, 0).await;
-        match listed {
-            Ok((entries, _)) => {
-                let mut page = PageMaker::new(filter, limit);
-                for entry in &entries {
-                    if !page.visit(entry) {
-                        break;
-                    }
-                }
-                Ok(page.finish(revision))
-            }
-            Err(FeedError::Storage(StorageError::Compacted { .. })) => Err(match start {
-                Some(start) => {
-                    let token = Token::after(INCONSISTENT, start.trim_end_matches('\0')).encode();
-                    let mut status = Status::expired(
-                        "The provided continue parameter is too old to display a consistent list result. You can \
-                         start a new list without the continue parameter, or use the continue token in this \
-                         response to retrieve the remainder of the results. Continuing with the provided token \
-                         results in an inconsistent list - objects that were created, modified, or deleted between \
-                         the time the first chunk was returned and now may show up in the list.",
-                    );
-                    status.metadata.continue_token = token;
-                    status
-                }
-                None => Status::expired("The resourceVersion for the provided list is too old."),
-            }),
-            Err(e) => Err(feed_status(&e)),
+        let mut page = PageMaker::new(filter, limit);
+        let mut next = start.map(str::to_owned);
+        // Without selectors the page is what is read; with them it takes as many reads as it takes.
+        let piece = if limit == 0 {
+            0
+        } else if filter.selects() {
+            limit.max(PIECE)
+        } else {
+            limit
+        };
+        loop {
+            let listed = self.feed.list_at(cache, filter.namespace(), revision, next.as_deref(), piece).await;
+            let (entries, remaining) = listed.map_err(|e| unlisted(&e, start))?;
+            let all_seen = entries.iter().all(|entry| page.visit(entry));
+            let Some(last) = entries.last().filter(|_| remaining > 0 && all_seen && !page.is_full()) else {
+                page.more += remaining;
+                return Ok(page.finish(revision));
+            };
+            next = Some(format!("{}\0", last.key));
         }
     }
+}
+
+/// The Status of a page that cannot be read from storage. A page that is gone can be gone on from at another state.
+fn unlisted(error: &FeedError, start: Option<&str>) -> Status {
+    if !matches!(error, FeedError::Storage(StorageError::Compacted { .. })) {
+        return feed_status(error);
+    }
+    let Some(start) = start else {
+        return Status::expired("The resourceVersion for the provided list is too old.");
+    };
+    let mut status = Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+         without the continue parameter, or use the continue token in this response to retrieve the remainder of the \
+         results. Continuing with the provided token results in an inconsistent list - objects that were created, \
+         modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+    );
+    status.metadata.continue_token = Token::at(INCONSISTENT, start).encode();
+    status
+}
+
+/// The selector with the name of the path, if it has one (`/api/v1/watch/…/NAME`).
+fn named(call: &Call<'_>, fields: FieldSelector) -> Result<FieldSelector, Status> {
+    let name = call.info.name.as_str();
+    if name.is_empty() {
+        return Ok(fields);
+    }
+    if fields.is_everything() {
+        let field = call.row.kind.selectable("metadata.name").ok_or_else(Status::method_not_allowed)?;
+        let term = FieldTerm { field: field.into_owned(), value: name.to_owned(), negated: false };
+        return Ok(FieldSelector { terms: vec![term] });
+    }
+    if fields.exact("metadata.name") != Some(name) {
+        return Err(Status::bad_request("fieldSelector metadata.name doesn't match requested name"));
+    }
+    Ok(fields)
 }
 
 /// Lists what the cache has. `floor` is a revision that the cache was known to have reached before.
@@ -177,20 +210,11 @@ fn scan(
     floor: u64,
 ) -> Result<Page, Reloading> {
     let mut page = PageMaker::new(filter, limit);
-    if let Some(key) = filter.exact_key(cache.kind().namespaced)
-        && start.is_none()
-    {
-        let (ns, name) =
-            if cache.kind().namespaced { key.split_once('/').unwrap_or(("", &key)) } else { ("", &*key) };
-        if let Some(entry) = cache.get(ns, name)? {
-            page.visit(&entry);
-        }
-        return Ok(page.finish(floor));
-    }
     if limit == 0 && !filter.selects() && filter.namespace().is_none() {
         page.entries.reserve(cache.size().0);
     }
-    let revision = cache.scan(filter.namespace(), start, |e| page.visit(e))?;
+    let scope = filter.scope(cache.kind().namespaced, cache.indexed_field());
+    let revision = cache.scan_scope(&scope, start, |e| page.visit(e))?;
     Ok(page.finish(revision.max(floor)))
 }
 
@@ -207,17 +231,21 @@ impl<'a> PageMaker<'a> {
         Self { filter, limit, entries: Vec::new(), more: 0 }
     }
 
-    /// Takes an entry in; false when nothing more needs to be seen. Without selectors what follows is counted.
+    /// Takes an entry in; false when nothing more needs to be seen. Without selectors what follows is counted; with
+    /// them anything that follows makes another page, as in Kubernetes, even if nothing of it will match.
     fn visit(&mut self, entry: &Arc<Entry>) -> bool {
-        if self.filter.selects() && !self.filter.matches(entry) {
-            return true;
-        }
-        if self.limit > 0 && self.entries.len() == self.limit {
+        if self.is_full() {
             self.more += 1;
             return !self.filter.selects();
         }
-        self.entries.push(entry.clone());
+        if !self.filter.selects() || self.filter.matches(entry) {
+            self.entries.push(entry.clone());
+        }
         true
+    }
+
+    fn is_full(&self) -> bool {
+        self.limit > 0 && self.entries.len() == self.limit
     }
 
     fn finish(self, revision: u64) -> Page {

@@ -172,11 +172,12 @@ impl Registry {
         if !manner.trusted {
             hooks::prepare_update(stored, part, &mut new, &old_stored);
         }
-        let allocation = self.allocators.update(stored, part, &mut new, &old_stored, options.dry_run)?;
+        let mut allocation =
+            self.allocators.update(stored, part, &mut new, &old_stored, options.dry_run).await?;
         if !manner.trusted {
             hooks::validate_update(stored, part, &new, &old_stored)?;
         }
-        hooks::warnings(stored, &new).into_iter().for_each(|w| call.warn(w));
+        hooks::warnings(stored, &new, Some(&old_stored)).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Update) {
             let mut shown = convert::from_stored(&call.row, new.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
@@ -192,7 +193,7 @@ impl Registry {
         if deletes(stored.as_ref(), &new, &old_stored) {
             return match self.feed.delete(&key, precondition).await {
                 Ok(_) => {
-                    self.allocators.deleted(stored, &new);
+                    self.allocators.deleted(stored, &old_stored).await;
                     Ok(Attempt::Written(Answer::Stored(200, value, entry.revision)))
                 }
                 Err(StorageError::Conflict { .. } | StorageError::NotFound) => Ok(Attempt::Raced),
@@ -203,12 +204,16 @@ impl Registry {
             return Ok(Attempt::Unchanged(Answer::Stored(200, value, entry.revision)));
         }
         let facts = Facts::of(stored, &new);
+        allocation.trying();
         match self.feed.put(&key, value.clone(), facts, precondition).await {
             Ok(revision) => {
-                allocation.commit();
+                allocation.commit().await;
                 Ok(Attempt::Written(Answer::Stored(200, value, revision)))
             }
-            Err(StorageError::Conflict { .. }) => Ok(Attempt::Raced),
+            Err(StorageError::Conflict { .. }) => {
+                allocation.refused().await;
+                Ok(Attempt::Raced)
+            }
             Err(e) => Err(storage_status(&e)),
         }
     }

@@ -15,10 +15,10 @@ use tokio::time::Instant;
 
 use super::{Call, Registry, feed_status, reloading};
 use crate::cache::entry::Entry;
-use crate::cache::feed::Feed;
+use crate::cache::feed::{Feed, FeedError};
 use crate::cache::filter::Filter;
 use crate::cache::ring::{Event, EventType, Ring};
-use crate::cache::{LOST, ResourceCache};
+use crate::cache::{LOST, ResourceCache, Scope};
 use crate::options::ListOptions;
 use crate::respond::Renderer;
 
@@ -33,16 +33,24 @@ const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// How long a watch without `timeoutSeconds` lasts at least; at most twice as long.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 
+/// The state that a watch begins with. It is read in pieces as the client takes them, so that one that takes nothing
+/// holds nothing; once history no longer reaches back to it, the watch is cut off.
+enum Initial {
+    /// A small scope, read at once.
+    Ready(VecDeque<Arc<Entry>>),
+    /// From the first key that is not smaller than this, at the watch's first cursor.
+    From(String),
+}
+
 /// A watch that has been accepted.
 pub struct Watch {
     feed: Arc<Feed>,
-    /// Keeps the resource's cache.
-    _cache: Arc<ResourceCache>,
+    cache: Arc<ResourceCache>,
     ring: Arc<Ring>,
     filter: Filter,
     cursor: u64,
     renderer: Renderer,
-    initial: VecDeque<Arc<Entry>>,
+    initial: Option<Initial>,
     /// Revision of the bookmark that ends the initial events.
     initial_end: Option<u64>,
     bookmarks: bool,
@@ -63,39 +71,49 @@ impl Registry {
         let filter = self.filter(call, &options)?;
         let revision = options.revision().map_err(Status::plain_error)?;
         let cache = call.cache()?.clone();
-        match revision {
-            None => self.feed.consistent(&cache).await.map(|_| ()),
-            Some(revision) => match self.feed.ensure(&cache).await {
+        let waited = match (revision, options.send_initial_events) {
+            (None, _) => self.feed.consistent(&cache).await.map(drop),
+            (Some(revision), Some(true)) => match self.feed.ensure(&cache).await {
                 Ok(()) => self.feed.wait_for(revision).await,
                 Err(e) => Err(e),
             },
-        }
-        .map_err(|e| feed_status(&e))?;
-
+            // Who wants no state may wait for its revision inside the watch.
+            (Some(_), _) => self.feed.ensure(&cache).await,
+        };
+        // As in Kubernetes a revision that does not come is the watch's only event.
+        let mut failure = match waited {
+            Ok(()) => None,
+            Err(e @ FeedError::TooLarge { .. }) => Some(feed_status(&e)),
+            Err(e) => return Err(feed_status(&e)),
+        };
         let send_initial = options.send_initial_events.unwrap_or(matches!(revision, None | Some(0)));
         let seen = self.feed.seen();
         let scope = filter.scope(cache.kind().namespaced, cache.indexed_field());
-        let ring = cache.ring(&scope);
-        let mut initial = VecDeque::new();
-        let cursor = if send_initial {
-            let state = cache.scan(filter.namespace(), None, |e| {
-                if filter.matches(e) {
-                    initial.push_back(e.clone());
+        let mut initial = None;
+        let cursor = if send_initial && failure.is_none() {
+            let mut ready = VecDeque::new();
+            let small = matches!(scope, Scope::Object(_) | Scope::Field(_));
+            let state = cache.scan_scope(&scope, None, |e| {
+                if small && filter.matches(e) {
+                    ready.push_back(e.clone());
                 }
-                true
+                small
             });
-            let state = state.map_err(reloading)?;
-            state.max(seen)
+            initial = Some(if small { Initial::Ready(ready) } else { Initial::From(String::new()) });
+            state.map_err(reloading)?.max(seen)
         } else {
             revision.filter(|r| *r > 0).unwrap_or_else(|| cache.revision().max(seen))
         };
-        let failure = (cursor < ring.floor()).then(|| too_old(cursor, ring.floor()));
+        let ring = cache.ring(&scope, cursor);
+        if cursor < ring.floor() {
+            failure = failure.or_else(|| Some(too_old(cursor, cache.floor())));
+        }
         let now = Instant::now();
         let timeout = options.timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()));
         let deadline = now + timeout;
         let mut watch = Watch {
             feed: self.feed.clone(),
-            _cache: cache,
+            cache,
             ring,
             filter,
             cursor,
@@ -140,9 +158,10 @@ impl Watch {
             if self.done || self.feed.is_stopped() {
                 return None;
             }
-            if !self.initial.is_empty() {
+            if self.initial.is_some() {
                 match self.initial_chunk() {
-                    Ok(chunk) => return Some(chunk),
+                    Ok(Some(chunk)) => return Some(chunk),
+                    Ok(None) => {}
                     Err(status) => self.failure = Some(status),
                 }
                 continue;
@@ -182,7 +201,10 @@ impl Watch {
                         self.done = true;
                     } else {
                         self.schedule_bookmark(now);
-                        return Some(self.renderer.bookmark(self.cursor, false));
+                        // Nothing can be said of a revision that is still to come.
+                        if self.cursor <= self.feed.seen() {
+                            return Some(self.renderer.bookmark(self.cursor, false));
+                        }
                     }
                 }
             }
@@ -195,17 +217,49 @@ impl Watch {
         self.next_bookmark = (now + BOOKMARK_EVERY).min(last);
     }
 
-    fn initial_chunk(&mut self) -> Result<Bytes, Status> {
+    /// The next objects of the state that the watch begins with; None when there are no more.
+    fn initial_chunk(&mut self) -> Result<Option<Bytes>, Status> {
+        let entries = match &mut self.initial {
+            None => return Ok(None),
+            Some(Initial::Ready(ready)) => {
+                let at = ready.len().min(BATCH);
+                let entries: Vec<_> = ready.drain(..at).collect();
+                if ready.is_empty() {
+                    self.initial = None;
+                }
+                entries
+            }
+            Some(Initial::From(key)) => {
+                let mut entries = Vec::new();
+                let (mut bytes, mut next) = (0, None);
+                let (filter, revision) = (&self.filter, self.cursor);
+                let read = self.cache.scan_at(revision, filter.namespace(), Some(key), |entry| {
+                    if bytes >= FLUSH || entries.len() >= BATCH {
+                        next = Some(entry.key.to_string());
+                        return false;
+                    }
+                    if filter.matches(entry) {
+                        bytes += entry.value.len();
+                        entries.push(entry.clone());
+                    }
+                    true
+                });
+                if read.map_err(reloading)?.is_none() {
+                    return Err(too_old(revision, self.cache.floor()));
+                }
+                self.initial = next.map(Initial::From);
+                entries
+            }
+        };
         let mut out = BytesMut::new();
-        while out.len() < FLUSH {
-            let Some(entry) = self.initial.pop_front() else { break };
-            let frame = self.renderer.event(EventType::Added, &entry, entry.revision)?;
-            if self.initial.is_empty() && out.is_empty() {
-                return Ok(frame);
+        for entry in &entries {
+            let frame = self.renderer.event(EventType::Added, entry, entry.revision)?;
+            if entries.len() == 1 {
+                return Ok(Some(frame));
             }
             out.extend_from_slice(&frame);
         }
-        Ok(out.freeze())
+        Ok((!out.is_empty()).then(|| out.freeze()))
     }
 
     /// Renders events; None when none of them concerns this watcher.

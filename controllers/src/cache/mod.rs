@@ -14,7 +14,8 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret,
+    Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -222,6 +223,16 @@ caches! {
             (BY_CONTROLLER, controller_uid::<ReplicaSet>), (ORPHANS, orphan::<ReplicaSet>),
             (BY_SELECTOR, |r| vec![object::selector_bucket(
                 object::namespace(r), r.spec.as_ref().and_then(|s| s.selector.match_labels.as_ref()))]),
+        ],
+        |_| {},
+    );
+    /// ReplicationControllers.
+    replication_controllers: ReplicationController = Store::new(
+        Scope::default(),
+        vec![
+            (BY_CONTROLLER, controller_uid::<ReplicationController>),
+            (BY_SELECTOR, |r| vec![object::selector_bucket(
+                object::namespace(r), r.spec.as_ref().and_then(|s| s.selector.as_ref()))]),
         ],
         |_| {},
     );

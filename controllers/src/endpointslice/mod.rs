@@ -1,6 +1,7 @@
 //! EndpointSlice: the addresses behind a Service, in slices of at most 100.
 
 mod desired;
+pub mod mirror;
 mod place;
 #[cfg(test)]
 mod tests;

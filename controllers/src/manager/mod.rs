@@ -24,6 +24,7 @@ use crate::deployment::Deployments;
 use crate::disruption::Disruption;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
+use crate::endpointslice::mirror::Mirror;
 use crate::gc::GarbageCollector;
 use crate::job::Jobs;
 use crate::namespace::Namespaces;
@@ -33,7 +34,7 @@ use crate::node::lifecycle::{self, NodeLifecycle};
 use crate::node::podgc::PodGc;
 use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
-use crate::replicaset::ReplicaSets;
+use crate::replicaset::{ReplicaSets, ReplicationControllers};
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
 use crate::statefulset::StatefulSets;
@@ -103,10 +104,12 @@ impl Table {
 fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder) -> Result<Table, Error> {
     let mut t = Table { config, client, caches, recorder, starts: Vec::new() };
     t.add("replicaset", "replicaset-controller", |t, _| ReplicaSets::new(&t.caches));
+    t.add("replicationcontroller", "replication-controller", |t, _| ReplicationControllers::new(&t.caches));
     t.add("deployment", "deployment-controller", |t, _| Deployments::new(&t.caches));
     t.add("endpointslice", "endpointslice-controller", |t, _| {
         EndpointSlices::new(&t.caches, t.config.max_endpoints_per_slice)
     });
+    t.add("endpointslicemirroring", "endpointslicemirroring-controller", |t, _| Mirror::new(&t.caches));
     t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
     t.add("namespace", "namespace-controller", |t, client| Namespaces::new(&t.caches, client));
     t.add("serviceaccount", "service-account-controller", |t, _| ServiceAccounts::new(&t.caches));

@@ -1,5 +1,7 @@
-//! ReplicaSet: keeps the wanted number of pods of a template.
+//! ReplicaSet and ReplicationController: keep the wanted number of pods of a template. The two kinds differ in
+//! their selectors' form and in their names; [`Replicates`] is all that is told apart.
 
+mod kind;
 mod reconcile;
 #[cfg(test)]
 mod tests;
@@ -8,50 +10,59 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 
-use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS, Store};
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::pods;
 use crate::runner::{Controller, Failure, Queue, ViewError};
 
+pub use kind::Replicates;
 pub use reconcile::{View, reconcile};
 
-/// The controller. Keys are ReplicaSets.
-pub struct ReplicaSets {
+/// The controller of ReplicaSets.
+pub type ReplicaSets = Replicas<ReplicaSet>;
+/// The controller of ReplicationControllers.
+pub type ReplicationControllers = Replicas<ReplicationController>;
+
+/// The controller of one kind. Keys are the kind's objects.
+pub struct Replicas<K> {
     caches: Arc<Caches>,
+    store: fn(&Caches) -> &Store<K>,
 }
 
-impl ReplicaSets {
+impl<K: Replicates> Replicas<K> {
     /// A controller on these caches.
     pub fn new(caches: &Arc<Caches>) -> Self {
-        Self { caches: caches.clone() }
+        Self { caches: caches.clone(), store: K::store }
     }
 
-    /// The ReplicaSets that a pod concerns: its controller, or for an orphan all that select it.
+    fn sets(&self) -> &Store<K> {
+        (self.store)(&self.caches)
+    }
+
+    /// The objects that a pod concerns: its controller, or for an orphan all that select it.
     fn keys_of(&self, pod: &Pod) -> Vec<Key> {
         let namespace = object::namespace(pod);
         if let Some(owner) = object::controller_ref(&pod.metadata) {
-            let ours = owner.kind == "ReplicaSet" && owner.api_version.starts_with("apps/");
+            let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+            let ours = owner.kind == K::kind(&()) && group == K::group(&());
             return ours.then(|| Key::new(namespace, &owner.name)).into_iter().collect();
         }
-        let selects = |set: &ReplicaSet| {
-            let selector = set.spec.as_ref().and_then(|s| object::selector(&s.selector));
-            selector.is_some_and(|s| object::matches(&s, &pod.metadata.labels))
-        };
+        let selects = |set: &K| set.selector().is_some_and(|s| object::matches(&s, &pod.metadata.labels));
         object::label_buckets(namespace, &pod.metadata.labels)
             .iter()
-            .flat_map(|bucket| self.caches.replica_sets.by_index(BY_SELECTOR, bucket))
+            .flat_map(|bucket| self.sets().by_index(BY_SELECTOR, bucket))
             .filter(|set| selects(set))
             .map(|set| Key::of(set.as_ref()))
             .collect()
     }
 
     /// The active pods of all sets with the same owner as `set`, itself included.
-    fn related(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
-        let siblings = match object::controller_ref(&set.metadata) {
-            Some(owner) => self.caches.replica_sets.by_index(BY_CONTROLLER, &owner.uid),
+    fn related(&self, set: &K) -> Vec<Arc<Pod>> {
+        let siblings = match object::controller_ref(set.meta()) {
+            Some(owner) => self.sets().by_index(BY_CONTROLLER, &owner.uid),
             None => return self.caches.pods.by_index(BY_CONTROLLER, object::uid(set)),
         };
         siblings
@@ -63,20 +74,20 @@ impl ReplicaSets {
 }
 
 #[async_trait]
-impl Controller for ReplicaSets {
-    type View = View;
+impl<K: Replicates> Controller for Replicas<K> {
+    type View = View<K>;
 
     fn name(&self) -> &'static str {
-        "replicaset"
+        K::NAME
     }
 
     fn component(&self) -> &'static str {
-        "replicaset-controller"
+        K::COMPONENT
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
         let q = queue.clone();
-        self.caches.replica_sets.on_change(move |change| q.add(change.key.clone()));
+        self.sets().on_change(move |change| q.add(change.key.clone()));
         let (this, q) = (self.clone(), queue.clone());
         self.caches.pods.on_change(move |change| {
             for pod in change.states() {
@@ -87,15 +98,15 @@ impl Controller for ReplicaSets {
         });
     }
 
-    async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View>, ViewError> {
-        let Some(set) = self.caches.replica_sets.get(key) else { return Ok(None) };
+    async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View<K>>, ViewError> {
+        let Some(set) = self.sets().get(key) else { return Ok(None) };
         let mut candidates = self.caches.pods.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
         candidates.extend(self.caches.pods.by_index(ORPHANS, &key.namespace));
         let related = self.related(&set);
         Ok(Some(View { set, candidates, related, prior: prior.cloned() }))
     }
 
-    fn reconcile(&self, view: &View, now: jiff::Timestamp) -> Plan {
+    fn reconcile(&self, view: &View<K>, now: jiff::Timestamp) -> Plan {
         reconcile(view, now)
     }
 }

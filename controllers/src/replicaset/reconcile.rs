@@ -1,10 +1,10 @@
-//! The pure part of the ReplicaSet controller.
+//! The pure part of the controller.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::apps::v1::{ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::claim::{Claims, claim};
@@ -13,13 +13,15 @@ use crate::plan::{Act, Note, Plan, Step};
 use crate::pods;
 use crate::runner::Failure;
 
+use super::Replicates;
+
 /// How many pods one plan creates or deletes at most.
 const BURST: usize = 500;
 
-/// What a decision about a ReplicaSet rests on.
-pub struct View {
+/// What a decision about a set of pods rests on.
+pub struct View<K> {
     /// The set.
-    pub set: Arc<ReplicaSet>,
+    pub set: Arc<K>,
     /// Its pods and the orphans of its namespace.
     pub candidates: Vec<Arc<Pod>>,
     /// The active pods of all sets with the same owner.
@@ -28,14 +30,13 @@ pub struct View {
     pub prior: Option<Failure>,
 }
 
-/// Decides about a ReplicaSet.
-pub fn reconcile(view: &View, now: Timestamp) -> Plan {
+/// Decides about a set of pods.
+pub fn reconcile<K: Replicates>(view: &View<K>, now: Timestamp) -> Plan {
     let mut plan = Plan::new();
     let set = view.set.as_ref();
-    let Some(spec) = &set.spec else { return plan };
-    let Some(selector) = object::selector(&spec.selector) else { return plan };
-    let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
-    let min_ready = spec.min_ready_seconds.unwrap_or(0);
+    let Some(selector) = set.selector() else { return plan };
+    let wanted = usize::try_from(set.replicas()).unwrap_or(0);
+    let min_ready = set.min_ready_seconds();
 
     let (ended, living): (Vec<_>, Vec<_>) =
         view.candidates.iter().cloned().partition(|pod| !pods::is_active(pod));
@@ -59,20 +60,22 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
             plan.requeue(next.max(Duration::from_millis(100)));
         }
     }
-    let mut updated = set.clone();
-    updated.status = Some(status);
-    if set.status != updated.status {
-        plan.update_status(set, &updated);
-    }
+    plan.update_status(set, &set.with_status(status));
     plan
 }
 
 /// Creates what is missing or deletes what is too much.
-fn manage(plan: &mut Plan, view: &View, pods: &mut [Arc<Pod>], wanted: usize, now: Timestamp) {
+fn manage<K: Replicates>(
+    plan: &mut Plan,
+    view: &View<K>,
+    pods: &mut [Arc<Pod>],
+    wanted: usize,
+    now: Timestamp,
+) {
     let set = view.set.as_ref();
     let about = || object::reference(set);
     if pods.len() < wanted {
-        let Some(template) = set.spec.as_ref().and_then(|s| s.template.as_ref()) else { return };
+        let Some(template) = set.template() else { return };
         let act = Act::create(&pods::from_template(template, set))
             .ok(Note::normal(about(), "SuccessfulCreate", "Created pod: {name}"))
             .err(Note::warning(about(), "FailedCreate", "Error creating: {error}"));
@@ -92,8 +95,8 @@ fn manage(plan: &mut Plan, view: &View, pods: &mut [Arc<Pod>], wanted: usize, no
     }
 }
 
-fn status(
-    view: &View,
+fn status<K: Replicates>(
+    view: &View<K>,
     pods: &[Arc<Pod>],
     terminating: usize,
     wanted: usize,
@@ -101,9 +104,8 @@ fn status(
     now: Timestamp,
 ) -> ReplicaSetStatus {
     let set = view.set.as_ref();
-    let old = set.status.clone().unwrap_or_default();
-    let template = set.spec.as_ref().and_then(|s| s.template.as_ref());
-    let template_labels = template.and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.clone());
+    let old = set.status();
+    let template_labels = set.template().and_then(|t| t.metadata.as_ref()).and_then(|m| m.labels.clone());
     let template_labels = template_labels.unwrap_or_default();
     let count = |test: &dyn Fn(&Pod) -> bool| number(pods.iter().filter(|p| test(p)).count());
 
@@ -128,7 +130,7 @@ fn status(
         ready_replicas: Some(count(&pods::is_ready)),
         available_replicas: Some(count(&|p| pods::is_available(p, min_ready, now))),
         terminating_replicas: Some(number(terminating)),
-        observed_generation: set.metadata.generation,
+        observed_generation: set.meta().generation,
         conditions: (!conditions.is_empty()).then_some(conditions),
     }
     .normalized(&old)

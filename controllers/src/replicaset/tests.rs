@@ -1,7 +1,9 @@
 //! Cases and properties of the ReplicaSet controller.
 
 use k8s_openapi::api::apps::v1::ReplicaSetSpec;
-use k8s_openapi::api::core::v1::{PodCondition, PodSpec, PodStatus, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{
+    PodCondition, PodSpec, PodStatus, PodTemplateSpec, ReplicationControllerSpec,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use proptest::prelude::*;
 
@@ -304,4 +306,40 @@ async fn a_set_that_is_being_deleted_makes_nothing() {
     assert!(active(&h).is_empty());
     let plan = h.plan(&Key::new("ns", "web")).await;
     assert!(plan.acts().all(|a| !matches!(a.action, Action::Create { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replication_controller_adopts_makes_and_reports() {
+    let mut h: Harness<ReplicationControllers> =
+        Harness::new(|caches, _| ReplicationControllers::new(caches));
+    h.model.lock().put(&stray("loose", "old"));
+    // A ReplicaSet of the same name and labels owns pods of its own.
+    let set = h.model.lock().put(&set("old", 1));
+    let mut foreign = stray("foreign", "old");
+    foreign.metadata.owner_references = Some(vec![object::new_controller_ref(&set)]);
+    h.model.lock().put(&foreign);
+    h.model.lock().put(&ReplicationController {
+        metadata: ObjectMeta { name: Some("old".into()), namespace: Some("ns".into()), ..Default::default() },
+        spec: Some(ReplicationControllerSpec {
+            replicas: Some(2),
+            selector: labels("old"),
+            template: Some(PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: labels("old"), ..Default::default() }),
+                spec: Some(PodSpec::default()),
+            }),
+            ..Default::default()
+        }),
+        status: None,
+    });
+    h.settle(100).await;
+    let pods: Vec<Pod> = h.model.lock().list();
+    let mine =
+        |p: &&Pod| object::controller_ref(&p.metadata).is_some_and(|r| r.kind == "ReplicationController");
+    let owned: Vec<_> = pods.iter().filter(mine).collect();
+    assert_eq!(owned.len(), 2);
+    assert!(owned.iter().any(|p| p.metadata.name.as_deref() == Some("loose")), "the orphan was adopted");
+    assert_eq!(object::controller_ref(&owned[0].metadata).unwrap().api_version, "v1");
+    let status = h.model.lock().get::<ReplicationController>("ns", "old").unwrap().status.unwrap();
+    assert_eq!((status.replicas, status.fully_labeled_replicas), (2, Some(2)));
+    assert!(h.plan(&Key::new("ns", "old")).await.is_empty(), "at rest nothing is written");
 }

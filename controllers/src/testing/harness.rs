@@ -178,6 +178,7 @@ fn give(caches: &Caches, event: &Logged) {
         "endpoints" => feed(&caches.endpoints, event),
         "endpointslices" => feed(&caches.slices, event),
         "replicasets" => feed(&caches.replica_sets, event),
+        "replicationcontrollers" => feed(&caches.replication_controllers, event),
         "deployments" => feed(&caches.deployments, event),
         "statefulsets" => feed(&caches.stateful_sets, event),
         "daemonsets" => feed(&caches.daemon_sets, event),

@@ -27,6 +27,7 @@ pub const KINDS: &[(&str, &str, &str, &str, bool)] = &[
     ("", "v1", "endpoints", "Endpoints", true),
     ("", "v1", "events", "Event", true),
     ("", "v1", "serviceaccounts", "ServiceAccount", true),
+    ("", "v1", "replicationcontrollers", "ReplicationController", true),
     ("apps", "v1", "replicasets", "ReplicaSet", true),
     ("apps", "v1", "deployments", "Deployment", true),
     ("apps", "v1", "statefulsets", "StatefulSet", true),

@@ -340,6 +340,7 @@ fn has_status(kind: &Kind) -> bool {
         "pods"
             | "nodes"
             | "replicasets"
+            | "replicationcontrollers"
             | "deployments"
             | "statefulsets"
             | "daemonsets"

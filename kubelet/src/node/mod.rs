@@ -46,19 +46,38 @@ impl NodeKeeper {
         Api::all(self.client.clone())
     }
 
-    /// Registers the node, then reports and renews.
+    /// Registers the node, then reports and renews. A Node that somebody deletes meanwhile stays away, as with
+    /// Kubernetes' kubelet, until this kubelet starts anew or somebody makes the Node.
     pub async fn run(self, stop: CancellationToken) {
-        let node = tokio::select! {
+        let mut node = tokio::select! {
             () = stop.cancelled() => return,
             node = self.register() => node,
         };
         let uid = node.metadata.uid.clone().unwrap_or_default();
         self.event("Starting", "Starting kubelet.", &uid);
-        let lease = lease::keep(self.client.clone(), self.config.clone(), uid.clone());
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = lease => {}
-            () = self.report(node, uid) => {}
+        loop {
+            let uid = node.metadata.uid.clone().unwrap_or_default();
+            let lease = lease::keep(self.client.clone(), self.config.clone(), uid.clone());
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = lease => {}
+                () = self.report(node, uid) => {}
+            }
+            tracing::warn!("the Node was deleted: it comes back when this kubelet starts anew");
+            node = tokio::select! {
+                () = stop.cancelled() => return,
+                node = self.until_made() => node,
+            };
+        }
+    }
+
+    /// Waits until somebody makes the Node.
+    async fn until_made(&self) -> Node {
+        let nodes = watcher::watch_object(self.api(), &self.config.node_name).backoff(Retry::default());
+        let mut made = std::pin::pin!(nodes.filter_map(async |node| node.ok().flatten()));
+        match made.next().await {
+            Some(node) => node,
+            None => std::future::pending().await,
         }
     }
 
@@ -127,7 +146,7 @@ impl NodeKeeper {
         api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await
     }
 
-    /// Reports the status when it changes, and every five minutes.
+    /// Reports the status when it changes, and every five minutes, until the Node is deleted.
     async fn report(&self, node: Node, uid: String) {
         let started = tokio::time::Instant::now();
         let mut seen = Seen { published: node.status, ..Seen::default() };
@@ -167,11 +186,7 @@ impl NodeKeeper {
                     () = &mut pause => break,
                     node = nodes.next() => match node {
                         Some(Ok(Some(node))) => if seen.heed(&node) { break },
-                        Some(Ok(None)) => {
-                            // Somebody deleted the node: it is here, so it comes back.
-                            seen.published = self.register().await.status;
-                            break;
-                        }
+                        Some(Ok(None)) => return,
                         Some(Err(e)) => tracing::debug!("watching the node: {e}"),
                         None => break,
                     },

@@ -288,7 +288,7 @@ async fn killed_at_any_moment_it_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_node_is_registered_and_alive() {
-    let node = Node::start_with(|_, c| c.lease_interval = Duration::from_millis(50)).await;
+    let mut node = Node::start_with(|_, c| c.lease_interval = Duration::from_millis(50)).await;
     let ready = |n: Option<&Value>| n.filter(|n| condition(n, "Ready") == Some("True")).cloned();
     let n = node.api.wait("nodes", "", "node", ready).await;
     assert_eq!(n["metadata"]["labels"]["kubernetes.io/hostname"], "node");
@@ -304,7 +304,17 @@ async fn the_node_is_registered_and_alive() {
     // The pod CIDR goes to the runtime as soon as it is given.
     node.api.edit("nodes", "", "node", |n| n["spec"]["podCIDR"] = json!("10.244.3.0/24"));
     eventually(|| node.cri.state.lock().calls.contains(&"pod-cidr 10.244.3.0/24".to_owned())).await;
-    // A node that somebody deleted comes back.
+    // A node that somebody deleted stays away while pods go on, until its kubelet starts anew or somebody makes it.
     node.api.delete("nodes", "", "node", Some(0));
+    node.pod("after", one());
+    node.wait_ready("after").await;
+    assert!(node.api.get("nodes", "", "node").is_none());
+    node.kill().await;
+    node.boot();
+    node.api.wait("nodes", "", "node", ready).await;
+    node.api.delete("nodes", "", "node", Some(0));
+    node.pod("again", one());
+    node.wait_ready("again").await;
+    node.api.put("/api/v1/nodes", json!({"metadata": {"name": "node", "uid": "another"}}));
     node.api.wait("nodes", "", "node", ready).await;
 }

@@ -76,13 +76,15 @@ async fn echo(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Loads each target for `span`, in turns, and prints a line of JSON with the rates per second of each target.
+/// Loads each target for `span`, in turns, and prints a line of JSON with the rates per second of each target. Every
+/// other round goes through the targets backwards, so that none is always the one that comes after another.
 pub async fn load(targets: &[SocketAddr], mode: Mode, rounds: usize, span: Duration) -> Result<()> {
     let mut rates = vec![Vec::new(); targets.len()];
     // One round to warm up, which does not count.
     for round in 0..=rounds {
-        for (at, target) in targets.iter().enumerate() {
-            let rate = one_round(*target, mode, span).await?;
+        for turn in 0..targets.len() {
+            let at = if round % 2 == 0 { turn } else { targets.len() - 1 - turn };
+            let rate = one_round(targets[at], mode, span).await?;
             if round > 0 {
                 rates[at].push(rate);
             }

@@ -15,8 +15,20 @@ use report::Report;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// The control plane alone
+    /// The control plane alone: all of the following but the nodes
     Api,
+    /// Start and idle memory
+    Start,
+    /// Creates, patches, gets, deletes
+    Requests,
+    /// Lists
+    Lists,
+    /// Watches
+    Watches,
+    /// 100,000 pods
+    Memory,
+    /// The etcd engine
+    Etcd,
     /// Pods and Services on two nodes of a sandbox
     Nodes,
 }
@@ -71,9 +83,27 @@ async fn main() -> Result<()> {
 
 async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
-    let wanted = |part| parts.is_empty() || parts.contains(&part);
-    if wanted(Part::Api) {
-        api::run(&binary, &mut report).await?;
+    let wanted = |part| {
+        let of_api = part != Part::Nodes && parts.contains(&Part::Api);
+        parts.is_empty() || parts.contains(&part) || of_api
+    };
+    if wanted(Part::Start) {
+        api::start(&binary, &mut report).await?;
+    }
+    if wanted(Part::Requests) {
+        api::requests(&binary, &mut report).await?;
+    }
+    if wanted(Part::Lists) {
+        api::lists(&binary, &mut report).await?;
+    }
+    if wanted(Part::Watches) {
+        api::watches(&binary, &mut report).await?;
+    }
+    if wanted(Part::Memory) {
+        api::memory(&binary, &mut report).await?;
+    }
+    if wanted(Part::Etcd) {
+        api::etcd(&mut report).await?;
     }
     if wanted(Part::Nodes) {
         nodes::run(&binary, &mut report).await?;
