@@ -170,7 +170,11 @@ impl Type {
                 return format!("{full}{rest}");
             }
         }
-        if self.name.starts_with("io.k8s.") { self.name.to_owned() } else { format!("io.k8s.api.{}", self.name) }
+        if self.name.starts_with("io.k8s.") {
+            self.name.to_owned()
+        } else {
+            format!("io.k8s.api.{}", self.name)
+        }
     }
 }
 
@@ -412,7 +416,9 @@ mod tests {
         let extra = find("authentication.v1.UserInfo").and_then(|t| t.field("extra")).expect("extra");
         assert!(matches!(extra.ty.shape(), Shape::Map(inner) if matches!(inner.shape(), Shape::List(_))));
         assert_eq!(spec.openapi_name(), "io.k8s.api.core.v1.PodSpec");
-        assert!(all().iter().all(|t| find_openapi(&t.openapi_name()).is_some_and(|found| found.name == t.name)));
+        assert!(
+            all().iter().all(|t| find_openapi(&t.openapi_name()).is_some_and(|found| found.name == t.name))
+        );
         assert_eq!(
             object_meta().map(Type::openapi_name).as_deref(),
             Some("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")

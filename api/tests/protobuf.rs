@@ -107,7 +107,8 @@ fn lists_of_objects_survive_as_items() {
     assert_eq!(found, 1, "one entry of data");
     assert!(encode(&json!({"kind": "WidgetList", "apiVersion": "example.com/v1", "items": []})).is_err());
     assert!(encode(&json!({"kind": "Widget", "apiVersion": "example.com/v1"})).is_err());
-    let partial = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "items": [item]});
+    let partial =
+        json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "items": [item]});
     assert!(encode(&partial).is_ok());
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use hawser_api::kinds::{Kind, StorageLocation};
+use serde_json::Value;
 
 use crate::access::GroupResource;
 use crate::cache::ResourceCache;
@@ -24,12 +25,25 @@ pub struct Row {
     stored: Option<Arc<Kind>>,
     /// Shared by all versions of one resource; None for what is not stored.
     pub cache: Option<Arc<ResourceCache>>,
+    /// Schema of a kind defined at run time.
+    pub schema: Option<Arc<dyn DefinedSchema>>,
+}
+
+/// The schema of a kind defined at run time, for OpenAPI. Made when it is asked for, so that nothing is kept twice.
+pub trait DefinedSchema: Send + Sync {
+    /// The objects' schema as OpenAPI v3 has it, `$ref`s excepted: of an object, with `properties`.
+    fn openapi(&self) -> Value;
 }
 
 impl Row {
     /// The row of the stored version.
     pub fn stored_kind(&self) -> &Arc<Kind> {
         self.stored.as_ref().unwrap_or(&self.kind)
+    }
+
+    /// The schema of the objects of a kind defined at run time; None for one that keeps everything.
+    pub fn openapi(&self) -> Option<Value> {
+        self.schema.as_ref().map(|s| s.openapi())
     }
 
     /// Whether objects of this row are stored as they are served.
@@ -118,7 +132,8 @@ impl Table {
                 table.caches.push(cache.clone());
                 table.by_prefix.insert(cache.prefix().to_owned(), cache.clone());
             }
-            let row = Arc::new(Row { head: Head::new(kind), kind: kind.clone(), stored, cache });
+            let row =
+                Arc::new(Row { head: Head::new(kind), kind: kind.clone(), stored, cache, schema: None });
             table.by_path.insert(path_key(&kind.group, &kind.version, &kind.plural), row.clone());
             table.by_kind.insert((kind.api_version(), kind.kind.clone()), row.clone());
             let resource = GroupResource::new(&*kind.group, &*kind.plural);

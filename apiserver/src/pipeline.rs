@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use futures::StreamExt as _;
 use hawser_api::status::Status;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, WARNING};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, USER_AGENT, WARNING};
 use http::{Method, Request, Response};
 use http_body_util::StreamBody;
 use parking_lot::Mutex;
@@ -17,7 +17,7 @@ use crate::discovery::{self, Discovery};
 use crate::health::Health;
 use crate::kinds::{Row, Table};
 use crate::metrics::Metrics;
-use crate::negotiate::{self, Accepted, Encoding};
+use crate::negotiate::{self, Accepted, Encoding, Offer};
 use crate::openapi::OpenApi;
 use crate::registry::subresource::binding;
 use crate::registry::virtual_read;
@@ -107,11 +107,20 @@ impl Pipeline {
         let info = RequestInfo::parse(request.method(), request.uri());
         let accept_encoding =
             request.headers().get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let (errors, pretty) = {
+            let text = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+            let pretty = !info.path.starts_with("/openapi/")
+                && negotiate::pretty(info.param("pretty"), text(USER_AGENT));
+            (negotiate::accept_error(text(ACCEPT)), pretty)
+        };
         let mut response = match self.identify(&mut request, &info).await {
             Ok(user) => self.route(request, &info, user).await,
             Err(status) => Err(status),
         }
-        .unwrap_or_else(|status| respond::status(&status, Encoding::Json));
+        .unwrap_or_else(|status| respond::status(&status, errors));
+        if pretty {
+            respond::indent(&mut response);
+        }
         respond::gzip(&mut response, accept_encoding.as_deref());
         let code = response.status().as_u16();
         let (group, resource, sub) = if info.is_resource {
@@ -206,12 +215,13 @@ impl Pipeline {
     ) -> Result<Response<Body>, Status> {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(ACCEPT).and_then(|v| v.to_str().ok());
-        let list = matches!(info.verb, "list" | "deletecollection");
-        let mut accepted = negotiate::accept(accept, list, true)?;
-        accepted.pretty = info.flag("pretty");
-        if info.verb == "watch" && accepted.encoding == Encoding::Yaml {
-            return Err(Status::not_acceptable());
-        }
+        let offer = Offer {
+            list: matches!(info.verb, "list" | "deletecollection"),
+            watch: info.verb == "watch",
+            protobuf: row.kind.builtin,
+        };
+        let accepted = negotiate::accept(accept, offer)?;
+        let errors = negotiate::accept_error(accept);
         let include = table::include(info.param("includeObject"), accepted.transform)?;
         let call = Call {
             info,
@@ -230,7 +240,10 @@ impl Pipeline {
             Ok(answer) => self.render(&call, answer, &renderer),
             Err(status) => Err(status),
         }
-        .unwrap_or_else(|status| respond::status(&status, accepted.encoding));
+        .unwrap_or_else(|status| respond::status(&status, errors));
+        if accepted.pretty {
+            respond::indent(&mut response);
+        }
         for text in call.warnings.lock().iter() {
             if let Some(value) = respond::warning(text) {
                 response.headers_mut().append(WARNING, value);
@@ -282,6 +295,7 @@ impl Pipeline {
         let Accepted { encoding, .. } = call.accepted;
         let content_type = encoding.content_type();
         Ok(match answer {
+            Answer::Entry(entry) => respond::bytes_answer(200, renderer.entry(&entry)?, content_type),
             Answer::Stored(code, value, revision) => {
                 respond::bytes_answer(code, renderer.stored(&value, revision)?, content_type)
             }
@@ -304,8 +318,11 @@ impl Pipeline {
                     let _counted = &metrics;
                     Ok::<_, std::convert::Infallible>(http_body::Frame::data(chunk))
                 });
-                let mut response =
-                    respond::bytes_answer(200, Body::new(StreamBody::new(stream)), content_type);
+                let mut response = respond::bytes_answer(
+                    200,
+                    Body::new(StreamBody::new(stream)),
+                    encoding.stream_content_type(),
+                );
                 response
                     .headers_mut()
                     .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));

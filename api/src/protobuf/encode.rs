@@ -35,7 +35,9 @@ pub enum EncodeError {
 /// For kinds without messages and for JSON that is not of the kind's type.
 pub fn encode(object: &Value) -> Result<Vec<u8>, EncodeError> {
     let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
-    let (api_version, kind) = (text("apiVersion"), text("kind"));
+    // Discovery's documents of the core group say nothing of their version.
+    let api_version = Some(text("apiVersion")).filter(|v| !v.is_empty()).unwrap_or("v1");
+    let kind = text("kind");
     let mut raw = Vec::with_capacity(512);
     match find(api_version, kind) {
         Some(ty) => message(ty, object, &mut raw)?,
@@ -58,8 +60,7 @@ pub fn knows(api_version: &str, kind: &str) -> bool {
 /// A list, which has no type of its own in the table: `{1: ListMeta, 2: repeated item}`; or an object of which only
 /// the metadata is wanted.
 fn items(api_version: &str, kind: &str, object: &Value, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-    let unknown =
-        || EncodeError::UnknownKind { api_version: api_version.to_owned(), kind: kind.to_owned() };
+    let unknown = || EncodeError::UnknownKind { api_version: api_version.to_owned(), kind: kind.to_owned() };
     let partial = api_version.starts_with("meta.k8s.io/");
     if partial && kind == "PartialObjectMetadata" {
         return metadata_only(object, out);

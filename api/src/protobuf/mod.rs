@@ -11,6 +11,7 @@ mod wire;
 
 pub use decode::{Error, decode};
 pub use encode::{
-    EncodeError, encode, envelope, envelope_head, item_head, knows, list_meta, message_of_json, metadata_only, watch_frame,
+    EncodeError, encode, envelope, envelope_head, item_head, knows, list_meta, message_of_json,
+    metadata_only, watch_frame,
 };
 pub use wire::{nested, put_bytes, put_fixed64, put_varint_field};

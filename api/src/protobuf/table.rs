@@ -83,10 +83,12 @@ fn places(messages: &HashMap<&'static str, Message>, name: &str) -> HashMap<&'st
             Entry::Field { name, mark } => {
                 found.insert(*name, Place { path: Vec::new(), number: *number, mark: *mark });
             }
-            Entry::Inline(inner) => found.extend(places(messages, inner).into_iter().map(|(name, mut place)| {
-                place.path.insert(0, *number);
-                (name, place)
-            })),
+            Entry::Inline(inner) => {
+                found.extend(places(messages, inner).into_iter().map(|(name, mut place)| {
+                    place.path.insert(0, *number);
+                    (name, place)
+                }))
+            }
         }
     }
     found

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use hawser_api::kinds::Kind;
@@ -86,9 +86,16 @@ pub struct Entry {
     pub value: Bytes,
     /// What selectors ask for.
     pub facts: Facts,
+    /// The object as a protobuf message of the stored version, once someone has asked for it.
+    pub message: OnceLock<Bytes>,
 }
 
 impl Entry {
+    /// An entry whose facts are known.
+    pub fn new(key: Arc<str>, revision: u64, value: Bytes, facts: Facts) -> Self {
+        Self { key, revision, value, facts, message: OnceLock::new() }
+    }
+
     /// Makes an entry from stored bytes. Bytes that another program wrote in another order are encoded anew.
     ///
     /// # Errors
@@ -102,11 +109,11 @@ impl Entry {
     ) -> Result<Self, serde_json::Error> {
         if head.fits(&value) {
             let facts = Facts::parse(kind, &value)?;
-            return Ok(Self { key, revision, value, facts });
+            return Ok(Self::new(key, revision, value, facts));
         }
         let object: Value = serde_json::from_slice(&value)?;
         let facts = Facts::of(kind, &object);
-        Ok(Self { key, revision, value: head.encode(&object), facts })
+        Ok(Self::new(key, revision, head.encode(&object), facts))
     }
 
     /// The bytes after the stored version's head.

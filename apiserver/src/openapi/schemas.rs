@@ -1,129 +1,218 @@
-//! The schema table as OpenAPI schemas.
+//! The schema table as OpenAPI v3 schemas, with upstream's descriptions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hawser_api::kinds::Kind;
+use hawser_api::object::split_api_version;
 use hawser_api::schema::{self, Base, Field, ListType, Presence, Shape, Ty, Type};
 use serde_json::{Map, Value, json};
 
+use super::descriptions::Descriptions;
+
+/// What references begin with.
+pub(super) const PREFIX: &str = "#/components/schemas/";
+
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
 const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
+const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
+const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
-const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+const CRD: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.";
+pub(super) const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
+pub(super) const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
+pub(super) const WATCH_EVENT: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.WatchEvent";
+pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 
-/// Collects the types that some kinds need.
-#[derive(Default)]
-pub(super) struct Collector {
-    types: BTreeMap<String, &'static Type>,
-    kinds: BTreeMap<String, Vec<Value>>,
-    lists: Vec<(String, String, Value)>,
+/// The schema's name of a row's objects: for a kind defined at run time the group backwards, `com.example.v1.Widget`.
+pub(super) fn type_name(kind: &Kind) -> String {
+    match schema::of(kind) {
+        Some(ty) => ty.openapi_name(),
+        None => {
+            let group: Vec<&str> = kind.group.rsplit('.').collect();
+            format!("{}.{}.{}", group.join("."), kind.version, kind.kind)
+        }
+    }
 }
 
-impl Collector {
-    /// Adds a kind, its list, and everything that they are made of.
-    pub(super) fn add_kind(&mut self, kind: &Kind) {
-        let Some(ty) = schema::of(kind) else { return };
-        let gvk = |kind_name: &str| json!({"group": kind.group, "version": kind.version, "kind": kind_name});
-        self.add(ty);
-        self.kinds.entry(ty.openapi_name()).or_default().push(gvk(&kind.kind));
-        if !kind.list_kind.is_empty() {
-            let name = ty.openapi_name();
-            let list = format!("{}List", name);
-            if let Some(meta) = schema::find("meta.v1.ListMeta") {
-                self.add(meta);
-            }
-            self.lists.push((list, name, gvk(&kind.list_kind)));
+/// The schema's name of a row's lists.
+pub(super) fn list_name(kind: &Kind, ty: &str) -> String {
+    match ty.strip_suffix(kind.kind.as_str()) {
+        Some(package) => format!("{package}{}", kind.list_kind),
+        None => format!("{ty}List"),
+    }
+}
+
+/// Makes the schemas that a document refers to.
+pub(super) struct Schemas<'a> {
+    texts: &'a Descriptions,
+    /// Groups and versions of the document; options and events are of each.
+    groups: Vec<(&'a str, &'a str)>,
+    /// What is defined at run time, by name.
+    defined: BTreeMap<String, Value>,
+}
+
+impl<'a> Schemas<'a> {
+    /// For the document of some group versions.
+    pub(super) fn new(texts: &'a Descriptions, groups: Vec<(&'a str, &'a str)>) -> Self {
+        Self { texts, groups, defined: BTreeMap::new() }
+    }
+
+    /// Adds a kind defined at run time; `schema` is that of its objects, None for one that keeps anything.
+    pub(super) fn define(&mut self, kind: &Kind, schema: Option<Value>) {
+        let gvk = |name: &str| json!([{"group": kind.group, "version": kind.version, "kind": name}]);
+        let mut object = schema
+            .filter(Value::is_object)
+            .unwrap_or_else(|| json!({"x-kubernetes-preserve-unknown-fields": true}));
+        object["type"] = json!("object");
+        object["x-kubernetes-group-version-kind"] = gvk(&kind.kind);
+        let pod = self.texts.of("io.k8s.api.core.v1.Pod");
+        for field in ["apiVersion", "kind"] {
+            object["properties"][field] = json!({"type": "string", "description": pod.get(field)});
         }
-        for sub in &kind.subresources {
-            let (group, version) = match (&sub.group, &sub.version) {
-                (Some(g), Some(v)) => (g.as_str(), v.as_str()),
-                _ => (kind.group.as_str(), kind.version.as_str()),
-            };
-            if let Some(ty) = schema::find_kind(&hawser_api::object::api_version(group, version), &sub.kind) {
-                self.add(ty);
-            }
+        // What a schema says about metadata restricts the whole's and is not the type.
+        object["properties"]["metadata"] =
+            json!({"allOf": [reference(OBJECT_META)], "description": pod.get("metadata")});
+        let name = type_name(kind);
+        let mut list = self.list(&name, &format!("{} is a list of {}", kind.list_kind, kind.kind), kind);
+        list["x-kubernetes-group-version-kind"] = gvk(&kind.list_kind);
+        self.defined.insert(list_name(kind, &name), list);
+        self.defined.insert(name, object);
+    }
+
+    /// A list's schema.
+    fn list(&self, item: &str, description: &str, kind: &Kind) -> Value {
+        let pod = self.texts.of("io.k8s.api.core.v1.Pod");
+        let meta = "Standard list metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
+        let mut metadata = json!({"allOf": [reference(LIST_META)], "description": meta});
+        if kind.builtin {
+            metadata["default"] = json!({});
+        }
+        json!({"type": "object", "description": description, "required": ["items"], "properties": {
+            "apiVersion": {"type": "string", "description": pod.get("apiVersion")},
+            "kind": {"type": "string", "description": pod.get("kind")},
+            "metadata": metadata,
+            "items": {"type": "array", "items": reference(item), "description": "List of objects."}}})
+    }
+
+    /// All that paths refer to (`wanted`), and what that refers to, one after the other.
+    pub(super) fn each(&self, wanted: BTreeSet<String>, mut put: impl FnMut(String, Value)) {
+        let mut known = wanted.clone();
+        let mut open: Vec<String> = wanted.into_iter().collect();
+        while let Some(name) = open.pop() {
+            let schema = self.schema(&name);
+            let mut more = BTreeSet::new();
+            references(&schema, &mut more);
+            open.extend(more.into_iter().filter(|name| known.insert(name.clone())));
+            put(name, schema);
         }
     }
 
-    fn add(&mut self, ty: &'static Type) {
-        if self.types.insert(ty.openapi_name(), ty).is_some() {
-            return;
+    fn schema(&self, name: &str) -> Value {
+        if let Some(schema) = self.defined.get(name) {
+            return schema.clone();
         }
+        if let Some(ty) = schema::find_openapi(name) {
+            return self.object(ty);
+        }
+        if let Some(schema) = self.scalar(name) {
+            return schema;
+        }
+        let item =
+            name.strip_suffix("List").and_then(schema::find_openapi).and_then(|ty| Some((ty, ty.kind?)));
+        let Some((ty, kind)) = item else { return json!({"type": "object"}) };
+        let (api_version, kind) = kind.rsplit_once('/').unwrap_or(("", kind));
+        let (group, version) = split_api_version(api_version);
+        let list = format!("{kind}List");
+        let row = Kind { builtin: true, ..Kind::default() };
+        let mut schema = self.list(&ty.openapi_name(), &format!("{list} is a list of {kind} objects."), &row);
+        schema["x-kubernetes-group-version-kind"] =
+            json!([{"group": group, "version": version, "kind": list}]);
+        schema
+    }
+
+    /// What is a scalar or a free value in the schema table and a named schema here.
+    fn scalar(&self, name: &str) -> Option<Value> {
+        let mut schema = match name {
+            TIME | MICRO_TIME => json!({"type": "string", "format": "date-time"}),
+            QUANTITY => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
+            INT_OR_STRING => {
+                json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
+            }
+            RAW | FIELDS | PATCH => json!({"type": "object"}),
+            name if name.starts_with(CRD) => json!({}),
+            _ => return None,
+        };
+        if let Some(text) = self.texts.of(name).get("") {
+            schema["description"] = json!(text);
+        }
+        Some(schema)
+    }
+
+    fn object(&self, ty: &'static Type) -> Value {
+        let name = ty.openapi_name();
+        let texts = self.texts.of(&name);
+        let mut properties = Map::new();
+        let mut required = Vec::new();
         for field in &ty.fields {
-            if let Some(inner) = field.ty.inner_struct() {
-                self.add(inner);
+            properties.insert(field.name.to_owned(), property(ty, field, texts.get(field.name)));
+            if field.required {
+                required.push(field.name);
             }
         }
-    }
-
-    /// All schemas by name; references begin with `prefix`.
-    pub(super) fn finish(self, prefix: &str) -> Value {
-        let mut out = Map::new();
-        for (name, ty) in &self.types {
-            let mut schema = object(ty, prefix);
-            if let Some(kinds) = self.kinds.get(name) {
-                schema["x-kubernetes-group-version-kind"] = json!(kinds);
+        let mut out = json!({"type": "object"});
+        if !properties.is_empty() {
+            out["properties"] = properties.into();
+        }
+        if let Some(text) = texts.get("") {
+            out["description"] = json!(text);
+        }
+        if !required.is_empty() {
+            out["required"] = json!(required);
+        }
+        if ty.atomic {
+            out["x-kubernetes-map-type"] = json!("atomic");
+        }
+        if let Some((api_version, kind)) = ty.kind.and_then(|k| k.rsplit_once('/')) {
+            let (group, version) = split_api_version(api_version);
+            let mut kinds = vec![json!({"group": group, "version": version, "kind": kind})];
+            let everywhere = matches!(name.strip_prefix(META), Some("DeleteOptions" | "WatchEvent"));
+            for (other, its_version) in self.groups.iter().filter(|g| everywhere && **g != (group, version)) {
+                kinds.push(json!({"group": other, "version": its_version, "kind": kind}));
             }
-            out.insert(name.clone(), schema);
+            out["x-kubernetes-group-version-kind"] = json!(kinds);
         }
-        let list_meta = out.contains_key(LIST_META);
-        for (list, item, gvk) in self.lists {
-            let metadata = if list_meta {
-                json!({"$ref": format!("{prefix}{LIST_META}")})
-            } else {
-                json!({"type": "object"})
-            };
-            out.insert(
-                list,
-                json!({"type": "object", "required": ["items"], "x-kubernetes-group-version-kind": [gvk],
-                    "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"},
-                        "metadata": metadata,
-                        "items": {"type": "array", "items": {"$ref": format!("{prefix}{item}")}}}}),
-            );
-        }
-        for (name, schema) in scalars() {
-            out.insert(name.to_owned(), schema);
-        }
-        Value::Object(out)
+        out
     }
 }
 
-fn scalars() -> [(&'static str, Value); 5] {
-    [
-        (TIME, json!({"type": "string", "format": "date-time"})),
-        (MICRO_TIME, json!({"type": "string", "format": "date-time"})),
-        (QUANTITY, json!({"oneOf": [{"type": "string"}, {"type": "number"}]})),
-        (
-            INT_OR_STRING,
-            json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]}),
-        ),
-        (RAW, json!({"type": "object"})),
-    ]
+fn reference(name: &str) -> Value {
+    json!({"$ref": format!("{PREFIX}{name}")})
 }
 
-fn object(ty: &'static Type, prefix: &str) -> Value {
-    let mut properties = Map::new();
-    let mut required = Vec::new();
-    for field in &ty.fields {
-        properties.insert(field.name.to_owned(), property(field, prefix));
-        if field.required {
-            required.push(field.name);
+/// The names of the schemas that a value refers to.
+pub(super) fn references(value: &Value, out: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value {
+                    Value::String(target) if key == "$ref" => {
+                        out.extend(target.strip_prefix(PREFIX).map(str::to_owned));
+                    }
+                    value => references(value, out),
+                }
+            }
         }
+        Value::Array(items) => items.iter().for_each(|v| references(v, out)),
+        _ => {}
     }
-    let mut out = json!({"type": "object", "properties": properties});
-    if !required.is_empty() {
-        out["required"] = json!(required);
-    }
-    if ty.atomic {
-        out["x-kubernetes-map-type"] = json!("atomic");
-    }
-    out
 }
 
-fn property(field: &Field, prefix: &str) -> Value {
-    let mut out = of_type(field.ty, prefix);
+fn property(ty: &Type, field: &Field, description: Option<String>) -> Value {
+    let mut out = of_field(ty, field);
     let is_list = matches!(field.ty.shape(), Shape::List(_));
     if is_list {
         let list = match field.list {
@@ -132,10 +221,10 @@ fn property(field: &Field, prefix: &str) -> Value {
             ListType::Map => "map",
         };
         out["x-kubernetes-list-type"] = json!(list);
-        let keys: Vec<&str> = field.keys().collect();
-        if !keys.is_empty() {
-            out["x-kubernetes-list-map-keys"] = json!(keys);
-        }
+    }
+    let keys: Vec<&str> = field.keys().collect();
+    if !keys.is_empty() {
+        out["x-kubernetes-list-map-keys"] = json!(keys);
     }
     let strategies: Vec<&str> =
         ["merge", "retainKeys", "replace"].into_iter().filter(|s| field.has_patch_strategy(s)).collect();
@@ -148,28 +237,63 @@ fn property(field: &Field, prefix: &str) -> Value {
     if field.atomic && !is_list {
         out["x-kubernetes-map-type"] = json!("atomic");
     }
-    let default = match field.default {
-        Some(text) => Some(serde_json::from_str(text).unwrap_or_else(|_| json!(text))),
-        None if field.presence == Presence::Always && matches!(field.ty.shape(), Shape::Struct(_)) => {
-            Some(json!({}))
-        }
-        None => None,
-    };
-    if let Some(default) = default {
-        // A reference has no room for more beside it.
-        if let Some(target) = out.as_object_mut().and_then(|o| o.remove("$ref")) {
-            out["allOf"] = json!([{"$ref": target}]);
-        }
+    if let Some(default) = default_of(field) {
         out["default"] = default;
+    }
+    if let Some(text) = description {
+        out["description"] = json!(text);
+    }
+    // A reference has no room for more beside it.
+    if let Some(map) = out.as_object_mut().filter(|m| m.len() > 1)
+        && let Some(target) = map.remove("$ref")
+    {
+        map.insert("allOf".into(), json!([{"$ref": target}]));
     }
     out
 }
 
-fn of_type(ty: Ty, prefix: &str) -> Value {
-    let reference = |name: &str| json!({"$ref": format!("{prefix}{name}")});
+/// The schema's own default: what is written, or the zero value of what is written also when empty.
+fn default_of(field: &Field) -> Option<Value> {
+    if let Some(text) = field.default {
+        return Some(serde_json::from_str(text).unwrap_or_else(|_| json!(text)));
+    }
+    if field.presence != Presence::Always {
+        return None;
+    }
+    Some(match field.ty.shape() {
+        Shape::Struct(_) => json!({}),
+        Shape::Scalar(Base::String) => json!(""),
+        Shape::Scalar(Base::Bool) => json!(false),
+        Shape::Scalar(Base::Int32 | Base::Int64 | Base::Number) => json!(0),
+        _ => return None,
+    })
+}
+
+fn of_field(ty: &Type, field: &Field) -> Value {
+    // The unions in the schema of custom resources have names of their own.
+    if ty.name == "apiextensions.v1.JSONSchemaProps" {
+        let union = |name: &str| reference(&format!("{CRD}{name}"));
+        match field.name {
+            "default" | "example" => return union("JSON"),
+            "enum" => return json!({"type": "array", "items": union("JSON")}),
+            "items" => return union("JSONSchemaPropsOrArray"),
+            "additionalItems" | "additionalProperties" => return union("JSONSchemaPropsOrBool"),
+            "dependencies" => {
+                return json!({"type": "object", "additionalProperties": union("JSONSchemaPropsOrStringArray")});
+            }
+            _ => {}
+        }
+    }
+    if field.name == "fieldsV1" {
+        return reference(FIELDS);
+    }
+    of_type(field.ty)
+}
+
+fn of_type(ty: Ty) -> Value {
     match ty.shape() {
-        Shape::List(inner) => json!({"type": "array", "items": of_type(inner, prefix)}),
-        Shape::Map(inner) => json!({"type": "object", "additionalProperties": of_type(inner, prefix)}),
+        Shape::List(inner) => json!({"type": "array", "items": of_type(inner)}),
+        Shape::Map(inner) => json!({"type": "object", "additionalProperties": of_type(inner)}),
         Shape::Struct(t) => reference(&t.openapi_name()),
         Shape::Scalar(base) => match base {
             Base::Bool => json!({"type": "boolean"}),

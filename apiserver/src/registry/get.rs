@@ -27,6 +27,6 @@ impl Registry {
         let name = &call.info.name;
         let entry =
             cache.get(call.namespace(), name).map_err(reloading)?.ok_or_else(|| call.not_found(name))?;
-        Ok(Answer::Stored(200, entry.value.clone(), entry.revision))
+        Ok(Answer::Entry(entry))
     }
 }
