@@ -92,7 +92,16 @@ mod tests {
     }
 
     /// Version information is no type of the crate, and a watch event there is an enum.
-    const UNDESCRIBED: &[&str] = &["io.k8s.apimachinery.pkg.version.Info", "meta.v1.WatchEvent"];
+    const UNDESCRIBED: &[&str] = &[
+        "io.k8s.apimachinery.pkg.version.Info",
+        "meta.v1.WatchEvent",
+        "admissionregistration.v1alpha1.MatchCondition",
+        "apiextensions.v1.ExternalDocumentation",
+        "apiextensions.v1.JSONSchemaProps",
+        "certificates.v1.CertificateSigningRequest.metadata",
+        "meta.v1.GroupResource",
+        "networking.v1.IngressRule.http",
+    ];
 
     #[test]
     fn texts_are_upstreams() {

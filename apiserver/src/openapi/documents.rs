@@ -94,9 +94,11 @@ pub(super) fn write_v3(table: &Table, name: &str, mut writer: Writer) -> Vec<u8>
     }
     writer.close();
     writer.open("components");
-    writer.open("schemas");
-    schemas.each(wanted, |name, schema| writer.put(&name, &schema));
-    writer.close();
+    if !wanted.is_empty() {
+        writer.open("schemas");
+        schemas.each(wanted, |name, schema| writer.put(&name, &schema));
+        writer.close();
+    }
     writer.put("securitySchemes", &security());
     writer.close();
     writer.finish()

@@ -117,7 +117,7 @@ pub(super) fn tag(group: &str, version: Option<&str>) -> String {
     out
 }
 
-fn upper_first(word: &str) -> String {
+pub(super) fn upper_first(word: &str) -> String {
     let mut chars = word.chars();
     chars.next().map(|c| c.to_ascii_uppercase()).into_iter().chain(chars).collect()
 }

@@ -143,7 +143,7 @@ impl<'a> Schemas<'a> {
                 json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
             }
             RAW | FIELDS | PATCH => json!({"type": "object"}),
-            name if name.starts_with(CRD) => json!({}),
+            name if name.strip_prefix(CRD).is_some_and(|n| n.starts_with("JSON")) => json!({}),
             _ => return None,
         };
         if let Some(text) = self.texts.of(name).get("") {
@@ -158,7 +158,8 @@ impl<'a> Schemas<'a> {
         let mut properties = Map::new();
         let mut required = Vec::new();
         for field in &ty.fields {
-            properties.insert(field.name.to_owned(), property(ty, field, texts.get(field.name)));
+            let text = texts.get(field.name).or_else(|| own_text(ty, field.name));
+            properties.insert(field.name.to_owned(), property(ty, field, text));
             if field.required {
                 required.push(field.name);
             }
@@ -176,6 +177,15 @@ impl<'a> Schemas<'a> {
         if ty.atomic {
             out["x-kubernetes-map-type"] = json!("atomic");
         }
+        if let Some((_, discriminator, choices)) = UNIONS.iter().find(|(name, ..)| *name == ty.name) {
+            let fields: Map<String, Value> =
+                choices.iter().map(|c| ((*c).to_owned(), json!(super::paths::upper_first(c)))).collect();
+            let mut union = json!({"fields-to-discriminateBy": fields});
+            if !discriminator.is_empty() {
+                union["discriminator"] = json!(discriminator);
+            }
+            out["x-kubernetes-unions"] = json!([union]);
+        }
         if let Some((api_version, kind)) = ty.kind.and_then(|k| k.rsplit_once('/')) {
             let (group, version) = split_api_version(api_version);
             let mut kinds = vec![json!({"group": group, "version": version, "kind": kind})];
@@ -187,6 +197,44 @@ impl<'a> Schemas<'a> {
         }
         out
     }
+}
+
+/// What the schema table has no word for: type, field, keyword and value; null takes a keyword away.
+const PARTICULARS: &[(&str, &str, &str, Option<&str>)] = &[
+    ("apiregistration.v1.APIServiceSpec", "caBundle", "x-kubernetes-list-type", Some("atomic")),
+    (
+        "core.v1.PersistentVolumeClaimStatus",
+        "allocatedResourceStatuses",
+        "x-kubernetes-map-type",
+        Some("granular"),
+    ),
+    ("core.v1.PersistentVolumeSpec", "claimRef", "x-kubernetes-map-type", Some("granular")),
+    ("meta.v1.APIResource", "verbs", "x-kubernetes-list-type", None),
+];
+
+/// Types of which one field is set: the field that says which, if there is one, and the choices.
+const UNIONS: &[(&str, &str, &[&str])] = &[
+    ("core.v1.AppArmorProfile", "type", &["localhostProfile"]),
+    ("core.v1.PodSchedulingGroup", "", &["podGroupName"]),
+    ("core.v1.SeccompProfile", "type", &["localhostProfile"]),
+    ("flowcontrol.v1.LimitResponse", "type", &["queuing"]),
+    ("flowcontrol.v1.PriorityLevelConfigurationSpec", "type", &["exempt", "limited"]),
+    ("flowcontrol.v1.Subject", "kind", &["group", "serviceAccount", "user"]),
+    ("scheduling.v1alpha2.PodGroupSchedulingPolicy", "", &["basic", "gang"]),
+    ("scheduling.v1alpha2.PodGroupTemplateReference", "", &["workload"]),
+];
+
+/// The words for the event of a watch, which is no struct in the crate that has the others.
+fn own_text(ty: &Type, field: &str) -> Option<String> {
+    let text = match (ty.name, field) {
+        ("meta.v1.WatchEvent", "type") => "What happened: ADDED, MODIFIED, DELETED, BOOKMARK or ERROR.",
+        ("meta.v1.WatchEvent", "object") => {
+            "The object after what happened, or its last state when it is deleted; of a BOOKMARK only kind, \
+             apiVersion and resourceVersion are set; of an ERROR it is a Status."
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
 }
 
 fn reference(name: &str) -> Value {
@@ -236,6 +284,13 @@ fn property(ty: &Type, field: &Field, description: Option<String>) -> Value {
     }
     if field.atomic && !is_list {
         out["x-kubernetes-map-type"] = json!("atomic");
+    }
+    for (_, _, keyword, value) in PARTICULARS.iter().filter(|p| (p.0, p.1) == (ty.name, field.name)) {
+        match (value, out.as_object_mut()) {
+            (Some(value), Some(map)) => drop(map.insert((*keyword).to_owned(), json!(value))),
+            (None, Some(map)) => drop(map.remove(*keyword)),
+            (_, None) => {}
+        }
     }
     if let Some(default) = default_of(field) {
         out["default"] = default;
