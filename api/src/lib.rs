@@ -4,16 +4,23 @@
 //! Nothing here reads a clock, draws randomness or does input or output; such values are arguments.
 #![forbid(unsafe_code)]
 
+pub mod cel;
 pub mod convert;
 pub mod crd;
 pub mod decode;
 pub mod defaults;
+pub mod exposition;
 pub mod kinds;
+pub mod limits;
+pub mod managed;
 pub mod names;
 pub mod object;
 pub mod patch;
+pub mod podsecurity;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
+pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod status;

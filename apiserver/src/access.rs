@@ -5,13 +5,14 @@
 //! is [`ObjectReader`], a read-only window on the watch caches, and [`LocalApi`], the whole pipeline called in
 //! process. Nothing behind these traits touches storage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use hawser_api::status::Status;
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -200,8 +201,47 @@ pub struct AdmissionRequest<'a> {
     pub dry_run: bool,
     /// CreateOptions, UpdateOptions, PatchOptions or DeleteOptions.
     pub options: &'a Value,
-    /// Texts for `Warning:` headers.
-    pub warnings: Vec<String>,
+    /// Texts for `Warning:` headers, in both halves of admission.
+    pub warnings: Mutex<Vec<String>>,
+    /// Whether plugins that have seen the object want to see it again.
+    pub reinvocation: Reinvocation,
+}
+
+impl AdmissionRequest<'_> {
+    /// Adds a text for a `Warning:` header.
+    pub fn warn(&self, text: impl Into<String>) {
+        self.warnings.lock().push(text.into());
+    }
+}
+
+/// Memory of the mutating half: it runs a second time when a plugin that changed the object asks for it, so that
+/// plugins before it see the change (KEP-492).
+#[derive(Debug, Default)]
+pub struct Reinvocation {
+    /// Set by a plugin: the chain is to run once more.
+    pub wanted: bool,
+    /// Whether this is the second run.
+    pub second: bool,
+    /// What the webhooks remember.
+    pub webhooks: ReinvokedCalls,
+}
+
+/// Calls of one kind (webhooks) that may be repeated.
+#[derive(Debug, Default)]
+pub struct ReinvokedCalls {
+    /// The object after the last call of the first run.
+    pub last: Option<Value>,
+    /// Ids of calls that were made and may be repeated.
+    pub made: BTreeSet<String>,
+    /// Ids of calls that are to be repeated, because the object has changed since.
+    pub due: BTreeSet<String>,
+}
+
+impl ReinvokedCalls {
+    /// The object has changed: all calls made so far are due again.
+    pub fn changed(&mut self) {
+        self.due.append(&mut self.made);
+    }
 }
 
 /// Changes and judges writes. The pipeline runs `admit` of all plugins in order, then the registry's validation,

@@ -1,6 +1,5 @@
 //! Discovery: what is served, in the legacy form (one document per group and version) and aggregated (KEP-3352).
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -72,7 +71,7 @@ impl Discovery {
             ["api"] => Some(api_versions(address)),
             ["apis"] => Some(json!({"kind": "APIGroupList", "apiVersion": "v1",
                 "groups": groups(table).iter().map(|g| group(table, g)).collect::<Vec<_>>()})),
-            ["apis", name] => groups(table).contains(name).then(|| {
+            ["apis", name] => table.group(name).is_some().then(|| {
                 let mut group = group(table, name);
                 group["kind"] = json!("APIGroup");
                 group["apiVersion"] = json!("v1");
@@ -133,27 +132,12 @@ fn with_etag((bytes, tag): &Document, media: &'static str, headers: &http::Heade
 
 /// Names of the groups but the core group, in the order of discovery.
 pub fn groups(table: &Table) -> Vec<&str> {
-    let (mut names, mut seen) = (Vec::new(), HashSet::new());
-    for row in table.rows() {
-        let group = row.kind.group.as_str();
-        if !group.is_empty() && seen.insert(group) {
-            names.push(group);
-        }
-    }
-    names
+    table.groups().iter().map(|g| g.name.as_str()).filter(|n| !n.is_empty()).collect()
 }
 
 /// Versions of a group, preferred ones first.
 pub fn versions<'t>(table: &'t Table, group: &str) -> Vec<&'t str> {
-    let mut versions: Vec<(u32, &str)> = Vec::new();
-    for row in table.rows().iter().filter(|r| r.kind.group == group) {
-        let version = (row.kind.preference, row.kind.version.as_str());
-        if !versions.contains(&version) {
-            versions.push(version);
-        }
-    }
-    versions.sort_by_key(|(preference, _)| *preference);
-    versions.into_iter().map(|(_, v)| v).collect()
+    table.group(group).map(|g| g.versions.iter().map(|(v, _)| v.as_str()).collect()).unwrap_or_default()
 }
 
 fn api_versions(address: &str) -> Value {
@@ -170,10 +154,8 @@ fn group(table: &Table, name: &str) -> Value {
 }
 
 fn rows_of<'t>(table: &'t Table, group: &str, version: &str) -> Vec<&'t Arc<Row>> {
-    let mut rows: Vec<_> =
-        table.rows().iter().filter(|r| r.kind.group == group && r.kind.version == version).collect();
-    rows.sort_by(|a, b| a.kind.plural.cmp(&b.kind.plural));
-    rows
+    let versions = table.group(group).map(|g| g.versions.as_slice()).unwrap_or_default();
+    versions.iter().filter(|(v, _)| v == version).flat_map(|(_, rows)| rows).collect()
 }
 
 fn resources(table: &Table, group: &str, version: &str) -> Option<Value> {

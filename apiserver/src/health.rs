@@ -22,7 +22,25 @@ pub struct Health {
     pub stopping: AtomicBool,
 }
 
-const CHECKS: [&str; 4] = ["ping", "etcd", "poststarthook/bootstrap", "shutdown"];
+/// Which paths a check is part of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    /// Being alive does not depend on having begun.
+    NotLivez,
+    ReadyzOnly,
+}
+
+/// The checks, in the order they are printed.
+const CHECKS: [(&str, Part); 7] = [
+    ("ping", Part::All),
+    ("log", Part::All),
+    ("etcd", Part::All),
+    ("etcd-readiness", Part::ReadyzOnly),
+    ("poststarthook/rbac/bootstrap-roles", Part::NotLivez),
+    ("poststarthook/scheduling/bootstrap-system-priority-classes", Part::NotLivez),
+    ("shutdown", Part::ReadyzOnly),
+];
 
 impl Health {
     /// Answers a health path; None when it is none.
@@ -34,9 +52,12 @@ impl Health {
         }
         let checks: Vec<&str> = CHECKS
             .into_iter()
-            // Being alive does not depend on having begun, nor on not going to end.
-            .filter(|c| kind == "readyz" || *c != "shutdown")
-            .filter(|c| kind != "livez" || *c != "poststarthook/bootstrap")
+            .filter(|(_, part)| match part {
+                Part::All => true,
+                Part::NotLivez => kind != "livez",
+                Part::ReadyzOnly => kind == "readyz",
+            })
+            .map(|(name, _)| name)
             .collect();
         if let Some(one) = one {
             if !checks.contains(&one) {
@@ -47,11 +68,13 @@ impl Health {
                 Err(why) => respond::text(500, format!("internal server error: {why}\n")),
             });
         }
-        let excluded: Vec<&str> = info.params("exclude").collect();
+        let mut excluded: Vec<&str> = info.params("exclude").collect();
         let mut out = String::new();
         let mut failed = Vec::new();
         for check in checks {
-            if excluded.contains(&check) {
+            let before = excluded.len();
+            excluded.retain(|e| *e != check);
+            if excluded.len() < before {
                 let _ = writeln!(out, "[+]{check} excluded: ok");
                 continue;
             }
@@ -66,6 +89,14 @@ impl Health {
                 }
             }
         }
+        if !excluded.is_empty() {
+            let names: Vec<String> = excluded.iter().map(|e| format!("{e:?}")).collect();
+            let _ = writeln!(
+                out,
+                "warn: some health checks cannot be excluded: no matches for {}",
+                names.join(",")
+            );
+        }
         if !failed.is_empty() {
             let _ = writeln!(out, "{kind} check failed");
             return Some(respond::text(500, out));
@@ -79,12 +110,14 @@ impl Health {
 
     async fn check(&self, check: &str, storage: &dyn Storage) -> Result<(), String> {
         match check {
-            "etcd" => match tokio::time::timeout(PATIENCE, storage.current_revision()).await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(e)) => Err(e.to_string()),
-                Err(_) => Err("storage does not answer".into()),
-            },
-            "poststarthook/bootstrap" if !self.bootstrapped.load(Ordering::Acquire) => {
+            "etcd" | "etcd-readiness" => {
+                match tokio::time::timeout(PATIENCE, storage.current_revision()).await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(e)) => Err(e.to_string()),
+                    Err(_) => Err("storage does not answer".into()),
+                }
+            }
+            hook if hook.starts_with("poststarthook/") && !self.bootstrapped.load(Ordering::Acquire) => {
                 Err("the first objects are not in place yet".into())
             }
             "shutdown" if self.stopping.load(Ordering::Acquire) => Err("the server is stopping".into()),
@@ -119,5 +152,17 @@ mod tests {
         health.stopping.store(true, Ordering::Release);
         assert_eq!(ask(&health, "/readyz").await.0, 500);
         assert_eq!(ask(&health, "/readyz?exclude=shutdown").await.0, 200);
+        assert_eq!(ask(&health, "/livez").await.0, 200);
+        let (code, text) = ask(&health, "/readyz?verbose&exclude=shutdown&exclude=made-up").await;
+        assert_eq!(code, 200);
+        assert_eq!(
+            text,
+            "[+]ping ok\n[+]log ok\n[+]etcd ok\n[+]etcd-readiness ok\n\
+             [+]poststarthook/rbac/bootstrap-roles ok\n\
+             [+]poststarthook/scheduling/bootstrap-system-priority-classes ok\n[+]shutdown excluded: ok\n\
+             warn: some health checks cannot be excluded: no matches for \"made-up\"\nreadyz check passed\n"
+        );
+        assert_eq!(ask(&health, "/readyz/poststarthook/rbac/bootstrap-roles").await, (200, "ok".into()));
+        assert_eq!(ask(&health, "/livez/shutdown").await.0, 404);
     }
 }

@@ -125,12 +125,12 @@ pub fn prepare_update(kind: &Kind, subresource: &str, new: &mut Value, old: &Val
     new.set_meta("managedFields", managed.unwrap_or(Value::Null));
 }
 
-/// Judges a new object.
+/// Judges a new object in the stored version, which came in another one perhaps.
 ///
 /// # Errors
 /// 422 with all causes.
-pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
-    refuse(kind, object, &validation::validate_create(kind, object))
+pub fn validate_create(served: &Kind, stored: &Kind, object: &Value) -> Result<(), Status> {
+    refuse(stored, object, &validation::validate_create_as(served, stored, object))
 }
 
 /// Judges a changed object, or its changed part.

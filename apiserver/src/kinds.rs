@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use hawser_api::kinds::{Kind, StorageLocation};
-use serde_json::Value;
 
 use crate::access::GroupResource;
 use crate::cache::ResourceCache;
@@ -25,14 +24,6 @@ pub struct Row {
     stored: Option<Arc<Kind>>,
     /// Shared by all versions of one resource; None for what is not stored.
     pub cache: Option<Arc<ResourceCache>>,
-    /// Schema of a kind defined at run time.
-    pub schema: Option<Arc<dyn DefinedSchema>>,
-}
-
-/// The schema of a kind defined at run time, for OpenAPI. Made when it is asked for, so that nothing is kept twice.
-pub trait DefinedSchema: Send + Sync {
-    /// The objects' schema as OpenAPI v3 has it, `$ref`s excepted: of an object, with `properties`.
-    fn openapi(&self) -> Value;
 }
 
 impl Row {
@@ -41,9 +32,15 @@ impl Row {
         self.stored.as_ref().unwrap_or(&self.kind)
     }
 
-    /// The schema of the objects of a kind defined at run time; None for one that keeps everything.
-    pub fn openapi(&self) -> Option<Value> {
-        self.schema.as_ref().map(|s| s.openapi())
+    /// The row whose rules a write is judged by: for built-in kinds those of the stored version, for kinds defined at
+    /// run time those of the version that is asked for.
+    pub fn judging_kind(&self) -> &Arc<Kind> {
+        if self.kind.custom.is_some() { &self.kind } else { self.stored_kind() }
+    }
+
+    /// Whether only a webhook can tell what objects of this row look like in the stored version.
+    pub fn needs_webhook(&self) -> bool {
+        self.stored.is_some() && crate::crd::convert::webhook(&self.kind).is_some()
     }
 
     /// Whether objects of this row are stored as they are served.
@@ -61,6 +58,17 @@ pub struct Table {
     by_kind: HashMap<(String, String), Arc<Row>>,
     caches: Vec<Arc<ResourceCache>>,
     by_prefix: HashMap<String, Arc<ResourceCache>>,
+    groups: Vec<Group>,
+    group_at: HashMap<String, usize>,
+}
+
+/// A served group.
+#[derive(Default)]
+pub struct Group {
+    /// Empty for the core group.
+    pub name: String,
+    /// Versions by preference, each with its rows by name.
+    pub versions: Vec<(String, Vec<Arc<Row>>)>,
 }
 
 impl Table {
@@ -99,52 +107,102 @@ impl Table {
 
     /// Whether a group version is served at all.
     pub fn has_version(&self, group: &str, version: &str) -> bool {
-        self.rows.iter().any(|r| r.kind.group == group && r.kind.version == version)
+        self.group(group).is_some_and(|g| g.versions.iter().any(|(v, _)| v == version))
     }
 
-    /// Builds a table. A resource that `previous` had keeps its cache.
+    /// Groups in the order of discovery.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// A group by name.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.get(*self.group_at.get(name)?)
+    }
+
+    /// Builds a table. A resource that `previous` had keeps its cache, and a row that did not change stays the same.
+    /// A kind without verbs is no row: it only tells how objects are stored.
     fn build(kinds: &[Arc<Kind>], previous: &Self) -> Self {
         let mut caches: HashMap<StorageLocation, Arc<ResourceCache>> =
             previous.caches.iter().map(|c| (c.kind().storage.clone(), c.clone())).collect();
+        let stored_kinds: HashMap<String, &Arc<Kind>> = kinds
+            .iter()
+            .filter(|k| k.is_storage_version())
+            .map(|k| (path_key(&k.group, &k.version, &k.plural), k))
+            .collect();
         let mut table = Self::default();
-        for kind in kinds {
-            let stored = if kind.is_storage_version() {
-                None
-            } else {
+        for kind in kinds.iter().filter(|k| !k.verbs.is_empty()) {
+            let stored = (!kind.is_storage_version()).then(|| {
                 let s = &kind.storage;
-                kinds
-                    .iter()
-                    .find(|k| k.group == s.group && k.version == s.version && k.plural == s.plural)
-                    .cloned()
-                    .or_else(|| hawser_api::kinds::find(&s.group, &s.version, &s.plural).cloned())
-            };
+                let found =
+                    stored_kinds.get(&path_key(&s.group, &s.version, &s.plural)).map(|k| (*k).clone());
+                found.or_else(|| hawser_api::kinds::find(&s.group, &s.version, &s.plural).cloned())
+            });
+            let stored = stored.flatten();
             let cache = kind.is_stored().then(|| {
-                caches
-                    .entry(kind.storage.clone())
-                    .or_insert_with(|| {
-                        Arc::new(ResourceCache::new(stored.clone().unwrap_or_else(|| kind.clone())))
-                    })
-                    .clone()
+                let stored = stored.as_ref().unwrap_or(kind);
+                let held = caches.get(&kind.storage).filter(|c| same_storage(c.kind(), stored)).cloned();
+                held.unwrap_or_else(|| {
+                    let new = Arc::new(ResourceCache::new(stored.clone()));
+                    caches.insert(kind.storage.clone(), new.clone());
+                    new
+                })
             });
             if let Some(cache) = &cache
-                && !table.caches.iter().any(|c| Arc::ptr_eq(c, cache))
+                && !table.by_prefix.contains_key(cache.prefix())
             {
                 table.caches.push(cache.clone());
                 table.by_prefix.insert(cache.prefix().to_owned(), cache.clone());
             }
-            let row =
-                Arc::new(Row { head: Head::new(kind), kind: kind.clone(), stored, cache, schema: None });
-            table.by_path.insert(path_key(&kind.group, &kind.version, &kind.plural), row.clone());
-            table.by_kind.insert((kind.api_version(), kind.kind.clone()), row.clone());
-            let resource = GroupResource::new(&*kind.group, &*kind.plural);
-            let better = row.is_stored_version() || !table.by_group_resource.contains_key(&resource);
-            if better {
-                table.by_group_resource.insert(resource, row.clone());
+            let path = path_key(&kind.group, &kind.version, &kind.plural);
+            let unchanged = previous.by_path.get(&path).filter(|r| {
+                let same_cache = match (&r.cache, &cache) {
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    (a, b) => a.is_none() && b.is_none(),
+                };
+                Arc::ptr_eq(&r.kind, kind) && r.stored == stored && same_cache
+            });
+            let row = unchanged.cloned().unwrap_or_else(|| {
+                Arc::new(Row { head: Head::new(kind), kind: kind.clone(), stored, cache })
+            });
+            table.add(path, row);
+        }
+        for group in &mut table.groups {
+            // Preferences are known once all rows are; a version's is that of its first row.
+            group.versions.sort_by_key(|(_, rows)| rows.first().map_or(0, |r| r.kind.preference));
+            for (_, rows) in &mut group.versions {
+                rows.sort_by(|a, b| a.kind.plural.cmp(&b.kind.plural));
             }
-            table.rows.push(row);
         }
         table
     }
+
+    fn add(&mut self, path: String, row: Arc<Row>) {
+        let kind = &row.kind;
+        self.by_path.insert(path, row.clone());
+        self.by_kind.insert((kind.api_version(), kind.kind.clone()), row.clone());
+        let resource = GroupResource::new(&*kind.group, &*kind.plural);
+        if row.is_stored_version() || !self.by_group_resource.contains_key(&resource) {
+            self.by_group_resource.insert(resource, row.clone());
+        }
+        let at = *self.group_at.entry(kind.group.clone()).or_insert_with(|| {
+            self.groups.push(Group { name: kind.group.clone(), versions: Vec::new() });
+            self.groups.len() - 1
+        });
+        if let Some(group) = self.groups.get_mut(at) {
+            match group.versions.iter_mut().find(|(v, _)| *v == kind.version) {
+                Some((_, rows)) => rows.push(row.clone()),
+                None => group.versions.push((kind.version.clone(), vec![row.clone()])),
+            }
+        }
+        self.rows.push(row);
+    }
+}
+
+/// Whether what a cache holds is what a row stores: objects of a changed schema are read anew.
+fn same_storage(held: &Kind, wanted: &Kind) -> bool {
+    let content = |k: &Kind| k.custom.as_ref().map(|c| c.content.clone());
+    held.version == wanted.version && content(held) == content(wanted)
 }
 
 fn path_key(group: &str, version: &str, plural: &str) -> String {
@@ -188,8 +246,16 @@ impl KindsRegistry {
         self.table.load_full()
     }
 
-    /// Serves these rows from now on; caches of resources that stay are kept.
+    /// Serves these rows from now on. Caches of resources that stay as they are are kept; the others say from now on
+    /// that they have nothing.
     pub fn replace(&self, kinds: &[Arc<Kind>]) {
-        self.table.rcu(|old| Table::build(kinds, old));
+        let old = self.table.load_full();
+        let new = Arc::new(Table::build(kinds, &old));
+        self.table.store(new.clone());
+        for cache in &old.caches {
+            if !new.by_prefix.get(cache.prefix()).is_some_and(|c| Arc::ptr_eq(c, cache)) {
+                cache.retire();
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod conditions;
 pub mod convert;
+pub mod crd;
 pub mod discovery;
 pub mod encode;
 pub mod encryption;
@@ -21,6 +22,7 @@ pub mod health;
 mod hooks;
 pub mod housekeeping;
 pub mod in_process;
+pub mod inflight;
 pub mod initial;
 pub mod kinds;
 pub mod managed;
@@ -44,6 +46,7 @@ pub mod version;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hawser_storage::Storage;
 use ipnet::Ipv4Net;
@@ -56,7 +59,9 @@ use crate::alloc::Allocators;
 use crate::cache::feed::Feed;
 use crate::encryption::Transformer;
 use crate::in_process::{InProcessService, Local};
+use crate::inflight::{Inflight, Limits};
 use crate::kinds::KindsRegistry;
+use crate::metrics::storage::Measured;
 use crate::pipeline::Pipeline;
 use crate::reader::Reader;
 use crate::registry::Registry;
@@ -79,6 +84,11 @@ pub struct Config {
     pub advertise: SocketAddr,
     /// Group versions (`group/version`) to serve although they are off by default.
     pub runtime_config: Vec<String>,
+    /// How many requests are worked on at once.
+    pub limits: Limits,
+    /// How long the server still takes requests after it has said that it is not ready any more, so that load
+    /// balancers notice.
+    pub shutdown_delay: Duration,
 }
 
 impl Config {
@@ -93,6 +103,8 @@ impl Config {
             service_cidr: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 96, 0, 0), 12),
             advertise: SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 6443),
             runtime_config: Vec::new(),
+            limits: Limits::default(),
+            shutdown_delay: Duration::ZERO,
         }
     }
 }
@@ -109,6 +121,9 @@ pub enum Error {
     /// Access control cannot be put together.
     #[error("access control: {0}")]
     Access(String),
+    /// The definitions of custom resources cannot be read.
+    #[error("custom resources: {0}")]
+    Definitions(String),
     /// A socket cannot be opened.
     #[error("{0}")]
     Listen(String),
@@ -130,6 +145,7 @@ pub struct ApiServer {
     tls: Option<Arc<rustls::ServerConfig>>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    shutdown_delay: Duration,
 }
 
 impl ApiServer {
@@ -147,12 +163,16 @@ impl ApiServer {
         let guard = stop.clone().drop_guard();
         let tasks = TaskTracker::new();
         let kinds = Arc::new(KindsRegistry::builtin(&config.runtime_config));
-        let feed = Arc::new(Feed::new(storage, kinds.clone(), config.seal.clone()).await?);
+        let storage = Arc::new(Measured::new(storage, kinds.clone()));
+        let feed = Arc::new(Feed::new(storage.clone(), kinds.clone(), config.seal.clone()).await?);
         tasks.spawn({
             let (feed, stop) = (feed.clone(), stop.clone());
             async move { feed.run(stop).await }
         });
         let reader = Reader { feed: feed.clone(), kinds: kinds.clone() };
+        let definitions = crd::Definitions::load(kinds.clone(), &reader)
+            .await
+            .map_err(|e| Error::Definitions(e.to_string()))?;
         let local = Arc::new(Local::default());
         let host = Host { reader: Arc::new(reader.clone()), local: local.clone(), stop: stop.clone() };
         let mut access = config.access.build(host).await.map_err(Error::Access)?;
@@ -166,17 +186,28 @@ impl ApiServer {
         let ledger = alloc::Stored { feed: feed.clone(), addresses, local: local.clone() };
         let allocators = Allocators::new(config.service_cidr, Arc::new(ledger));
         let service = allocators.first_address();
-        let registry =
-            Arc::new(Registry { feed, kinds: kinds.clone(), access, allocators, queues: Default::default() });
+        let registry = Arc::new(Registry {
+            feed,
+            kinds: kinds.clone(),
+            access,
+            allocators,
+            queues: Default::default(),
+            converter: crd::convert::Converter(Arc::new(crd::convert::NoCaller)),
+        });
         let pipeline = Arc::new(Pipeline {
             registry,
             discovery: discovery::Discovery::default(),
             openapi: openapi::OpenApi::default(),
             health: Arc::default(),
             metrics: Arc::default(),
+            storage,
+            inflight: Inflight::new(config.limits),
             address: config.advertise.to_string(),
         });
         local.connect(&pipeline);
+        let (deletions, to_clean) = tokio::sync::mpsc::unbounded_channel();
+        tasks.spawn(definitions.run(Arc::new(reader.clone()), local.clone(), deletions, stop.clone()));
+        tasks.spawn(crd::cleanup::run(pipeline.registry.clone(), local.clone(), to_clean, stop.clone()));
         let (registry, services) = (&pipeline.registry, cache("", "services")?);
         let repaired = registry.allocators.repair(&registry.feed, &services, jiff::Timestamp::now());
         repaired.await.map_err(Error::Initial)?;
@@ -190,7 +221,8 @@ impl ApiServer {
         initial::reconcile(&*local, &table, objects).await.map_err(Error::Initial)?;
         pipeline.health.bootstrapped.store(true, Ordering::Release);
         guard.disarm();
-        Ok(Self { pipeline, reader, local, listeners, tls: config.tls, stop, tasks })
+        let (tls, shutdown_delay) = (config.tls, config.shutdown_delay);
+        Ok(Self { pipeline, reader, local, listeners, tls, stop, tasks, shutdown_delay })
     }
 
     /// The addresses that are listened on.
@@ -218,12 +250,14 @@ impl ApiServer {
         self.local.clone()
     }
 
-    /// Serves the network and keeps house until `stop`, then lets requests end, then stops what runs behind them.
+    /// Serves the network and keeps house until `stop`. Then, in this order: the server says that it is not ready, goes
+    /// on for the shutdown delay, ends watches, takes no more connections, lets requests end, and stops what runs behind
+    /// them. Storage is the caller's to close.
     ///
     /// # Errors
     /// Never at the moment; a component's `run` may fail.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
-        let Self { pipeline, reader, local, listeners, tls, stop: inner, tasks } = self;
+        let Self { pipeline, reader, local, listeners, tls, stop: inner, tasks, shutdown_delay } = self;
         tasks.spawn(housekeeping::run(pipeline.registry.clone(), inner.clone()));
         tasks.spawn(conditions::run(Arc::new(reader), local.clone(), inner.clone()));
         let closing = CancellationToken::new();
@@ -238,6 +272,7 @@ impl ApiServer {
         let stopping = async {
             stop.cancelled().await;
             pipeline.health.stopping.store(true, Ordering::Release);
+            tokio::time::sleep(shutdown_delay).await;
             // Watches end first, so that their connections can.
             pipeline.registry.feed.end_watches();
             closing.cancel();

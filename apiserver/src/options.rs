@@ -199,8 +199,25 @@ impl WriteOptions {
     /// 422 for what Kubernetes refuses.
     pub fn parse(info: &RequestInfo, kind: &str) -> Result<Self, Status> {
         let mut errors = Vec::new();
-        let dry: Vec<&str> = info.params("dryRun").filter(|v| !v.is_empty()).collect();
-        check_dry_run(&dry, &mut errors);
+        if kind == "PatchOptions" && info.query.iter().any(|(k, _)| k == "force") {
+            errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+        }
+        Self::parse_rest(info, kind, errors)
+    }
+
+    /// Reads the options of server-side apply, whose manager must be named.
+    ///
+    /// # Errors
+    /// 422 for what Kubernetes refuses.
+    pub fn parse_apply(info: &RequestInfo) -> Result<Self, Status> {
+        let mut errors = Vec::new();
+        if info.param("fieldManager").is_none_or(str::is_empty) {
+            errors.push(FieldError::required("fieldManager", "is required for apply patch"));
+        }
+        Self::parse_rest(info, "PatchOptions", errors)
+    }
+
+    fn parse_rest(info: &RequestInfo, kind: &str, mut errors: Vec<FieldError>) -> Result<Self, Status> {
         let manager = info.param("fieldManager");
         if let Some(m) = manager {
             if m.len() > MAX_MANAGER {
@@ -217,6 +234,8 @@ impl WriteOptions {
                 ));
             }
         }
+        let dry: Vec<&str> = info.params("dryRun").filter(|v| !v.is_empty()).collect();
+        check_dry_run(&dry, &mut errors);
         let field_validation = match info.param("fieldValidation") {
             None | Some("Warn") => FieldValidation::Warn,
             Some("Ignore") => FieldValidation::Ignore,

@@ -4,19 +4,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::StreamExt as _;
+use hawser_api::exposition;
 use hawser_api::status::Status;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, USER_AGENT, WARNING};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT, WARNING};
 use http::{Method, Request, Response};
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt as _, StreamBody};
 use parking_lot::Mutex;
 
-use crate::access::{Attributes, AuthnError, Authorizer, Decision, GROUP_AUTHENTICATED, UserInfo};
+use crate::access::{
+    Attributes, AuthnError, Authorizer, Connector, Decision, GROUP_AUTHENTICATED, GROUP_MASTERS, UserInfo,
+};
 use crate::authn::impersonation;
 use crate::body::Body;
 use crate::discovery::{self, Discovery};
 use crate::health::Health;
+use crate::inflight::{self, Inflight};
 use crate::kinds::{Row, Table};
-use crate::metrics::Metrics;
+use crate::metrics::storage::Measured;
+use crate::metrics::{Metrics, Running, Series};
 use crate::negotiate::{self, Accepted, Encoding, Offer};
 use crate::openapi::OpenApi;
 use crate::registry::subresource::binding;
@@ -31,9 +36,16 @@ use crate::{table, version};
 #[derive(Clone)]
 pub(crate) struct InProcess(pub(crate) Arc<UserInfo>);
 
+/// Content type of server-side apply, without its encoding.
+const APPLY: &[u8] = b"application/apply-patch";
+
 /// Identity that a connection's client certificate names.
 #[derive(Clone)]
 pub(crate) struct Connection(pub(crate) Option<Arc<UserInfo>>);
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) std::net::SocketAddr);
 
 /// Everything that answers requests.
 pub struct Pipeline {
@@ -47,6 +59,10 @@ pub struct Pipeline {
     pub health: Arc<Health>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Storage as it is counted.
+    pub storage: Arc<Measured>,
+    /// Requests that are being worked on.
+    pub inflight: Inflight,
     /// Address that discovery tells clients.
     pub address: String,
 }
@@ -103,8 +119,9 @@ impl Pipeline {
     /// Answers a request.
     pub async fn serve(&self, mut request: Request<Body>) -> Response<Body> {
         let begun = Instant::now();
-        self.metrics.begin();
         let info = RequestInfo::parse(request.method(), request.uri());
+        let series = self.series(&request, &info);
+        request.extensions_mut().insert(Arc::clone(&series));
         let accept_encoding =
             request.headers().get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let (errors, pretty) = {
@@ -114,7 +131,7 @@ impl Pipeline {
             (negotiate::accept_error(text(ACCEPT)), pretty)
         };
         let mut response = match self.identify(&mut request, &info).await {
-            Ok(user) => self.route(request, &info, user).await,
+            Ok(user) => self.admit(request, &info, user).await,
             Err(status) => Err(status),
         }
         .unwrap_or_else(|status| respond::status(&status, errors));
@@ -122,17 +139,37 @@ impl Pipeline {
             respond::indent(&mut response);
         }
         respond::gzip(&mut response, accept_encoding.as_deref());
-        let code = response.status().as_u16();
-        let (group, resource, sub) = if info.is_resource {
-            (info.group.as_str(), info.resource.as_str(), info.subresource.as_str())
-        } else {
-            ("", "", "")
-        };
-        // Names that are not served come from clients; counting them would let memory grow without bound.
-        let known = self.registry.kinds.load().find(group, &info.version, resource).is_some();
-        let (group, resource, sub) = if known { (group, resource, sub) } else { ("", "", "") };
-        self.metrics.end(info.verb, group, resource, sub, code, begun.elapsed());
+        self.metrics.end(&series, response.status().as_u16(), begun.elapsed());
         response
+    }
+
+    /// The counters of a request. Names that are not served come from clients; counting them would let memory grow
+    /// without bound.
+    fn series(&self, request: &Request<Body>, info: &RequestInfo) -> Arc<Series> {
+        let table = self.registry.kinds.load();
+        let row = info.is_resource.then(|| table.find(&info.group, &info.version, &info.resource)).flatten();
+        let apply = request.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(APPLY));
+        let connect = row.is_some() && info.verb != "watch" && inflight::is_long_running(info);
+        self.metrics.series(info, row.map(|r| &r.kind), apply, connect)
+    }
+
+    /// Lets a request in when its turn comes.
+    async fn admit(
+        &self,
+        request: Request<Body>,
+        info: &RequestInfo,
+        user: Arc<UserInfo>,
+    ) -> Result<Response<Body>, Status> {
+        let own = request.extensions().get::<InProcess>().is_some();
+        let exempt = own || user.in_group(GROUP_MASTERS) || crate::authn::is_public_path(&info.path);
+        if exempt || inflight::is_long_running(info) {
+            return self.route(request, info, user).await;
+        }
+        let Some(_turn) = self.inflight.enter(info).await else {
+            self.metrics.reject(!inflight::is_read_only(info));
+            return Ok(inflight::too_many());
+        };
+        self.route(request, info, user).await
     }
 
     /// Authentication, impersonation and authorization.
@@ -192,13 +229,19 @@ impl Pipeline {
             }
             return Ok(respond::text(404, "404 page not found\n"));
         };
+        if row.kind.custom.is_some() && !row.kind.namespaced && !info.namespace.is_empty() {
+            return Ok(respond::text(404, "404 page not found\n"));
+        }
         check_scope(&row, info)?;
         if !info.subresource.is_empty() {
             for connector in &self.registry.access.connectors {
                 if connector.handles(&info.group, &info.resource, &info.subresource)
                     && row.kind.subresource(&info.subresource).is_some()
                 {
-                    return connector.connect(&user, info, request).await;
+                    if info.subresource != "log" {
+                        self.registry.admit_connect(&user, info, &row, request.headers()).await?;
+                    }
+                    return connect(&**connector, &user, info, request).await;
                 }
             }
         }
@@ -218,7 +261,7 @@ impl Pipeline {
         let offer = Offer {
             list: matches!(info.verb, "list" | "deletecollection"),
             watch: info.verb == "watch",
-            protobuf: row.kind.builtin,
+            protobuf: row.kind.builtin || info.subresource == "scale",
         };
         let accepted = negotiate::accept(accept, offer)?;
         let errors = negotiate::accept_error(accept);
@@ -230,6 +273,7 @@ impl Pipeline {
             headers: &parts.headers,
             accepted,
             warnings: Mutex::default(),
+            series: parts.extensions.get::<Arc<Series>>().cloned(),
         };
         if let Some(text) = version::deprecation(&row.kind) {
             call.warn(text);
@@ -313,9 +357,11 @@ impl Pipeline {
                 respond::value(code, &status.to_value(), encoding)
             }
             Answer::Watch(watch) => {
-                let metrics = WatchCount::new(self.metrics.clone());
-                let stream = watch.into_stream().map(move |chunk| {
-                    let _counted = &metrics;
+                let running = call.series.as_ref().map(Metrics::running);
+                let stream = watch.into_stream().map(move |(chunk, events)| {
+                    if let Some(running) = &running {
+                        running.series().sent(events, chunk.len());
+                    }
                     Ok::<_, std::convert::Infallible>(http_body::Frame::data(chunk))
                 });
                 let mut response = respond::bytes_answer(
@@ -373,39 +419,50 @@ impl Pipeline {
             "/version" | "/version/" => respond::status(&Status::method_not_allowed(), Encoding::Json),
             "/metrics" => respond::bytes_answer(
                 200,
-                self.metrics.render(table),
-                "text/plain; version=0.0.4; charset=utf-8",
+                self.metrics.render(table, &self.inflight, &self.storage),
+                exposition::CONTENT_TYPE,
             ),
             _ => respond::text(404, "404 page not found\n"),
         }
     }
 }
 
-/// Counts a watch as long as it lasts.
-struct WatchCount(Arc<Metrics>);
-
-impl WatchCount {
-    fn new(metrics: Arc<Metrics>) -> Self {
-        metrics.watch(1);
-        Self(metrics)
+/// Connects, and counts the request for as long as its answer or its upgraded connection lasts.
+async fn connect(
+    connector: &dyn Connector,
+    user: &UserInfo,
+    info: &RequestInfo,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, Status> {
+    let running: Option<Arc<Running>> =
+        request.extensions().get::<Arc<Series>>().map(|s| Arc::new(Metrics::running(s)));
+    if let Some(running) = &running {
+        // An upgraded connection outlives its answer: whoever carries it takes this along.
+        request.extensions_mut().insert(Arc::clone(running));
     }
-}
-
-impl Drop for WatchCount {
-    fn drop(&mut self) {
-        self.0.watch(-1);
-    }
+    let response = connector.connect(user, info, request).await?;
+    Ok(response.map(|body| match (body, running) {
+        (body @ Body::Stream(_), Some(running)) => Body::new(body.map_frame(move |frame| {
+            let _counted = &running;
+            frame
+        })),
+        (body, _) => body,
+    }))
 }
 
 /// Whether the path has a namespace where the kind has one, and none where it has none.
 fn check_scope(row: &Row, info: &RequestInfo) -> Result<(), Status> {
+    let has_subresource = info.subresource.is_empty() || row.kind.subresource(&info.subresource).is_some();
+    if row.kind.custom.is_some() && !has_subresource {
+        return Err(Status::not_found(&info.group, &info.resource, &info.name));
+    }
     let is_namespace = info.group.is_empty() && info.resource == "namespaces";
     let wrong = if row.kind.namespaced {
         info.namespace.is_empty() && !info.name.is_empty()
     } else {
         !info.namespace.is_empty() && !is_namespace
     };
-    if wrong || (!info.subresource.is_empty() && row.kind.subresource(&info.subresource).is_none()) {
+    if wrong || !has_subresource {
         return Err(Status::unknown_resource());
     }
     Ok(())

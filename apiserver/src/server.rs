@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::Body;
-use crate::pipeline::{Connection, Pipeline};
+use crate::pipeline::{Connection, Peer, Pipeline};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -73,9 +74,9 @@ pub async fn serve(
                     accepted = listener.accept() => accepted,
                 };
                 match accepted {
-                    Ok((stream, _)) => {
+                    Ok((stream, peer)) => {
                         connections.spawn(connection(
-                            stream,
+                            (stream, Peer(peer)),
                             acceptor.clone(),
                             pipeline.clone(),
                             stop.clone(),
@@ -98,7 +99,7 @@ pub async fn serve(
 }
 
 async fn connection(
-    stream: TcpStream,
+    (stream, peer): (TcpStream, Peer),
     acceptor: TlsAcceptor,
     pipeline: Arc<Pipeline>,
     stop: CancellationToken,
@@ -109,9 +110,13 @@ async fn connection(
         Ok(Ok(tls)) => tls,
         Ok(Err(e)) => {
             tracing::debug!(error = %e, "TLS handshake failed");
+            pipeline.metrics.handshake_errors.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        Err(_) => return,
+        Err(_) => {
+            pipeline.metrics.handshake_errors.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
     };
     let session = tls.get_ref().1;
     let chain = session.peer_certificates().map(<[_]>::to_vec);
@@ -120,6 +125,7 @@ async fn connection(
         let pipeline = pipeline.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Connection(user.clone()));
+        request.extensions_mut().insert(peer);
         // In a box of its own: what a request needs while it is worked on would else be kept with its connection or
         // stream, as long as a watch lasts.
         Box::pin(async move { Ok::<_, std::convert::Infallible>(pipeline.serve(request).await) })

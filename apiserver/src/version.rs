@@ -29,7 +29,10 @@ pub fn document() -> Value {
 }
 
 /// What users of a deprecated kind are told with every request.
-pub fn deprecation(kind: &Kind) -> Option<&'static str> {
+pub fn deprecation(kind: &Kind) -> Option<&str> {
+    if let Some(custom) = &kind.custom {
+        return custom.deprecation.as_deref();
+    }
     match (kind.group.as_str(), kind.plural.as_str()) {
         ("", "endpoints") => {
             Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")

@@ -28,6 +28,8 @@ pub mod nsdefaults;
 pub mod object;
 pub mod plan;
 pub mod pods;
+pub mod protection;
+pub mod quota;
 pub mod replicaset;
 pub mod revisions;
 pub mod runner;

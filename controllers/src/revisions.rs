@@ -12,9 +12,9 @@ use crate::hash::content_hash;
 use crate::object::{self, Labels, Object};
 use crate::plan::Act;
 
-/// Label with the hash of what a revision holds.
-const HASH: &str = "controller.kubernetes.io/hash";
-/// Label of pods with the name (or the hash) of their revision.
+/// Label with the hash of what a StatefulSet's revision holds.
+pub const HASH: &str = "controller.kubernetes.io/hash";
+/// Label of pods with the name (or the hash) of their revision, and of a DaemonSet's revisions with their hash.
 pub const REVISION_LABEL: &str = "controller-revision-hash";
 
 /// What stands between an owner and the revision of its present template.
@@ -48,7 +48,8 @@ pub fn holds(revision: &ControllerRevision, template: &PodTemplateSpec) -> bool 
 
 /// The hash by which the revision is called.
 pub fn hash_of(revision: &ControllerRevision) -> &str {
-    object::label(&revision.metadata, HASH).unwrap_or_default()
+    let labels = [REVISION_LABEL, HASH];
+    labels.iter().find_map(|label| object::label(&revision.metadata, label)).unwrap_or_default()
 }
 
 /// Orders revisions, oldest first.
@@ -61,10 +62,11 @@ pub fn sort(revisions: &mut [Arc<ControllerRevision>]) {
     });
 }
 
-/// Finds the revision of `template` among the owner's (sorted), or says what to write. `homonym` looks a
-/// revision up by its name among all of the namespace.
+/// Finds the revision of `template` among the owner's (sorted), or says what to write. `hash_label` is the label
+/// that a new revision has its hash in, `homonym` looks a revision up by its name among all of the namespace.
 pub fn present<O: Object>(
     owner: &O,
+    hash_label: &str,
     template: &PodTemplateSpec,
     owned: &[Arc<ControllerRevision>],
     collisions: Option<i32>,
@@ -87,7 +89,7 @@ pub fn present<O: Object>(
         return Present::Collision;
     }
     let mut labels: Labels = template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
-    labels.insert(HASH.to_owned(), hash);
+    labels.insert(hash_label.to_owned(), hash);
     let revision = ControllerRevision {
         metadata: ObjectMeta {
             name: Some(name),

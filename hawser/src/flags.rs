@@ -80,6 +80,21 @@ pub struct ApiserverFlags {
     /// Let requests without credentials in as system:anonymous, subject to RBAC
     #[arg(long)]
     pub anonymous_auth: bool,
+    /// Requests that change nothing and are worked on at the same time; further ones wait
+    #[arg(long, default_value_t = 400, value_parser = positive)]
+    pub max_requests_inflight: usize,
+    /// Requests that change something and are worked on at the same time; further ones wait
+    #[arg(long, default_value_t = 200, value_parser = positive)]
+    pub max_mutating_requests_inflight: usize,
+    /// Seconds that the server goes on for after it has said that it is not ready any more
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub shutdown_delay: u64,
+}
+
+/// A number that is not zero.
+fn positive(text: &str) -> Result<usize, String> {
+    let number: u32 = text.parse().map_err(|e| format!("{e}"))?;
+    if number == 0 { Err("must be at least 1".into()) } else { Ok(number as usize) }
 }
 
 #[derive(Args)]

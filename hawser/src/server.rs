@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use hawser_apiserver::access::UserInfo;
 use hawser_apiserver::bootstrap::AccessConfig;
 use hawser_apiserver::encryption::Envelope;
+use hawser_apiserver::inflight::Limits;
 use hawser_apiserver::pki::{Pki, PkiConfig};
 use hawser_apiserver::{ApiServer, Config};
 use hawser_controllers::{ControllerManager, SigningCa};
@@ -114,6 +115,9 @@ async fn start(
     config.seal = Some(Arc::new(seal));
     config.service_cidr = flags.service_cidr;
     config.advertise = SocketAddr::new(advertise, flags.bind.port());
+    config.limits =
+        Limits { read_only: flags.max_requests_inflight, mutating: flags.max_mutating_requests_inflight };
+    config.shutdown_delay = Duration::from_secs(flags.shutdown_delay);
     let apiserver = ApiServer::start(config, storage.clone()).await?;
     let host = if flags.bind.ip().is_unspecified() { advertise } else { flags.bind.ip() };
     let url = format!("https://{}", SocketAddr::new(host, flags.bind.port()));

@@ -6,11 +6,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri}
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::HTTPHeader;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
 use std::sync::{Arc, OnceLock};
 use tokio::net::TcpStream;
+
+use crate::tls::{Judge, Judged};
 
 /// The most of a body that is read.
 const MAX_BODY: usize = 10 << 10;
@@ -147,47 +147,26 @@ fn connector() -> tokio_rustls::TlsConnector {
             Ok(b) => b,
             Err(e) => unreachable!("the default protocol versions are rustls' own: {e}"),
         };
-        let verifier = Arc::new(AnyCertificate(provider.signature_verification_algorithms));
+        let algorithms = provider.signature_verification_algorithms;
+        let verifier = Arc::new(Judged { judge: AnyCertificate, algorithms });
         Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
     });
     tokio_rustls::TlsConnector::from(config.clone())
 }
 
-/// Accepts every certificate whose key the server proves to hold.
+/// Accepts every certificate.
 #[derive(Debug)]
-struct AnyCertificate(rustls::crypto::WebPkiSupportedAlgorithms);
+struct AnyCertificate;
 
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
+impl Judge for AnyCertificate {
+    fn judge(
         &self,
         _: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: &ServerName<'_>,
         _: &[u8],
         _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
+    ) -> Result<(), rustls::Error> {
+        Ok(())
     }
 }

@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn pull_secrets() {
         let config = json!({"auths": {
-            "https://index.docker.io/v1/": {"auth": base64::engine::general_purpose::STANDARD.encode("u:p")},
+            "https://hub.example/v1/": {"auth": base64::engine::general_purpose::STANDARD.encode("u:p")},
             "reg.example:5000": {"username": "a", "password": "b"},
             "*.wild.example": {"username": "w", "password": "w"},
             "path.example/team": {"username": "t", "password": "t"}
@@ -269,7 +269,8 @@ mod tests {
             let all = credentials(image, &[Arc::new(secret.clone())]);
             all.into_iter().map(|a| format!("{}:{}", a.username, a.password)).collect::<Vec<_>>()
         };
-        assert_eq!(users("nginx"), ["u:p"]);
+        assert_eq!(users("hub.example/nginx"), ["u:p"]);
+        assert_eq!(users("nginx"), Vec::<String>::new());
         assert_eq!(users("reg.example:5000/x:1"), ["a:b"]);
         assert_eq!(users("a.wild.example/x"), ["w:w"]);
         assert_eq!(users("a.b.wild.example/x"), Vec::<String>::new());

@@ -37,6 +37,7 @@ mod server;
 mod services;
 mod shared;
 mod spec_cri;
+mod tls;
 mod tokens;
 mod volumes;
 mod worker;

@@ -1,7 +1,6 @@
 //! One scheduling cycle: filter, score, choose. Pure.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use rand::Rng;
 
@@ -65,7 +64,7 @@ pub fn schedule(
     if nodes.is_empty() {
         return Decision::Unschedulable(error);
     }
-    let feasible = feasible(framework, pod, nodes, start, &mut error);
+    let feasible = feasible(framework, pod, snapshot, start, &mut error);
     match feasible.as_slice() {
         [] => Decision::Unschedulable(error),
         [only] => Decision::Node(only.name.clone()),
@@ -85,10 +84,11 @@ fn enough(nodes: usize) -> usize {
 fn feasible<'a>(
     framework: &Framework,
     pod: &PodInfo,
-    nodes: &'a [Arc<NodeInfo>],
+    snapshot: &'a Snapshot,
     start: &mut usize,
     error: &mut FitError,
 ) -> Vec<&'a NodeInfo> {
+    let nodes = snapshot.nodes();
     let filters: Vec<_> = framework.filters.iter().filter(|filter| filter.applies(pod)).collect();
     let wanted = enough(nodes.len());
     let first = *start % nodes.len();
@@ -97,9 +97,10 @@ fn feasible<'a>(
     let (before, after) = nodes.split_at(first);
     for node in after.iter().chain(before) {
         looked += 1;
+        let seen = snapshot.with_nominated(node, pod);
         // The first plugin that says no decides, as in kube-scheduler.
         let rejected =
-            filters.iter().find_map(|filter| filter.filter(pod, node).err().map(|r| (filter.name(), r)));
+            filters.iter().find_map(|filter| filter.filter(pod, &seen).err().map(|r| (filter.name(), r)));
         let Some((plugin, reasons)) = rejected else {
             found.push(&**node);
             if found.len() >= wanted {

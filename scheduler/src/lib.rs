@@ -12,6 +12,7 @@ pub mod cycle;
 pub mod framework;
 pub mod plugins;
 pub mod pod;
+pub mod preempt;
 pub mod queue;
 mod report;
 pub mod resources;

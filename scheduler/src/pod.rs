@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{NodeSelector, Pod, PreferredSchedulingTerm, Toleration};
 use std::collections::BTreeMap;
 
@@ -32,6 +33,12 @@ pub struct PodInfo {
     pub key: PodKey,
     pub resource_version: Box<str>,
     pub priority: i32,
+    /// `preemptionPolicy: Never`: no other pod has to go for it.
+    pub preempts_never: bool,
+    /// The node on which room is being made for it.
+    pub nominated_node: Option<Box<str>>,
+    /// When its node took it up.
+    pub started: Option<Timestamp>,
     pub scheduler_name: Box<str>,
     /// The node it is bound to, or that its spec names.
     pub node_name: Option<Box<str>>,
@@ -83,6 +90,9 @@ impl PodInfo {
             key: PodKey { namespace: meta.namespace?.into(), name: meta.name?.into(), uid: meta.uid?.into() },
             resource_version: meta.resource_version.unwrap_or_default().into(),
             priority: spec.priority.unwrap_or(0),
+            preempts_never: spec.preemption_policy.as_deref() == Some("Never"),
+            nominated_node: status.nominated_node_name.filter(|n| !n.is_empty()).map(Into::into),
+            started: status.start_time.map(|time| time.0),
             scheduler_name: spec.scheduler_name.unwrap_or_default().into(),
             node_name: spec.node_name.filter(|n| !n.is_empty()).map(Into::into),
             gated: spec.scheduling_gates.is_some_and(|gates| !gates.is_empty()),

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cycle::{self, Decision};
 use crate::framework::{ClusterEvent, Framework, Permission};
 use crate::pod::{PodInfo, PodKey};
+use crate::preempt::{self, Preemption, preempt};
 use crate::queue::Queue;
 use crate::report;
 use crate::snapshot::{Cache, NodeChange};
@@ -65,6 +66,8 @@ pub struct Scheduler {
     start: usize,
     bindings: JoinSet<Bound>,
     reports: JoinSet<()>,
+    /// Victims being sent away. One at a time waits for each pod that needs room, so there is no limit here.
+    evictions: JoinSet<()>,
     /// Reserved pods that a permit plugin holds back.
     waiting: HashMap<Arc<str>, Waiting>,
     /// Seen during a list that is under way, to find what is gone when it ends.
@@ -113,6 +116,7 @@ impl Scheduler {
             start: 0,
             bindings: JoinSet::new(),
             reports: JoinSet::new(),
+            evictions: JoinSet::new(),
             waiting: HashMap::new(),
             listed_pods: None,
             listed_nodes: None,
@@ -143,11 +147,13 @@ impl Scheduler {
                 },
                 Some(done) = self.bindings.join_next() => if let Ok(bound) = done { self.on_bound(bound) },
                 Some(_) = self.reports.join_next() => {}
+                Some(_) = self.evictions.join_next() => {}
                 () = until(release) => self.on_time(),
                 () = std::future::ready(()), if may_cycle => self.cycle(),
             }
         }
         while self.bindings.join_next().await.is_some() {}
+        while self.evictions.join_next().await.is_some() {}
         Ok(())
     }
 
@@ -218,6 +224,12 @@ impl Scheduler {
         if self.cache.is_assumed(&pod.key) {
             return;
         }
+        if let Some(node) = pod.nominated_node.as_deref()
+            && !self.queue.contains(&pod.key.uid)
+        {
+            // Room was being made for it before this process began.
+            self.cache.nominate(pod.clone(), node);
+        }
         if let Some(profile) = self.profile(&pod) {
             self.queue.set(&self.profiles[profile], pod);
         }
@@ -225,6 +237,7 @@ impl Scheduler {
 
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
+        self.cache.denominate(uid);
         if let Some(held) = self.waiting.remove(uid) {
             self.give_back(&held.pod, &held.node);
         }
@@ -298,11 +311,40 @@ impl Scheduler {
                 } else {
                     error.plugins.clone()
                 };
+                let room = preempt(framework, &pod, self.cache.snapshot(), self.start);
+                if room.is_none() && !preempt::still_waiting(&pod, self.cache.snapshot()) {
+                    self.cache.denominate(&pod.key.uid);
+                }
                 self.queue.unschedulable(&pod.key, &plugins, now);
-                self.report_unschedulable(pod, error.to_string());
+                self.report_unschedulable(pod.clone(), error.to_string());
+                if let Some(room) = room {
+                    self.make_room(&pod, room);
+                }
             }
             Decision::Node(node) => self.reserve(profile, pod, node, now),
         }
+    }
+
+    /// Sends the victims away. The pod is tried again when they have left, and the room is its own until then.
+    fn make_room(&mut self, pod: &Arc<PodInfo>, room: Preemption) {
+        self.cache.nominate(pod.clone(), &room.node);
+        let (client, recorder, pod) = (self.client.clone(), self.recorder.clone(), pod.key.clone());
+        self.evictions.spawn(async move {
+            if let Err(error) = report::nominate(client.clone(), &pod, &room.node).await {
+                tracing::debug!(%error, namespace = %pod.namespace, pod = %pod.name, "nomination not noted");
+            }
+            for victim in room.victims.iter().filter(|victim| !victim.deleting) {
+                let victim = &victim.key;
+                match report::evict(client.clone(), victim, Timestamp::now()).await {
+                    Ok(()) => {
+                        report::publish(&recorder, &report::preempted(&pod, &room.node), victim).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, namespace = %victim.namespace, pod = %victim.name, "not preempted");
+                    }
+                }
+            }
+        });
     }
 
     fn reserve(&mut self, profile: usize, pod: Arc<PodInfo>, node: Box<str>, now: Instant) {

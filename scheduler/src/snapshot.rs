@@ -3,6 +3,7 @@
 //! [`Cache`] follows events; its [`Snapshot`] is what a cycle looks at. Nodes are shared (`Arc`) and copied only
 //! when they change, so taking a snapshot and applying one event cost the same however large the cluster is.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -25,7 +26,8 @@ pub struct NodeInfo {
     /// The same with stand-ins where a container asks for nothing.
     pub scoring_requested: Resources,
     pub used_ports: BTreeMap<HostPort, u32>,
-    pub pods: u32,
+    /// The pods here.
+    residents: Vec<Arc<PodInfo>>,
 }
 
 impl NodeInfo {
@@ -59,19 +61,26 @@ impl NodeInfo {
             || self.allowed_pods != other.allowed_pods
     }
 
-    fn add_pod(&mut self, pod: &PodInfo) {
+    /// The pods here, in no order.
+    pub fn residents(&self) -> &[Arc<PodInfo>] {
+        &self.residents
+    }
+
+    /// Counts a pod.
+    pub(crate) fn add_pod(&mut self, pod: &Arc<PodInfo>) {
         self.requested.add(&pod.requests);
         self.scoring_requested.add(&pod.scoring_requests);
-        self.pods += 1;
+        self.residents.push(pod.clone());
         for port in &pod.host_ports {
             *self.used_ports.entry(port.clone()).or_default() += 1;
         }
     }
 
-    fn remove_pod(&mut self, pod: &PodInfo) {
+    /// Counts a pod no longer. It must have been counted.
+    pub(crate) fn remove_pod(&mut self, pod: &PodInfo) {
         self.requested.subtract(&pod.requests);
         self.scoring_requested.subtract(&pod.scoring_requests);
-        self.pods = self.pods.saturating_sub(1);
+        self.residents.retain(|other| other.key.uid != pod.key.uid);
         for port in &pod.host_ports {
             if let Some(count) = self.used_ports.get_mut(port) {
                 *count -= 1;
@@ -87,12 +96,32 @@ impl NodeInfo {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     nodes: Vec<Arc<NodeInfo>>,
+    /// Index into `nodes`.
+    index: HashMap<Box<str>, usize>,
+    /// Pods for which room is being made, by the node.
+    nominated: HashMap<Box<str>, Vec<Arc<PodInfo>>>,
 }
 
 impl Snapshot {
     /// The nodes, in a fixed but arbitrary order.
     pub fn nodes(&self) -> &[Arc<NodeInfo>] {
         &self.nodes
+    }
+
+    /// A node by name.
+    pub fn node(&self, name: &str) -> Option<&Arc<NodeInfo>> {
+        self.index.get(name).map(|at| &self.nodes[*at])
+    }
+
+    /// The node as `pod` has to see it: with the other pods of no lower priority for which room is being made there.
+    pub fn with_nominated<'a>(&self, node: &'a Arc<NodeInfo>, pod: &PodInfo) -> Cow<'a, NodeInfo> {
+        let mut seen = Cow::Borrowed(&**node);
+        for other in self.nominated.get(&node.name).into_iter().flatten() {
+            if other.priority >= pod.priority && other.key.uid != pod.key.uid {
+                seen.to_mut().add_pod(other);
+            }
+        }
+        seen
     }
 }
 
@@ -106,8 +135,8 @@ pub enum NodeChange {
 #[derive(Default)]
 pub struct Cache {
     snapshot: Snapshot,
-    /// Index into the snapshot.
-    index: HashMap<Box<str>, usize>,
+    /// For which pods room is being made where.
+    nominated_on: HashMap<Arc<str>, Box<str>>,
     /// Every pod that counts on a node, by uid.
     placed: HashMap<Arc<str>, Placed>,
     /// Pods whose node is not known (yet), so that a node that appears late is filled at once.
@@ -129,13 +158,31 @@ impl Cache {
 
     /// A node by name.
     pub fn node(&self, name: &str) -> Option<&Arc<NodeInfo>> {
-        self.index.get(name).map(|at| &self.snapshot.nodes[*at])
+        self.snapshot.node(name)
+    }
+
+    /// Keeps the room on a node for a pod that waits for others to leave it.
+    pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.denominate(&pod.key.uid);
+        self.nominated_on.insert(pod.key.uid.clone(), node.into());
+        self.snapshot.nominated.entry(node.into()).or_default().push(pod);
+    }
+
+    /// Keeps no room for the pod any more.
+    pub fn denominate(&mut self, uid: &str) {
+        let Some(node) = self.nominated_on.remove(uid) else { return };
+        if let Some(pods) = self.snapshot.nominated.get_mut(&node) {
+            pods.retain(|pod| *pod.key.uid != *uid);
+            if pods.is_empty() {
+                self.snapshot.nominated.remove(&node);
+            }
+        }
     }
 
     /// A node was added or changed.
     pub fn set_node(&mut self, node: &Node) -> Option<NodeChange> {
         let name = node.metadata.name.as_deref()?;
-        if let Some(at) = self.index.get(name) {
+        if let Some(at) = self.snapshot.index.get(name) {
             let slot = &mut self.snapshot.nodes[*at];
             let mut next = NodeInfo::clone(slot);
             next.update(node);
@@ -153,17 +200,17 @@ impl Cache {
             }
         }
         let info = Arc::new(info);
-        self.index.insert(name.into(), self.snapshot.nodes.len());
+        self.snapshot.index.insert(name.into(), self.snapshot.nodes.len());
         self.snapshot.nodes.push(info.clone());
         Some(NodeChange::Added(info))
     }
 
     /// A node is gone. Its pods are kept account of until they go too.
     pub fn remove_node(&mut self, name: &str) {
-        let Some(at) = self.index.remove(name) else { return };
+        let Some(at) = self.snapshot.index.remove(name) else { return };
         self.snapshot.nodes.swap_remove(at);
         if let Some(moved) = self.snapshot.nodes.get(at) {
-            self.index.insert(moved.name.clone(), at);
+            self.snapshot.index.insert(moved.name.clone(), at);
         }
         // Rare and bounded by the number of pods; needed when a node of that name comes back.
         let orphans: Vec<Arc<str>> =
@@ -175,7 +222,7 @@ impl Cache {
 
     /// Names of all nodes.
     pub fn node_names(&self) -> impl Iterator<Item = &str> {
-        self.index.keys().map(AsRef::as_ref)
+        self.snapshot.index.keys().map(AsRef::as_ref)
     }
 
     /// Counts a pod on the node that was chosen for it, before the API server has confirmed it.
@@ -210,7 +257,7 @@ impl Cache {
     /// A pod is gone. Answers what it was, if it counted on a node.
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let placed = self.placed.remove(uid)?;
-        if let Some(at) = self.index.get(&placed.node) {
+        if let Some(at) = self.snapshot.index.get(&placed.node) {
             Arc::make_mut(&mut self.snapshot.nodes[*at]).remove_pod(&placed.pod);
         } else if let Some(waiting) = self.by_unknown_node.get_mut(&placed.node) {
             waiting.retain(|other| **other != *uid);
@@ -229,7 +276,8 @@ impl Cache {
     fn place(&mut self, pod: Arc<PodInfo>, node: &str, assumed: bool) {
         let uid = pod.key.uid.clone();
         self.remove_pod(&uid);
-        match self.index.get(node) {
+        self.denominate(&uid);
+        match self.snapshot.index.get(node) {
             Some(at) => Arc::make_mut(&mut self.snapshot.nodes[*at]).add_pod(&pod),
             None => self.by_unknown_node.entry(node.into()).or_default().push(uid.clone()),
         }
@@ -299,7 +347,7 @@ mod tests {
             for n in nodes {
                 let info = cache.node(&format!("n{n}")).unwrap();
                 let here: Vec<u8> = placed.iter().filter(|(_, (on, _))| *on == n).map(|(p, _)| *p).collect();
-                prop_assert_eq!(info.pods as usize, here.len());
+                prop_assert_eq!(info.residents().len(), here.len());
                 prop_assert_eq!(info.requested.milli_cpu, here.iter().map(|p| i64::from(*p) + 1).sum::<i64>());
                 prop_assert_eq!(info.used_ports.len(), here.len());
             }

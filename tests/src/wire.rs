@@ -143,6 +143,8 @@ impl Wire {
             .method(method)
             .uri(path)
             .header("host", &self.host)
+            // Writers have a name, so that objects have managedFields as those of any client.
+            .header("user-agent", "hawser-tests")
             .header("content-type", content_type)
             .body(Full::new(body))?;
         self.sender.ready().await?;

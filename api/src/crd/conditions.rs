@@ -1,6 +1,6 @@
 //! The status of a definition: which names it gets, and what is said about it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -10,26 +10,79 @@ use super::structural;
 use crate::object::ObjectExt as _;
 use crate::text::quote;
 
-/// Names that other definitions of the group have.
+/// Which definition of a group has which name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Taken {
-    /// Plural, singular and short names.
-    pub resources: BTreeSet<String>,
-    /// Kinds and kinds of lists.
-    pub kinds: BTreeSet<String>,
+pub struct Claims {
+    /// Owners of plural, singular and short names, by group and name.
+    resources: BTreeMap<(String, String), BTreeSet<String>>,
+    /// Owners of kinds and kinds of lists.
+    kinds: BTreeMap<(String, String), BTreeSet<String>>,
+    /// What each definition has.
+    held: BTreeMap<String, Held>,
 }
 
-impl Taken {
-    /// Adds the names that a definition has got.
-    pub fn add(&mut self, crd: &Value) {
-        let Some(names) = crd.at("status.acceptedNames") else { return };
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Held {
+    group: String,
+    resources: Vec<String>,
+    kinds: Vec<String>,
+}
+
+impl Claims {
+    /// Notes the names that a definition has got; answers whether it gave any up.
+    pub fn note(&mut self, crd: &Value) -> bool {
+        let empty = json!({});
+        let names = crd.at("status.acceptedNames").unwrap_or(&empty);
         let texts = |fields: &[&str]| -> Vec<String> {
             fields.iter().map(|f| names.str_at(f).to_owned()).filter(|n| !n.is_empty()).collect()
         };
-        self.resources.extend(texts(&["plural", "singular"]));
-        self.resources
-            .extend(names.items_at("shortNames").iter().filter_map(Value::as_str).map(str::to_owned));
-        self.kinds.extend(texts(&["kind", "listKind"]));
+        let mut resources = texts(&["plural", "singular"]);
+        resources.extend(names.items_at("shortNames").iter().filter_map(Value::as_str).map(str::to_owned));
+        let kinds = texts(&["kind", "listKind"]);
+        let new = Held { group: crd.str_at("spec.group").to_owned(), resources, kinds };
+        if self.held.get(crd.name()) == Some(&new) {
+            return false;
+        }
+        let gave = self.release(crd.name());
+        for (map, names) in [(&mut self.resources, &new.resources), (&mut self.kinds, &new.kinds)] {
+            for name in names {
+                map.entry((new.group.clone(), name.clone())).or_default().insert(crd.name().to_owned());
+            }
+        }
+        self.held.insert(crd.name().to_owned(), new);
+        gave
+    }
+
+    /// Forgets a definition; answers whether it had any name.
+    pub fn release(&mut self, definition: &str) -> bool {
+        let Some(held) = self.held.remove(definition) else { return false };
+        for (map, names) in [(&mut self.resources, &held.resources), (&mut self.kinds, &held.kinds)] {
+            for name in names {
+                let key = (held.group.clone(), name.clone());
+                if let Some(owners) = map.get_mut(&key) {
+                    owners.remove(definition);
+                    if owners.is_empty() {
+                        map.remove(&key);
+                    }
+                }
+            }
+        }
+        !held.resources.is_empty() || !held.kinds.is_empty()
+    }
+
+    fn is_taken(map: &BTreeMap<(String, String), BTreeSet<String>>, crd: &Value, name: &str) -> bool {
+        let owners = map.get(&(crd.str_at("spec.group").to_owned(), name.to_owned()));
+        owners.is_some_and(|o| o.iter().any(|owner| owner != crd.name()))
+    }
+
+    /// Whether another definition of the group has a plural, singular or short name.
+    fn resource(&self, crd: &Value, name: &str) -> bool {
+        Self::is_taken(&self.resources, crd, name)
+    }
+
+    /// Whether another definition of the group has a kind.
+    fn kind(&self, crd: &Value, name: &str) -> bool {
+        Self::is_taken(&self.kinds, crd, name)
     }
 }
 
@@ -65,12 +118,11 @@ fn remove(status: &mut Value, kind: &str) {
     }
 }
 
-/// The status that a definition should have; None when it has it. `taken` are the names of the group's other
-/// definitions.
-pub fn wanted(crd: &Value, taken: &Taken, now: &str) -> Option<Value> {
+/// The status that a definition should have; None when it has it.
+pub fn wanted(crd: &Value, claims: &Claims, now: &str) -> Option<Value> {
     let held = crd.get("status").cloned().unwrap_or_else(|| json!({}));
     let mut status = held.clone();
-    let (accepted, names) = names(crd, taken);
+    let (accepted, names) = names(crd, claims);
     let good = names.str_at("status") == "True";
     status["acceptedNames"] = accepted;
     set(&mut status, names, now);
@@ -105,17 +157,16 @@ pub fn terminating(status: bool, reason: &str, message: &str) -> Value {
 }
 
 /// The names that a definition gets, and the condition that says so.
-fn names(crd: &Value, taken: &Taken) -> (Value, Value) {
+fn names(crd: &Value, claims: &Claims) -> (Value, Value) {
     let empty = json!({});
     let wanted = crd.at("spec.names").unwrap_or(&empty);
     let held = crd.at("status.acceptedNames").unwrap_or(&empty);
     let mut out: Map<String, Value> = held.as_object().cloned().unwrap_or_default();
     let mut conflict: Option<(&str, String)> = None;
-    let fresh = |name: &str, own: &str, used: &BTreeSet<String>| name == own || !used.contains(name);
     let in_use = |name: &str| format!("{} is already in use", quote(name));
     for (field, reason) in [("plural", "PluralConflict"), ("singular", "SingularConflict")] {
         let name = wanted.str_at(field);
-        if fresh(name, held.str_at(field), &taken.resources) {
+        if name == held.str_at(field) || !claims.resource(crd, name) {
             out.insert(field.into(), json!(name));
         } else {
             conflict = Some((reason, in_use(name)));
@@ -127,7 +178,7 @@ fn names(crd: &Value, taken: &Taken) -> (Value, Value) {
     let (short, own_short) = (texts(wanted), texts(held));
     let bad: Vec<String> = short
         .iter()
-        .filter(|n| !own_short.contains(n) && taken.resources.contains(*n))
+        .filter(|n| !own_short.contains(n) && claims.resource(crd, n))
         .map(|n| in_use(n))
         .collect();
     match bad.as_slice() {
@@ -138,7 +189,7 @@ fn names(crd: &Value, taken: &Taken) -> (Value, Value) {
     }
     for (field, reason) in [("kind", "KindConflict"), ("listKind", "ListKindConflict")] {
         let name = wanted.str_at(field);
-        if fresh(name, held.str_at(field), &taken.kinds) {
+        if name == held.str_at(field) || !claims.kind(crd, name) {
             out.insert(field.into(), json!(name));
         } else {
             conflict = Some((reason, in_use(name)));
@@ -179,7 +230,7 @@ mod tests {
     use super::*;
 
     fn definition(kind: &str, short: &[&str]) -> Value {
-        json!({"spec": {"group": "e.com", "versions": [], "names": {"plural": "ws", "singular": "w", "kind": kind,
+        json!({"metadata": {"name": "ws.e.com"}, "spec": {"group": "e.com", "versions": [], "names": {"plural": "ws", "singular": "w", "kind": kind,
             "listKind": format!("{kind}List"), "shortNames": short}}})
     }
 
@@ -194,16 +245,16 @@ mod tests {
     #[test]
     fn names_are_accepted_and_kept() {
         let mut crd = definition("W", &["x"]);
-        let status = wanted(&crd, &Taken::default(), "t1").expect("a status");
+        let status = wanted(&crd, &Claims::default(), "t1").expect("a status");
         assert_eq!(status["acceptedNames"], crd["spec"]["names"]);
         assert_eq!(
             reasons(&status),
             [("NamesAccepted", "True", "NoConflicts"), ("Established", "True", "InitialNamesAccepted")]
         );
         crd["status"] = status;
-        assert_eq!(wanted(&crd, &Taken::default(), "t2"), None, "nothing more to say");
-        let mut taken = Taken::default();
-        taken.resources.insert("y".into());
+        assert_eq!(wanted(&crd, &Claims::default(), "t2"), None, "nothing more to say");
+        let mut taken = Claims::default();
+        taken.note(&json!({"metadata": {"name": "o"}, "spec": {"group": "e.com"}, "status": {"acceptedNames": {"plural": "y"}}}));
         crd["spec"]["names"]["shortNames"] = json!(["y"]);
         let status = wanted(&crd, &taken, "t2").expect("a status");
         assert_eq!(status["acceptedNames"]["shortNames"], json!(["x"]));
@@ -221,23 +272,29 @@ mod tests {
 
     #[test]
     fn taken_names_are_not_given_twice() {
-        let mut taken = Taken::default();
+        let mut taken = Claims::default();
         let mut other = definition("W", &["x"]);
+        other["metadata"]["name"] = json!("others.e.com");
         other["status"] = wanted(&other, &taken, "t").expect("a status");
-        taken.add(&other);
+        assert!(!taken.note(&other), "nothing was given up");
+        let mut elsewhere = definition("W", &[]);
+        elsewhere["spec"]["group"] = json!("f.com");
+        assert!(wanted(&elsewhere, &taken, "t").is_some_and(|s| s["conditions"][0]["status"] == "True"));
         let status = wanted(&definition("W", &[]), &taken, "t").expect("a status");
         assert_eq!(
             reasons(&status),
             [("NamesAccepted", "False", "ListKindConflict"), ("Established", "False", "NotAccepted")]
         );
         assert_eq!(status["acceptedNames"].get("kind"), None);
+        assert!(taken.release("others.e.com") && !taken.release("others.e.com"));
+        assert_eq!(taken, Claims::default());
     }
 
     #[test]
     fn community_groups_need_approval() {
         let mut crd = definition("W", &[]);
         crd["spec"]["group"] = json!("x.k8s.io");
-        let status = wanted(&crd, &Taken::default(), "t").expect("a status");
+        let status = wanted(&crd, &Claims::default(), "t").expect("a status");
         assert_eq!(
             reasons(&status).last(),
             Some(&("KubernetesAPIApprovalPolicyConformant", "False", "MissingAnnotation"))

@@ -12,6 +12,7 @@ use super::embedded::Malformed;
 use super::rules::Rules;
 use super::schema::Schema;
 use super::{defaulting, embedded, lists, prune, values};
+use crate::managed::model::Model;
 use crate::object::ObjectExt as _;
 use crate::status::{FieldError, FieldErrorType, Path};
 
@@ -51,8 +52,10 @@ pub struct Webhook {
 
 /// One version of a custom resource.
 pub struct Custom {
-    /// UID and generation of the definition, and the version: equal for equal contents.
+    /// Equal for equal rows: [`Custom::content`], names and whether instances are being deleted.
     pub identity: String,
+    /// UID and generation of the definition, and the version: what objects of the version look like.
+    pub content: String,
     /// Name of the definition.
     pub definition: String,
     /// Name of the version.
@@ -78,6 +81,8 @@ pub struct Compiled {
     pub rules: Rules,
     /// Whether unknown fields are dropped.
     pub prunes: bool,
+    /// How instances are merged by server-side apply.
+    pub model: Model,
 }
 
 impl fmt::Debug for Custom {
@@ -99,12 +104,14 @@ impl Custom {
     pub fn compiled(&self) -> &Compiled {
         self.compiled.get_or_init(|| {
             let crd: Value = serde_json::from_slice((*self.source).as_ref()).unwrap_or_default();
-            let schema = self.props(&crd).map_or_else(|| Ok(Schema::default()), Schema::parse);
+            let props = self.props(&crd);
+            let schema = props.map_or_else(|| Ok(Schema::default()), Schema::parse);
             // Only definitions from before structural schemas are not readable; they keep everything.
             let prunes = schema.is_ok() && crd.bool_at("spec.preserveUnknownFields") != Some(true);
             let schema =
                 schema.unwrap_or_else(|_| Schema { preserve_unknown_fields: true, ..Schema::default() });
-            Compiled { rules: Rules::compile(&schema), schema, prunes }
+            let model = Model::of_kind(props.unwrap_or(&Value::Null), !prunes);
+            Compiled { rules: Rules::compile(&schema), schema, prunes, model }
         })
     }
 
@@ -137,6 +144,19 @@ impl Custom {
             dropped.extend(prune::prune(object, &compiled.schema, true));
         }
         Ok(dropped)
+    }
+
+    /// Makes a stored object one of this version, which is the stored one, as it is now. What was stored in another
+    /// version and needs a webhook to be converted stays as it is.
+    pub fn read(&self, kind: &crate::kinds::Kind, object: &mut Value) {
+        let api_version = kind.api_version();
+        if object.api_version() != api_version {
+            if self.conversion != Conversion::None {
+                return;
+            }
+            object.set_api_version_kind(&api_version, &kind.kind);
+        }
+        self.refresh(object);
     }
 
     /// Makes an object that was stored, or converted, one of the version as it is now.

@@ -113,7 +113,7 @@ fn judge(at: Path<'_>, s: &Schema, default: &Value) -> Vec<FieldError> {
     if !errors.is_empty() {
         return errors;
     }
-    let rules = rules::Rules::compile(s);
+    let rules = rules::Rules::compile_below(s);
     if rules.is_empty() {
         return errors;
     }

@@ -179,12 +179,13 @@ fn check_type(at: Path<'_>, map: &serde_json::Map<String, Value>, errors: &mut V
                     errors.push(FieldError::invalid(here, text.as_str(), detail));
                 }
             }
-            Some(Value::String(text)) => {
-                if text.matches('/').count() > 1 || split_api_version(text).1.is_empty() {
-                    let detail = format!("unexpected GroupVersion string: {text}");
-                    errors.push(FieldError::invalid(here, text.as_str(), detail));
-                }
+            Some(Value::String(text))
+                if text.matches('/').count() > 1 || split_api_version(text).1.is_empty() =>
+            {
+                let detail = format!("unexpected GroupVersion string: {text}");
+                errors.push(FieldError::invalid(here, text.as_str(), detail));
             }
+            Some(Value::String(_)) => {}
             Some(other) => errors.push(FieldError::invalid(here, other.clone(), "must be a string")),
         }
     }

@@ -4,6 +4,7 @@
 //! request ask for defaults, pruning and validation just as they ask the tables for built-in kinds.
 
 pub mod conditions;
+pub mod conversion;
 pub mod custom;
 pub mod defaulting;
 pub mod defaults;
@@ -14,6 +15,7 @@ pub mod formats;
 pub mod lists;
 pub mod pattern;
 pub mod prune;
+pub mod publish;
 pub mod rows;
 pub mod rules;
 pub mod schema;

@@ -62,10 +62,12 @@ impl Walk {
                             s.properties.get(name).is_some() || s.additional_properties.is_some()
                         });
                         let meta = META_FIELDS.contains(&name.as_str());
-                        if !known && !(embedded && meta) && !(meta && path.is_empty()) {
+                        let kept = known || (embedded && meta);
+                        let silent = meta && path.is_empty();
+                        if !kept && !silent {
                             self.dropped.push(position(path, name));
                         }
-                        known || (embedded && meta)
+                        kept
                     });
                 }
                 let Some(schema) = schema else { return };

@@ -48,8 +48,8 @@ fn row(
     let served = version.bool_at("served") == Some(true);
     let kind = text("kind");
     let terminating = is_true(crd, "Terminating");
-    let identity =
-        format!("{}/{}/{name}/{terminating}/{}", crd.uid(), crd.generation().unwrap_or(0), accepted);
+    let content = format!("{}/{}/{name}", crd.uid(), crd.generation().unwrap_or(0));
+    let identity = format!("{content}/{terminating}/{accepted}");
     let scale = version.at("subresources.scale").filter(|s| s.is_object()).map(|s| Scale {
         spec_replicas: s.str_at("specReplicasPath").to_owned(),
         status_replicas: s.str_at("statusReplicasPath").to_owned(),
@@ -58,6 +58,7 @@ fn row(
     let status = version.at("subresources.status").is_some_and(Value::is_object);
     let custom = Custom {
         identity,
+        content,
         definition: crd.name().to_owned(),
         version: name.to_owned(),
         status,

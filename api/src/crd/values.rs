@@ -425,16 +425,18 @@ fn wrong_type(types: &[&str], format: &str, value: &Value) -> Option<(String, &'
     let float_integer = found == "number" && value.as_f64().is_some_and(whole) && has("integer");
     let integer_float = found == "integer" && has("number");
     let textual = matches!(found, "string" | "array");
-    if !textual
-        && !format.is_empty()
-        && !(has(found) || found_format == format || float_integer || integer_float)
-    {
-        return Some((format.to_owned(), found_format));
+    let fits = has(found) || float_integer || integer_float;
+    if !format.is_empty() {
+        // A format decides for texts and lists, a number's format stands for its type.
+        if textual {
+            if !has("number") && !has("integer") {
+                return None;
+            }
+        } else if !fits && found_format != format {
+            return Some((format.to_owned(), found_format));
+        }
     }
-    if !(has("number") || has("integer")) && !format.is_empty() && textual {
-        return None;
-    }
-    (!(has(found) || float_integer || integer_float)).then(|| (types.join(","), found))
+    (!fits).then(|| (types.join(","), found))
 }
 
 /// Whether a number fits a type and format.
@@ -450,7 +452,6 @@ fn in_range(n: &Number, ty: &str, format: &str) -> bool {
 
 fn is_multiple(n: &Number, factor: f64, integral: bool) -> bool {
     if let (true, Some(value)) = (integral, n.as_i64()) {
-        #[expect(clippy::cast_possible_truncation, reason = "the factor has been truncated and fits")]
         let factor = factor as i64;
         return factor != 0 && value % factor == 0;
     }
@@ -459,7 +460,6 @@ fn is_multiple(n: &Number, factor: f64, integral: bool) -> bool {
 }
 
 fn number_value(f: f64) -> Value {
-    #[expect(clippy::cast_possible_truncation, reason = "whole and small")]
     if whole(f) { Value::from(f as i64) } else { Value::from(f) }
 }
 

@@ -246,12 +246,9 @@ pub fn status(kind: &Kind, new: &mut Value, old: &Value, now: Timestamp) {
     }
 }
 
-/// `approval` changes only the Approved and Denied conditions.
+/// `approval` changes only the conditions.
 pub fn approval(new: &mut Value, old: &Value, now: Timestamp) {
-    let decided = |c: &&Value| matches!(c.str_at("type"), "Approved" | "Denied");
-    let others = old.items_at("status.conditions").iter().filter(|c| !decided(c));
-    let mut all: Vec<Value> =
-        new.items_at("status.conditions").iter().filter(decided).chain(others).cloned().collect();
+    let mut all: Vec<Value> = new.items_at("status.conditions").to_vec();
     stamp(&mut all, old.items_at("status.conditions"), now);
     super::keep_but(new, old, &["metadata"]);
     set_list(new, all);

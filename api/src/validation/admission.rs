@@ -1,6 +1,7 @@
-//! Validation of webhook configurations and admission policies. Expressions are compiled by the API server.
+//! Validation of webhook configurations and admission policies; `expressions` compiles what is CEL.
 
 use super::checks::Errors;
+use super::expressions::{Policy, match_conditions};
 use crate::names;
 use crate::object::ObjectExt as _;
 use crate::status::Path;
@@ -11,7 +12,9 @@ const ROOT: Path<'static> = Path::ROOT;
 
 pub fn kind(kind: &str, o: &Value, e: &mut Errors) {
     match kind {
-        "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration" => webhooks(o, e),
+        "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration" => {
+            webhooks(kind.starts_with("Mutating"), o, e);
+        }
         "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy" => policy(kind, o, e),
         "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => binding(kind, o, e),
         _ => {}
@@ -32,26 +35,19 @@ fn policy(kind: &str, o: &Value, e: &mut Errors) {
         None => e.required(constraints, ""),
         Some(m) => match_resources(m, constraints, true, e),
     }
+    let expressions = Policy::begin(o, e);
     if kind.starts_with("Validating") {
-        let (validations, annotations) =
-            (o.items_at("spec.validations"), o.items_at("spec.auditAnnotations"));
-        if validations.is_empty() && annotations.is_empty() {
+        if o.items_at("spec.validations").is_empty() && o.items_at("spec.auditAnnotations").is_empty() {
             let detail = "validations or auditAnnotations must contain at least one item";
             e.required(SPEC.child("validations"), detail);
+            e.required(SPEC.child("auditAnnotations"), detail);
         }
-        let list = SPEC.child("validations");
-        for (i, v) in validations.iter().enumerate() {
-            let item = list.index(i);
-            if v.str_at("expression").trim().is_empty() {
-                e.required(item.child("expression"), "expression is not specified");
-            }
-            let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
-            e.optional_one_of(item.child("reason"), v.str_at("reason"), &reasons);
-        }
+        expressions.validations(e);
     } else {
         if o.items_at("spec.mutations").is_empty() {
             e.required(SPEC.child("mutations"), "mutations must contain at least one item");
         }
+        expressions.mutations(e);
         let policy = o.str_at("spec.reinvocationPolicy");
         e.one_of(SPEC.child("reinvocationPolicy"), policy, &["IfNeeded", "Never"]);
     }
@@ -104,22 +100,20 @@ fn match_resources(m: &Value, at: Path<'_>, rules_required: bool, e: &mut Errors
     e.one_of(at.child("matchPolicy"), m.str_at("matchPolicy"), &["Equivalent", "Exact"]);
 }
 
-fn webhooks(o: &Value, e: &mut Errors) {
+fn webhooks(mutating: bool, o: &Value, e: &mut Errors) {
     let list = ROOT.child("webhooks");
     let mut seen = Vec::new();
     for (i, hook) in o.items_at("webhooks").iter().enumerate() {
         let item = list.index(i);
         let name = hook.str_at("name");
-        if seen.contains(&name) {
-            e.duplicate(item.child("name"), name);
-        }
-        seen.push(name);
-        if name.split('.').count() < 3 {
-            e.invalid(
-                item.child("name"),
-                name,
-                "should be a domain with at least three segments separated by dots",
-            );
+        let messages = names::dns1123_subdomain(name);
+        if name.is_empty() {
+            e.required(item.child("name"), "");
+        } else if !messages.is_empty() {
+            e.all(item.child("name"), name, messages);
+        } else if name.split('.').count() < 3 {
+            let detail = "should be a domain with at least three segments separated by dots";
+            e.invalid(item.child("name"), name, detail);
         }
         let rules = item.child("rules");
         for (j, rule) in hook.items_at("rules").iter().enumerate() {
@@ -127,20 +121,119 @@ fn webhooks(o: &Value, e: &mut Errors) {
         }
         e.optional_one_of(item.child("failurePolicy"), hook.str_at("failurePolicy"), &["Fail", "Ignore"]);
         e.optional_one_of(item.child("matchPolicy"), hook.str_at("matchPolicy"), &["Equivalent", "Exact"]);
-        e.one_of(item.child("sideEffects"), hook.str_at("sideEffects"), &["None", "NoneOnDryRun"]);
+        match hook.get("sideEffects").and_then(Value::as_str) {
+            None => e.required(item.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
+            Some("None" | "NoneOnDryRun") => {}
+            Some(other) => e.unsupported(item.child("sideEffects"), other, &["None", "NoneOnDryRun"]),
+        }
+        if mutating && let Some(policy) = hook.get("reinvocationPolicy").and_then(Value::as_str) {
+            let policies = ["IfNeeded", "Never"];
+            if !policies.contains(&policy) {
+                e.unsupported(item.child("reinvocationPolicy"), policy, &policies);
+            }
+        }
         if let Some(n) = hook.int_at("timeoutSeconds").filter(|n| !(1..=30).contains(n)) {
             e.invalid(item.child("timeoutSeconds"), n, "the timeout value must be between 1 and 30 seconds");
         }
         e.selector(item.child("namespaceSelector"), hook.get("namespaceSelector"));
         e.selector(item.child("objectSelector"), hook.get("objectSelector"));
+        match_conditions(hook.items_at("matchConditions"), item.child("matchConditions"), false, e);
         let url = hook.at("clientConfig.url").filter(|u| !u.is_null());
         let service = hook.at("clientConfig.service").filter(|s| !s.is_null());
-        if url.is_some() == service.is_some() {
-            e.required(item.child("clientConfig"), "exactly one of url or service is required");
+        let client = item.child("clientConfig");
+        match (url, service) {
+            (Some(url), None) => webhook_url(url.as_str().unwrap_or(""), client.child("url"), e),
+            (None, Some(service)) => webhook_service(service, client.child("service"), e),
+            _ => e.required(client, "exactly one of url or service is required"),
         }
-        if hook.items_at("admissionReviewVersions").is_empty() {
-            let detail = "must specify one of v1, v1beta1";
-            e.required(item.child("admissionReviewVersions"), detail);
+        review_versions(hook, item.child("admissionReviewVersions"), e);
+        if !name.is_empty() {
+            if seen.contains(&name) {
+                e.duplicate(item.child("name"), name);
+            }
+            seen.push(name);
+        }
+    }
+}
+
+fn review_versions(hook: &Value, at: Path<'_>, e: &mut Errors) {
+    let versions: Vec<&str> =
+        hook.items_at("admissionReviewVersions").iter().filter_map(Value::as_str).collect();
+    if versions.is_empty() {
+        e.required(at, "must specify one of v1, v1beta1");
+        return;
+    }
+    for (i, version) in versions.iter().enumerate() {
+        if versions[..i].contains(version) {
+            e.invalid(at.index(i), *version, "duplicate version");
+            continue;
+        }
+        e.all(at.index(i), version, names::dns1035_label(version));
+    }
+    if !versions.iter().any(|v| matches!(*v, "v1" | "v1beta1")) {
+        e.invalid(at, json!(versions), "must include at least one of v1, v1beta1");
+    }
+}
+
+/// Where a webhook is: only a host and a path.
+fn webhook_url(text: &str, at: Path<'_>, e: &mut Errors) {
+    const FORM: &str = "; desired format: https://host[/path]";
+    let (rest, fragment) = text.split_once('#').unwrap_or((text, ""));
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (scheme, rest) = rest.split_once("://").unwrap_or(("", rest));
+    if scheme != "https" {
+        e.invalid(at, scheme, format!("'https' is the only allowed URL scheme{FORM}"));
+    }
+    let authority = if scheme.is_empty() { "" } else { rest.split('/').next().unwrap_or("") };
+    let (user, host) = authority.rsplit_once('@').map_or(("", authority), |(u, h)| (u, h));
+    if host.is_empty() {
+        e.invalid(at, host, format!("host must be specified{FORM}"));
+    }
+    for (part, detail) in [
+        (user, "user information is not permitted in the URL"),
+        (fragment, "fragments are not permitted in the URL"),
+        (query, "query parameters are not permitted in the URL"),
+    ] {
+        if !part.is_empty() {
+            e.invalid(at, part, detail);
+        }
+    }
+}
+
+fn webhook_service(service: &Value, at: Path<'_>, e: &mut Errors) {
+    // Kubernetes passes name and namespace in the wrong order, so that each is told as the other.
+    for (field, shown) in [("namespace", "name"), ("name", "namespace")] {
+        if service.str_at(field).is_empty() {
+            e.required(at.child(shown), "");
+        }
+    }
+    let port = service.int_at("port").unwrap_or(443);
+    let messages = names::port_number(port);
+    if !messages.is_empty() {
+        e.invalid(at.child("port"), port, format!("port is not valid: {}", messages.join(", ")));
+    }
+    let path = service.str_at("path");
+    let at = at.child("path");
+    match path {
+        "" | "/" => return,
+        "//" => {
+            e.invalid(at, path, "segment[0] may not be empty");
+            return;
+        }
+        _ => {}
+    }
+    if !path.starts_with('/') {
+        e.invalid(at, path, "must start with a '/'");
+    }
+    let inner: String = path.chars().skip(1).collect();
+    let inner = inner.strip_suffix('/').unwrap_or(&inner);
+    for (i, step) in inner.split('/').enumerate() {
+        if step.is_empty() {
+            e.invalid(at, path, format!("segment[{i}] may not be empty"));
+            continue;
+        }
+        for message in names::dns1123_subdomain(step) {
+            e.invalid(at, path, format!("segment[{i}]: {message}"));
         }
     }
 }
@@ -150,6 +243,10 @@ fn webhook_rule(rule: &Value, at: Path<'_>, e: &mut Errors) {
     let all = rule.items_at("operations");
     if all.is_empty() {
         e.required(operations, "");
+    }
+    if all.len() > 1 && all.iter().any(|o| o == "*") {
+        let detail = "if '*' is present, must not specify other operations";
+        e.invalid(operations, rule["operations"].clone(), detail);
     }
     for (i, operation) in all.iter().filter_map(Value::as_str).enumerate() {
         let known = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
@@ -166,12 +263,49 @@ fn webhook_rule(rule: &Value, at: Path<'_>, e: &mut Errors) {
             e.invalid(at.child(field), rule[field].clone(), detail);
         }
     }
-    let resources = rule.items_at("resources");
-    if resources.is_empty() {
-        e.required(at.child("resources"), "");
-    } else if resources.len() > 1 && has("resources", "*/*") {
-        let detail = "if '*/*' is present, must not specify other resources";
-        e.invalid(at.child("resources"), rule["resources"].clone(), detail);
+    let versions = at.child("apiVersions");
+    for (i, _) in rule.items_at("apiVersions").iter().enumerate().filter(|(_, v)| *v == "") {
+        e.required(versions.index(i), "");
     }
+    rule_resources(rule, at.child("resources"), e);
     e.optional_one_of(at.child("scope"), rule.str_at("scope"), &["*", "Cluster", "Namespaced"]);
+}
+
+/// Resources and subresources, of which wildcards must not cover others.
+fn rule_resources(rule: &Value, at: Path<'_>, e: &mut Errors) {
+    let all: Vec<&str> = rule.items_at("resources").iter().filter_map(Value::as_str).collect();
+    if all.is_empty() {
+        e.required(at, "");
+    }
+    let (mut whole, mut every) = (Vec::new(), Vec::new());
+    let mut plain = false;
+    for (i, text) in all.iter().enumerate() {
+        if text.is_empty() {
+            e.required(at.index(i), "");
+            continue;
+        }
+        let Some((resource, sub)) = text.split_once('/') else {
+            plain = *text != "*";
+            continue;
+        };
+        if whole.contains(&resource) {
+            e.invalid(at.index(i), *text, format!("if '{resource}/*' is present, must not specify {text}"));
+        }
+        if every.contains(&sub) {
+            e.invalid(at.index(i), *text, format!("if '*/{sub}' is present, must not specify {text}"));
+        }
+        if sub == "*" {
+            whole.push(resource);
+        }
+        if resource == "*" {
+            every.push(sub);
+        }
+    }
+    if all.len() > 1 && all.contains(&"*/*") {
+        e.invalid(at, json!(all), "if '*/*' is present, must not specify other resources");
+    }
+    if all.contains(&"*") && plain {
+        let detail = "if '*' is present, must not specify other resources without subresources";
+        e.invalid(at, json!(all), detail);
+    }
 }

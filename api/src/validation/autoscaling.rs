@@ -13,8 +13,10 @@ pub fn autoscaler(o: &Value, e: &mut Errors) {
     if let Some(n) = min.filter(|n| *n < 1) {
         e.invalid(SPEC.child("minReplicas"), n, "must be greater than or equal to 1");
     }
-    if max < 1 {
-        e.invalid(SPEC.child("maxReplicas"), max, "must be greater than 0");
+    if max == 0 {
+        e.required(SPEC.child("maxReplicas"), "must be set and greater than 0");
+    } else if max < 0 {
+        e.invalid(SPEC.child("maxReplicas"), max, "must be greater than or equal to 1");
     }
     if min.is_some_and(|n| max < n) {
         e.invalid(SPEC.child("maxReplicas"), max, "must be greater than or equal to `minReplicas`");
@@ -25,6 +27,10 @@ pub fn autoscaler(o: &Value, e: &mut Errors) {
             "" => e.required(target.child(field), ""),
             value => e.all(target.child(field), value, names::path_segment(value)),
         }
+    }
+    let version = o.str_at("spec.scaleTargetRef.apiVersion");
+    if version.matches('/').count() > 1 {
+        e.invalid(target.child("apiVersion"), version, format!("unexpected GroupVersion string: {version}"));
     }
     let list = SPEC.child("metrics");
     let metrics = o.items_at("spec.metrics");
@@ -56,6 +62,9 @@ fn scaling_rules(rules: &Value, at: Path<'_>, e: &mut Errors) {
         }
     }
     e.optional_one_of(at.child("selectPolicy"), rules.str_at("selectPolicy"), &["Disabled", "Max", "Min"]);
+    if let Some(q) = quantity(rules.get("tolerance")).filter(|q| q.is_negative()) {
+        e.invalid(at.child("tolerance"), q.to_string(), super::checks::NOT_NEGATIVE);
+    }
     let list = at.child("policies");
     if rules.items_at("policies").is_empty() {
         e.required(list, "must specify at least one Policy");
@@ -91,29 +100,55 @@ fn metric_spec(metric: &Value, at: Path<'_>, e: &mut Errors) {
     let types = SOURCES.map(|(t, _)| t);
     if ty.is_empty() {
         e.required(at.child("type"), "must specify a metric source type");
-        return;
     }
-    let Some((_, field)) = SOURCES.iter().find(|(t, _)| *t == ty) else {
+    let expected = SOURCES.iter().find(|(t, _)| *t == ty).map(|(_, field)| *field);
+    if expected.is_none() {
         e.unsupported(at.child("type"), ty, &types);
-        return;
-    };
-    let Some(source) = metric.get(*field).filter(|s| !s.is_null()) else {
-        e.required(at.child(field), "must populate information for the given metric source");
-        return;
-    };
-    for (_, other) in SOURCES.iter().filter(|(_, f)| f != field) {
-        if metric.get(*other).is_some_and(|s| !s.is_null()) {
-            let detail = "must populate the given metric source only";
-            e.forbidden(at.child(other), detail);
+    }
+    // The first source that is there is judged, be it the one of the type or not.
+    let order = ["object", "external", "pods", "resource", "containerResource"];
+    let present: Vec<&str> =
+        order.into_iter().filter(|f| metric.get(*f).is_some_and(|s| !s.is_null())).collect();
+    if let Some(first) = present.first() {
+        metric_source(first, &metric[*first], at.child(first), e);
+    }
+    match expected {
+        None => e.unsupported(at.child("type"), ty, &types),
+        Some(field) if !present.contains(&field) => {
+            e.required(at.child(field), "must populate information for the given metric source");
+        }
+        Some(_) => {}
+    }
+    if present.len() != 1 {
+        for other in present.iter().filter(|f| Some(**f) != expected) {
+            e.forbidden(at.child(other), "must populate the given metric source only");
         }
     }
-    let at = at.child(field);
+}
+
+/// What a metric is read from, and what it should be.
+fn metric_source(field: &str, source: &Value, at: Path<'_>, e: &mut Errors) {
     let empty = Value::Null;
     let target = source.get("target").unwrap_or(&empty);
     if source.str_at("name").is_empty() && field.ends_with("esource") {
         e.required(at.child("name"), "must specify a resource name");
     }
-    if matches!(*field, "external" | "object" | "pods") {
+    if field == "object" {
+        let described = at.child("describedObject");
+        for part in ["kind", "name"] {
+            match source.at("describedObject").map_or("", |d| d.str_at(part)) {
+                "" => e.required(described.child(part), ""),
+                text => e.all(described.child(part), text, names::path_segment(text)),
+            }
+        }
+    }
+    if field == "containerResource" {
+        match source.str_at("container") {
+            "" => e.required(at.child("container"), "must specify a container"),
+            name => e.all(at.child("container"), name, names::dns1123_label(name)),
+        }
+    }
+    if matches!(field, "external" | "object" | "pods") {
         let metric = at.child("metric");
         match source.str_at("metric.name") {
             "" => e.required(metric.child("name"), "must specify a metric name"),
@@ -123,7 +158,7 @@ fn metric_spec(metric: &Value, at: Path<'_>, e: &mut Errors) {
     metric_target(target, at.child("target"), e);
     let has = |f: &str| target.get(f).is_some_and(|v| !v.is_null());
     let target_at = at.child("target");
-    match *field {
+    match field {
         "resource" | "containerResource" => {
             if !has("averageUtilization") && !has("averageValue") {
                 let detail = "must set either a target raw value or a target utilization";
@@ -153,8 +188,10 @@ fn metric_spec(metric: &Value, at: Path<'_>, e: &mut Errors) {
 }
 
 fn metric_target(target: &Value, at: Path<'_>, e: &mut Errors) {
+    if target.str_at("type").is_empty() {
+        e.required(at.child("type"), "must specify a metric target type");
+    }
     match target.str_at("type") {
-        "" => e.required(at.child("type"), "must specify a metric target type"),
         "Utilization" | "Value" | "AverageValue" => {}
         other => e.invalid(at.child("type"), other, "must be either Utilization, Value, or AverageValue"),
     }

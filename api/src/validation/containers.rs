@@ -17,13 +17,14 @@ pub fn all(s: &Value, at: Path<'_>, volumes: &[String], e: &mut Errors) {
         e.required(list, "");
     }
     let grace = s.int_at("terminationGracePeriodSeconds").unwrap_or(30);
+    let pod = Pod::of(s, volumes);
     let mut seen: Vec<&str> = Vec::new();
     for (i, c) in containers.iter().enumerate() {
         let item = list.index(i);
-        common(c, item, volumes, e);
+        common(c, item, &pod, e);
         unique(c, item, &mut seen, e);
         if let Some(lifecycle) = c.get("lifecycle").filter(|l| !l.is_null()) {
-            hooks(lifecycle, item.child("lifecycle"), grace, e);
+            hooks(lifecycle, item.child("lifecycle"), grace, pod.os, e);
         }
         for name in PROBES {
             probe(name, c.get(name), item.child(name), grace, e);
@@ -34,12 +35,14 @@ pub fn all(s: &Value, at: Path<'_>, volumes: &[String], e: &mut Errors) {
     let list = at.child("initContainers");
     for (i, c) in s.items_at("initContainers").iter().enumerate() {
         let item = list.index(i);
-        common(c, item, volumes, e);
-        unique(c, item, &mut seen, e);
+        common(c, item, &pod, e);
         restart_policy(c, item, e);
+        unique(c, item, &mut seen, e);
+        let own = std::slice::from_ref(c);
+        host_ports(own, list, e);
         if c.str_at("restartPolicy") == "Always" {
             if let Some(lifecycle) = c.get("lifecycle").filter(|l| !l.is_null()) {
-                hooks(lifecycle, item.child("lifecycle"), grace, e);
+                hooks(lifecycle, item.child("lifecycle"), grace, pod.os, e);
             }
             for name in PROBES {
                 probe(name, c.get(name), item.child(name), grace, e);
@@ -55,7 +58,6 @@ pub fn all(s: &Value, at: Path<'_>, volumes: &[String], e: &mut Errors) {
             }
         }
     }
-    host_ports(s.items_at("initContainers"), list, e);
 }
 
 /// The ephemeral containers of a spec.
@@ -67,12 +69,11 @@ pub fn ephemeral(s: &Value, at: Path<'_>, e: &mut Errors) {
         .map(|c| c.str_at("name"))
         .collect();
     let volumes: Vec<String> = s.items_at("volumes").iter().map(|v| v.str_at("name").to_owned()).collect();
+    let pod = Pod::of(s, &volumes);
     for (i, c) in s.items_at("ephemeralContainers").iter().enumerate() {
         let item = list.index(i);
-        if c.str_at("name").is_empty() {
-            e.required(item, "ephemeralContainer name is required");
-        }
-        common(c, item, &volumes, e);
+        common(c, item, &pod, e);
+        image_padding(c, item, e);
         unique(c, item, &mut seen, e);
         let target = c.str_at("targetContainerName");
         let known = |l: &str| s.items_at(l).iter().any(|c| c.str_at("name") == target);
@@ -80,11 +81,28 @@ pub fn ephemeral(s: &Value, at: Path<'_>, e: &mut Errors) {
             e.push(FieldError::not_found(item.child("targetContainerName"), target));
         }
         let resources = c.get("resources").and_then(Value::as_object).is_some_and(|r| !r.is_empty());
-        for name in ["ports", "resources", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {
+        for name in [
+            "ports",
+            "resources",
+            "resizePolicy",
+            "restartPolicy",
+            "restartPolicyRules",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+            "lifecycle",
+        ] {
             let given =
                 if name == "resources" { resources } else { c.get(name).is_some_and(|v| !v.is_null()) };
             if given {
                 e.forbidden(item.child(name), "cannot be set for an Ephemeral Container");
+            }
+        }
+        let mounts = item.child("volumeMounts");
+        for (j, mount) in c.items_at("volumeMounts").iter().enumerate() {
+            for field in ["subPath", "subPathExpr"].into_iter().filter(|f| !mount.str_at(f).is_empty()) {
+                let at = mounts.index(j);
+                e.forbidden(at.child(field), "cannot be set for an Ephemeral Container");
             }
         }
     }
@@ -98,37 +116,102 @@ fn unique<'a>(c: &'a Value, at: Path<'_>, seen: &mut Vec<&'a str>, e: &mut Error
     seen.push(name);
 }
 
-fn restart_policy(c: &Value, at: Path<'_>, e: &mut Errors) {
-    e.optional_one_of(
-        at.child("restartPolicy"),
-        c.str_at("restartPolicy"),
-        &["Always", "Never", "OnFailure"],
-    );
+/// What containers have to know of their pod.
+pub struct Pod<'a> {
+    spec: &'a Value,
+    volumes: &'a [String],
+    /// `linux`, `windows` or empty.
+    os: &'a str,
+    claims: Vec<&'a str>,
+    never_restarts: bool,
+    host_users: bool,
 }
 
-fn common(c: &Value, at: Path<'_>, volumes: &[String], e: &mut Errors) {
+impl<'a> Pod<'a> {
+    fn of(spec: &'a Value, volumes: &'a [String]) -> Self {
+        let claims = spec.items_at("resourceClaims").iter().map(|c| c.str_at("name"));
+        Self {
+            spec,
+            volumes,
+            os: spec.str_at("os.name"),
+            claims: claims.filter(|n| !n.is_empty()).collect(),
+            never_restarts: spec.str_at("restartPolicy") == "Never",
+            host_users: spec.bool_at("hostUsers") != Some(false),
+        }
+    }
+
+    /// A volume's source by the volume's name.
+    fn volume(&self, name: &str) -> Option<&'a Value> {
+        self.spec.items_at("volumes").iter().find(|v| v.str_at("name") == name)
+    }
+}
+
+/// An image's name with spaces around it; templates may have that.
+pub fn image_padding(c: &Value, at: Path<'_>, e: &mut Errors) {
+    let image = c.str_at("image");
+    if image.trim() != image {
+        e.invalid(at.child("image"), image, "must not have leading or trailing whitespace");
+    }
+}
+
+fn restart_policy(c: &Value, at: Path<'_>, e: &mut Errors) {
+    let rules = c.items_at("restartPolicyRules");
+    let policy = at.child("restartPolicy");
+    if c.get("restartPolicy").is_none_or(Value::is_null) {
+        if !rules.is_empty() {
+            e.required(policy, "must specify restartPolicy when restart rules are used");
+        }
+    } else if !["Always", "Never", "OnFailure"].contains(&c.str_at("restartPolicy")) {
+        e.unsupported(policy, c.str_at("restartPolicy"), &["Always", "Never", "OnFailure"]);
+    }
+    let list = at.child("restartPolicyRules");
+    if rules.len() > 20 {
+        e.push(FieldError::too_many(list, rules.len(), 20));
+    }
+    for (i, rule) in rules.iter().enumerate() {
+        let item = list.index(i);
+        let actions = ["Restart", "RestartAllContainers"];
+        if !actions.contains(&rule.str_at("action")) {
+            e.unsupported(item.child("action"), rule.str_at("action"), &actions);
+        }
+        let codes = item.child("exitCodes");
+        match rule.get("exitCodes").filter(|c| !c.is_null()) {
+            None => e.required(codes, "must be specified"),
+            Some(given) => {
+                if !["In", "NotIn"].contains(&given.str_at("operator")) {
+                    e.unsupported(codes.child("operator"), given.str_at("operator"), &["In", "NotIn"]);
+                }
+                let values = given.items_at("values").len();
+                if values > 255 {
+                    e.push(FieldError::too_many(codes.child("values"), values, 255));
+                }
+            }
+        }
+    }
+}
+
+fn common(c: &Value, at: Path<'_>, pod: &Pod<'_>, e: &mut Errors) {
     let name = c.str_at("name");
     if name.is_empty() {
         e.required(at.child("name"), "");
     } else {
         e.all(at.child("name"), name, names::dns1123_label(name));
     }
-    let image = c.str_at("image");
-    if image.is_empty() {
+    if c.str_at("image").is_empty() {
         e.required(at.child("image"), "");
-    } else if image.trim() != image {
-        e.invalid(at.child("image"), image, "must not have leading or trailing whitespace");
     }
     let policy = c.str_at("terminationMessagePolicy");
-    e.one_of(at.child("terminationMessagePolicy"), policy, &["FallbackToLogsOnError", "File"]);
+    e.one_of(at.child("terminationMessagePolicy"), policy, &["File", "FallbackToLogsOnError"]);
     ports(c, at.child("ports"), e);
     env(c, at, e);
-    mounts(c, at.child("volumeMounts"), volumes, e);
+    mounts(c, at.child("volumeMounts"), pod.volumes, e);
+    devices(c, at.child("volumeDevices"), pod, e);
     let policy = c.str_at("imagePullPolicy");
     e.one_of(at.child("imagePullPolicy"), policy, &["Always", "IfNotPresent", "Never"]);
     if let Some(resources) = c.get("resources") {
-        requirements(resources, at.child("resources"), e);
+        requirements(resources, at.child("resources"), Some(&pod.claims), e);
     }
+    resize_policy(c, at.child("resizePolicy"), pod, e);
     let context = at.child("securityContext");
     if let Some(sc) = c.get("securityContext").filter(|s| !s.is_null()) {
         for field in ["runAsUser", "runAsGroup"] {
@@ -136,12 +219,88 @@ fn common(c: &Value, at: Path<'_>, volumes: &[String], e: &mut Errors) {
         }
         let mount = sc.str_at("procMount");
         e.optional_one_of(context.child("procMount"), mount, &["Default", "Unmasked"]);
+        if pod.host_users && mount == "Unmasked" {
+            e.invalid(context.child("procMount"), mount, "`hostUsers` must be false to use `Unmasked`");
+        }
         seccomp(sc, context, e);
         if sc.bool_at("allowPrivilegeEscalation") == Some(false) {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
             if sc.bool_at("privileged") == Some(true) {
                 e.invalid(context, sc.clone(), detail);
             }
+            if sc.items_at("capabilities.add").iter().any(|c| c == "CAP_SYS_ADMIN") {
+                let detail =
+                    "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
+                e.invalid(context, sc.clone(), detail);
+            }
+        }
+        super::profiles::windows(sc, context.child("windowsOptions"), e);
+        super::profiles::app_armor(sc, context.child("appArmorProfile"), e);
+    }
+}
+
+fn resize_policy(c: &Value, at: Path<'_>, pod: &Pod<'_>, e: &mut Errors) {
+    let mut seen = Vec::new();
+    for (i, policy) in c.items_at("resizePolicy").iter().enumerate() {
+        let (name, restart) = (policy.str_at("resourceName"), policy.str_at("restartPolicy"));
+        if seen.contains(&name) {
+            e.duplicate(at.index(i), name);
+        }
+        seen.push(name);
+        e.one_of(at, name, &["cpu", "memory"]);
+        e.one_of(at, restart, &["NotRequired", "RestartContainer"]);
+        if pod.never_restarts && restart != "NotRequired" {
+            e.invalid(at, restart, "must be 'NotRequired' when pod `restartPolicy` is 'Never'");
+        }
+    }
+}
+
+/// Block devices are claims, by names and paths that no mount has.
+fn devices(c: &Value, at: Path<'_>, pod: &Pod<'_>, e: &mut Errors) {
+    let mounts = c.items_at("volumeMounts");
+    let (mut names, mut paths) = (Vec::new(), Vec::new());
+    for (i, device) in c.items_at("volumeDevices").iter().enumerate() {
+        let item = at.index(i);
+        let (name, path) = (device.str_at("name"), device.str_at("devicePath"));
+        let volume = pod.volume(name);
+        if name.is_empty() {
+            e.required(item.child("name"), "");
+        }
+        if names.contains(&name) {
+            e.invalid(item.child("name"), name, "must be unique");
+        }
+        match volume {
+            None => e.push(FieldError::not_found(item.child("name"), name)),
+            Some(v)
+                if ["persistentVolumeClaim", "ephemeral"]
+                    .iter()
+                    .all(|s| v.get(*s).is_none_or(Value::is_null)) =>
+            {
+                let detail =
+                    "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
+                e.invalid(item.child("name"), name, detail);
+            }
+            Some(_) => {}
+        }
+        if path.is_empty() {
+            e.required(item.child("devicePath"), "");
+        }
+        if paths.contains(&path) {
+            e.invalid(item.child("devicePath"), path, "must be unique");
+        }
+        if path.split('/').any(|p| p == "..") {
+            e.invalid(item.child("devicePath"), path, "can not contain backsteps ('..')");
+        } else {
+            paths.push(path);
+        }
+        if mounts.iter().any(|m| m.str_at("name") == name) {
+            e.invalid(item.child("name"), name, "must not already exist in volumeMounts");
+        }
+        if mounts.iter().any(|m| m.str_at("mountPath") == path) {
+            e.invalid(item.child("devicePath"), path, "must not already exist as a path in volumeMounts");
+        }
+        if !name.is_empty() {
+            names.push(name);
         }
     }
 }
@@ -164,10 +323,17 @@ pub fn seccomp(context: &Value, at: Path<'_>, e: &mut Errors) {
     } else {
         e.one_of(at.child("type"), ty, &types);
     }
-    if ty == "Localhost" && local.is_empty() {
-        e.required(at.child("localhostProfile"), "must be set when seccomp type is Localhost");
-    } else if ty != "Localhost" && !local.is_empty() {
-        e.invalid(at, profile.clone(), "can only be set when seccomp type is Localhost");
+    let given = profile.get("localhostProfile").is_some_and(|p| !p.is_null());
+    match (ty == "Localhost", given) {
+        (true, false) => {
+            e.required(at.child("localhostProfile"), "must be set when seccomp type is Localhost")
+        }
+        (true, true) => descending(at.child("localhostProfile"), local, e),
+        (false, true) => {
+            let detail = "can only be set when seccomp type is Localhost";
+            e.invalid(at.child("localhostProfile"), profile.clone(), detail);
+        }
+        (false, false) => {}
     }
 }
 
@@ -303,9 +469,12 @@ fn env(c: &Value, at: Path<'_>, e: &mut Errors) {
         for source in ["configMapRef", "secretRef"] {
             let Some(reference) = from.get(source).filter(|r| !r.is_null()) else { continue };
             sources += 1;
-            if reference.str_at("name").is_empty() {
-                let reference = item.child(source);
-                e.required(reference.child("name"), "");
+            let at = item.child(source);
+            match reference.str_at("name") {
+                "" => e.required(at.child("name"), ""),
+                name => {
+                    e.all(at.child("name"), name, names::object_name(names::NameRule::Subdomain, name, true))
+                }
             }
         }
         match sources {
@@ -325,24 +494,38 @@ fn value_from(var: &Value, from: &Value, at: Path<'_>, e: &mut Errors) {
     }
     if let Some(reference) = present("resourceFieldRef") {
         sources += 1;
-        if reference.str_at("resource").is_empty() {
-            let reference = at.child("resourceFieldRef");
-            e.required(reference.child("resource"), "");
-        }
+        resource_ref(at.child("resourceFieldRef"), reference, false, e);
     }
     for source in ["configMapKeyRef", "secretKeyRef"] {
         let Some(reference) = present(source) else { continue };
         sources += 1;
         let path = at.child(source);
-        if reference.str_at("name").is_empty() {
-            e.required(path.child("name"), "");
-        }
+        let name = reference.str_at("name");
+        e.all(path.child("name"), name, names::dns1123_subdomain(name));
         match reference.str_at("key") {
             "" => e.required(path.child("key"), ""),
             key => e.all(path.child("key"), key, names::config_map_key(key)),
         }
     }
-    sources += usize::from(present("fileKeyRef").is_some());
+    if let Some(reference) = present("fileKeyRef") {
+        sources += 1;
+        let path = at.child("fileKeyRef");
+        match reference.str_at("key") {
+            "" => e.required(path.child("key"), ""),
+            key => e.all(path.child("key"), key, names::env_var_name(key)),
+        }
+        match reference.str_at("volumeName") {
+            "" => e.required(path.child("volumeName"), ""),
+            name => e.all(path.child("volumeName"), name, names::dns1123_label(name)),
+        }
+        match reference.str_at("path") {
+            "" => e.required(path.child("path"), ""),
+            file if file.split('/').any(|p| p == "..") => {
+                e.invalid(path.child("path"), file, "must not contain '..'");
+            }
+            _ => {}
+        }
+    }
     if sources == 0 {
         let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
         e.invalid(at, "", detail);
@@ -353,7 +536,52 @@ fn value_from(var: &Value, from: &Value, at: Path<'_>, e: &mut Errors) {
     }
 }
 
+/// Resources that the downward API tells.
+const TOLD: [&str; 6] = [
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+];
+const SIZES: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+
+/// A reference to a container's resource; one in a volume names the container.
+pub fn resource_ref(at: Path<'_>, reference: &Value, in_volume: bool, e: &mut Errors) {
+    let name = reference.str_at("resource");
+    let huge = ["limits.hugepages-", "requests.hugepages-"].iter().any(|p| name.starts_with(p));
+    if in_volume && reference.str_at("containerName").is_empty() {
+        e.required(at.child("containerName"), "");
+    } else if name.is_empty() {
+        e.required(at.child("resource"), "");
+    } else if !TOLD.contains(&name) && !huge {
+        e.unsupported(at.child("resource"), name, &TOLD);
+    }
+    let Some(divisor) = super::checks::quantity(reference.get("divisor")).filter(|d| !d.is_zero()) else {
+        return;
+    };
+    let divisor = divisor.to_string();
+    let what = match name.split_once('.').map_or("", |(_, what)| what) {
+        "cpu" => "cpu",
+        "memory" => "memory",
+        "ephemeral-storage" => "local ephemeral storage",
+        _ if huge => "hugepages",
+        _ => return,
+    };
+    let (fine, list) = match what {
+        "cpu" => (["1m", "1"].contains(&divisor.as_str()), "1m and 1".to_owned()),
+        _ => (SIZES.contains(&divisor.as_str()), SIZES.join(", ")),
+    };
+    if !fine {
+        let detail = format!("only divisor's values {list} are supported with the {what} resource");
+        e.invalid(at.child("divisor"), name, detail);
+    }
+}
+
 fn mounts(c: &Value, at: Path<'_>, volumes: &[String], e: &mut Errors) {
+    let devices = c.items_at("volumeDevices");
+    let privileged = c.bool_at("securityContext.privileged") == Some(true);
     let mut paths = Vec::new();
     for (i, mount) in c.items_at("volumeMounts").iter().enumerate() {
         let item = at.index(i);
@@ -371,15 +599,44 @@ fn mounts(c: &Value, at: Path<'_>, volumes: &[String], e: &mut Errors) {
             e.invalid(item.child("mountPath"), path, "must be unique");
         }
         paths.push(path);
+        if devices.iter().any(|d| d.str_at("name") == name) {
+            e.invalid(item.child("name"), name, "must not already exist in volumeDevices");
+        }
+        if devices.iter().any(|d| d.str_at("devicePath") == path) {
+            e.invalid(item.child("mountPath"), path, "must not already exist as a path in volumeDevices");
+        }
         for field in ["subPath", "subPathExpr"] {
             let sub = mount.str_at(field);
+            if field == "subPathExpr" && !sub.is_empty() && !mount.str_at("subPath").is_empty() {
+                e.invalid(item.child(field), sub, "subPathExpr and subPath are mutually exclusive");
+            }
             if !sub.is_empty() {
                 descending(at.child(field), sub, e);
             }
         }
         let propagation = mount.str_at("mountPropagation");
         let all = ["Bidirectional", "HostToContainer", "None"];
-        e.optional_one_of(item.child("mountPropagation"), propagation, &all);
+        e.optional_one_of(at.child("mountPropagation"), propagation, &all);
+        if propagation == "Bidirectional" && !privileged {
+            let detail = "Bidirectional mount propagation is available only to privileged containers";
+            e.forbidden(at.child("mountPropagation"), detail);
+        }
+        let recursive = at.child("recursiveReadOnly");
+        match mount.str_at("recursiveReadOnly") {
+            "" | "Disabled" => {}
+            "Enabled" | "IfPossible" => {
+                if mount.bool_at("readOnly") != Some(true) {
+                    e.forbidden(recursive, "may only be specified when readOnly is true");
+                }
+                if !matches!(propagation, "" | "None") {
+                    e.forbidden(
+                        recursive,
+                        "may only be specified when mountPropagation is None or not specified",
+                    );
+                }
+            }
+            other => e.unsupported(recursive, other, &["Disabled", "Enabled", "IfPossible"]),
+        }
     }
 }
 

@@ -138,10 +138,13 @@ pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     let empty = Value::Null;
     let s = o.get("spec").unwrap_or(&empty);
-    modes(s, SPEC, e);
+    modes(s, SPEC, "", e);
     let capacity = SPEC.child("capacity");
     match s.get("capacity").and_then(Value::as_object).filter(|c| !c.is_empty()) {
-        None => e.required(capacity, ""),
+        None => {
+            e.required(capacity, "");
+            e.unsupported(capacity, "", &["storage"]);
+        }
         Some(c) => {
             if !c.contains_key("storage") || c.len() > 1 {
                 let found: Vec<&str> = c.keys().map(String::as_str).collect();
@@ -156,8 +159,12 @@ pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     let policy = s.str_at("persistentVolumeReclaimPolicy");
     e.optional_one_of(SPEC.child("persistentVolumeReclaimPolicy"), policy, &["Delete", "Recycle", "Retain"]);
-    if let Some(required) = s.at("nodeAffinity.required").filter(|r| !r.is_null()) {
-        scheduling::node_selector(required, SPEC.child("nodeAffinity.required"), e);
+    if let Some(affinity) = s.get("nodeAffinity").filter(|a| !a.is_null()) {
+        let at = SPEC.child("nodeAffinity.required");
+        match affinity.get("required").filter(|r| !r.is_null()) {
+            Some(required) => scheduling::node_selector(required, at, e),
+            None => e.required(at, "must specify required node constraints"),
+        }
     }
     let mut count = 0;
     for (name, _) in sources(o) {
@@ -166,8 +173,29 @@ pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.forbidden(SPEC.child(name), "may not specify more than 1 volume type");
         }
     }
-    if s.get("hostPath").is_some() && s.str_at("hostPath.path").is_empty() {
-        e.required(SPEC.child("hostPath.path"), "");
+    if let Some((name, source)) = sources(o).first() {
+        volume_source(name, source, SPEC.child(name), e);
+    }
+    let root =
+        s.get("hostPath").is_some() && s.str_at("hostPath.path").trim_end_matches(['/', '.']).is_empty();
+    if root && !s.str_at("hostPath.path").is_empty() && policy == "Recycle" {
+        let detail = "may not be 'recycle' for a hostPath mount of '/'";
+        e.forbidden(SPEC.child("persistentVolumeReclaimPolicy"), detail);
+    }
+    let class = s.str_at("storageClassName");
+    if !class.is_empty() {
+        e.all(SPEC.child("storageClassName"), class, names::dns1123_subdomain(class));
+    }
+    if let Some(class) = s.get("volumeAttributesClassName").and_then(Value::as_str) {
+        let at = SPEC.child("volumeAttributesClassName");
+        if class.is_empty() {
+            e.required(at, "an empty string is disallowed");
+        } else {
+            e.all(at, class, names::dns1123_subdomain(class));
+        }
+        if s.get("csi").is_none_or(Value::is_null) {
+            e.required(SPEC.child("csi"), "has to be specified when using volumeAttributesClassName");
+        }
     }
     if s.get("local").is_some_and(|l| !l.is_null()) && s.at("nodeAffinity.required").is_none() {
         e.required(SPEC.child("nodeAffinity"), "Local volume requires node affinity");
@@ -178,11 +206,63 @@ pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
     e.optional_one_of(SPEC.child("volumeMode"), s.str_at("volumeMode"), &["Block", "Filesystem"]);
 }
 
-fn modes(s: &Value, at: Path<'_>, e: &mut Errors) {
+/// Fields that the sources of volumes have to have.
+const SOURCE_FIELDS: [(&str, &[&str]); 14] = [
+    ("awsElasticBlockStore", &["volumeID"]),
+    ("azureDisk", &["diskName", "diskURI"]),
+    ("azureFile", &["secretName", "shareName"]),
+    ("cinder", &["volumeID"]),
+    ("csi", &["volumeHandle"]),
+    ("flexVolume", &["driver"]),
+    ("gcePersistentDisk", &["pdName"]),
+    ("glusterfs", &["endpoints", "path"]),
+    ("hostPath", &["path"]),
+    ("iscsi", &["targetPortal", "iqn"]),
+    ("local", &["path"]),
+    ("nfs", &["server", "path"]),
+    ("rbd", &["image"]),
+    ("vsphereVolume", &["volumePath"]),
+];
+
+fn volume_source(name: &str, source: &Value, at: Path<'_>, e: &mut Errors) {
+    if name == "csi" {
+        super::storage::driver_name(source.str_at("driver"), at.child("driver"), e);
+    }
+    let fields = SOURCE_FIELDS.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, fields)| fields);
+    for field in fields.iter().filter(|f| source.str_at(f).is_empty()) {
+        e.required(at.child(field), "");
+    }
+    let path = source.str_at("path");
+    if matches!(name, "hostPath" | "local") && path.split('/').any(|p| p == "..") {
+        e.invalid(at.child("path"), path, "must not contain '..'");
+    }
+    if name == "nfs" && !path.starts_with('/') {
+        e.invalid(at.child("path"), path, "must be an absolute path");
+    }
+    let secrets = [
+        "controllerPublishSecretRef",
+        "controllerExpandSecretRef",
+        "nodePublishSecretRef",
+        "nodeExpandSecretRef",
+    ];
+    for field in secrets {
+        let Some(secret) = source.get(field).filter(|r| name == "csi" && !r.is_null()) else { continue };
+        let at = at.child(field);
+        for part in ["name", "namespace"] {
+            match secret.str_at(part) {
+                "" => e.required(at.child(part), ""),
+                text if part == "name" => e.all(at.child(part), text, names::dns1123_subdomain(text)),
+                text => e.all(at.child(part), text, names::dns1123_label(text)),
+            }
+        }
+    }
+}
+
+fn modes(s: &Value, at: Path<'_>, missing: &str, e: &mut Errors) {
     let list = at.child("accessModes");
     let all = s.items_at("accessModes");
     if all.is_empty() {
-        e.required(list, "at least 1 access mode is required");
+        e.required(list, missing);
     }
     for mode in all.iter().filter_map(Value::as_str).filter(|m| !MODES.contains(m)) {
         e.unsupported(list, mode, &MODES);
@@ -196,6 +276,7 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let empty = Value::Null;
     let s = o.get("spec").unwrap_or(&empty);
     claim_spec(s, SPEC, e);
+    let before_status = old.and_then(|o| o.get("status"));
     let Some(old) = old.and_then(|o| o.get("spec")) else { return };
     let mut ours = s.clone();
     // Binding fills in the volume and the class; a bound claim may ask for more.
@@ -204,29 +285,53 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
             ours.remove_path(&[field]);
         }
     }
-    if !same_but(Some(&ours), Some(old), &["resources", "volumeAttributesClassName"])
-        || s.at("resources.limits") != old.at("resources.limits")
-    {
+    let bound = o.str_at("status.phase") == "Bound";
+    if bound {
+        for path in [&["volumeAttributesClassName"][..], &["resources", "requests", "storage"]] {
+            match old.get_path(path) {
+                Some(value) => ours.set_path(path, value.clone()),
+                None => drop(ours.remove_path(path)),
+            }
+        }
+    }
+    if !same_but(Some(&ours), Some(old), &[]) {
         e.forbidden(SPEC, "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
     }
     let size = |s: &Value| quantity(s.at("resources.requests.storage"));
     if let (Some(new), Some(before)) = (size(s), size(old))
         && new < before
     {
-        e.forbidden(SPEC.child("resources.requests.storage"), "field can not be less than previous value");
+        // What was asked for in vain may be taken back, as far as the volume already is (KEP-1790).
+        let there = quantity(before_status.and_then(|s| s.at("capacity.storage")));
+        if there.is_none_or(|there| new <= there) && (there.is_some() || new.is_zero() || new.is_negative()) {
+            e.forbidden(
+                SPEC.child("resources.requests.storage"),
+                "field can not be less than status.capacity",
+            );
+        }
+    }
+    e.immutable(Path::ROOT, s, old, "volumeMode");
+    let class = s.get("volumeAttributesClassName").and_then(Value::as_str);
+    let changed = class != old.get("volumeAttributesClassName").and_then(Value::as_str);
+    let current = before_status
+        .is_some_and(|s| s.get("currentVolumeAttributesClassName").is_some_and(|c| !c.is_null()));
+    if changed && current && class.is_none_or(str::is_empty) {
+        let to = if class.is_none() { "nil" } else { "empty string" };
+        let detail =
+            format!("update to {to} is forbidden when status.currentVolumeAttributesClassName is not nil");
+        e.forbidden(SPEC.child("volumeAttributesClassName"), &detail);
     }
 }
 
 /// The spec of a claim or of a claim template.
 pub fn claim_spec(s: &Value, at: Path<'_>, e: &mut Errors) {
-    modes(s, at, e);
+    modes(s, at, "at least 1 access mode is required", e);
     e.selector(at.child("selector"), s.get("selector"));
     let resources = at.child("resources");
     match quantity(s.at("resources.requests.storage")) {
         None => e.required(resources.key("storage"), ""),
         Some(q) if q.is_zero() || q.is_negative() => {
-            let requests = resources.child("requests");
-            e.invalid(requests.key("storage"), q.to_string(), "must be greater than zero");
+            e.invalid(resources.key("storage"), q.to_string(), "must be greater than zero");
         }
         Some(_) => {}
     }
@@ -235,6 +340,33 @@ pub fn claim_spec(s: &Value, at: Path<'_>, e: &mut Errors) {
         e.all(at.child("storageClassName"), class, names::dns1123_subdomain(class));
     }
     e.optional_one_of(at.child("volumeMode"), s.str_at("volumeMode"), &["Block", "Filesystem"]);
+    for field in ["dataSource", "dataSourceRef"] {
+        let Some(source) = s.get(field).filter(|d| !d.is_null()) else { continue };
+        let at = at.child(field);
+        for part in ["name", "kind"].into_iter().filter(|f| source.str_at(f).is_empty()) {
+            e.required(at.child(part), "");
+        }
+        let group = source.str_at("apiGroup");
+        if group.is_empty() {
+            if source.str_at("kind") != "PersistentVolumeClaim" {
+                e.invalid(
+                    at,
+                    source.str_at("kind"),
+                    "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
+                );
+            }
+        } else {
+            e.all(at.child("apiGroup"), group, names::dns1123_subdomain(group));
+        }
+        let namespace = source.str_at("namespace");
+        if field == "dataSourceRef" && !namespace.is_empty() {
+            e.all(at.child("namespace"), namespace, names::dns1123_label(namespace));
+        }
+    }
+    let class = s.str_at("volumeAttributesClassName");
+    if !class.is_empty() {
+        e.all(at.child("volumeAttributesClassName"), class, names::dns1123_subdomain(class));
+    }
     if let (Some(source), Some(reference)) =
         (s.get("dataSource").filter(|d| !d.is_null()), s.get("dataSourceRef").filter(|d| !d.is_null()))
     {
@@ -245,119 +377,105 @@ pub fn claim_spec(s: &Value, at: Path<'_>, e: &mut Errors) {
     }
 }
 
-pub fn limit_range(o: &Value, e: &mut Errors) {
-    let list = SPEC.child("limits");
-    let mut types = Vec::new();
-    for (i, limit) in o.items_at("spec.limits").iter().enumerate() {
-        let item = list.index(i);
-        let ty = limit.str_at("type");
-        if ty.is_empty() {
-            e.required(item.child("type"), "");
-        } else if types.contains(&ty) {
-            e.duplicate(item.child("type"), ty);
-        }
-        types.push(ty);
-        let amount = |field: &str, name: &str| quantity(limit.get(field).and_then(|l| l.get(name)));
-        let mut resources: Vec<&String> = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"]
-            .iter()
-            .filter_map(|f| limit.get(*f).and_then(Value::as_object))
-            .flat_map(|m| m.keys())
-            .collect();
-        resources.sort();
-        resources.dedup();
-        for name in resources {
-            let (min, max) = (amount("min", name), amount("max", name));
-            let (default, request) = (amount("default", name), amount("defaultRequest", name));
-            let above = |a: Option<crate::quantity::Quantity>, b: Option<crate::quantity::Quantity>| {
-                a.zip(b).filter(|(a, b)| a > b)
-            };
-            if let Some((min, max)) = above(min, max) {
-                let detail = format!("min value {min} is greater than max value {max}");
-                e.invalid(item.child("min").key(name), min.to_string(), detail);
-            }
-            if let Some((min, request)) = above(min, request) {
-                let detail = format!("min value {min} is greater than default request value {request}");
-                e.invalid(item.child("defaultRequest").key(name), request.to_string(), detail);
-            }
-            if let Some((request, max)) = above(request, max) {
-                let detail = format!("default request value {request} is greater than max value {max}");
-                e.invalid(item.child("defaultRequest").key(name), request.to_string(), detail);
-            }
-            if let Some((request, default)) = above(request, default) {
-                let detail =
-                    format!("default request value {request} is greater than default limit value {default}");
-                e.invalid(item.child("defaultRequest").key(name), request.to_string(), detail);
-            }
-            if let Some((min, default)) = above(min, default) {
-                let detail = format!("min value {min} is greater than default value {default}");
-                e.invalid(item.child("default").key(name), min.to_string(), detail);
-            }
-            if let Some((default, max)) = above(default, max) {
-                let detail = format!("default value {default} is greater than max value {max}");
-                e.invalid(item.child("default").key(name), max.to_string(), detail);
-            }
-        }
-    }
-}
+/// Longest parts of an event, in bytes.
+const EVENT_PARTS: [(&str, usize); 4] =
+    [("reportingInstance", 128), ("action", 128), ("reason", 128), ("message", 1024)];
 
-/// Resources that are counted in whole numbers.
-fn is_count(name: &str) -> bool {
-    matches!(
-        name,
-        "pods"
-            | "services"
-            | "replicationcontrollers"
-            | "resourcequotas"
-            | "secrets"
-            | "configmaps"
-            | "persistentvolumeclaims"
-            | "services.nodeports"
-            | "services.loadbalancers"
-    ) || name.starts_with("count/")
-}
-
-pub fn resource_quota(o: &Value, e: &mut Errors) {
-    let hard = SPEC.child("hard");
-    for (name, value) in o.at("spec.hard").and_then(Value::as_object).into_iter().flatten() {
-        e.all(hard.key(name), name, names::qualified_name(name));
-        let Some(q) = quantity(Some(value)) else { continue };
-        if q.is_negative() {
-            e.invalid(hard.key(name), q.to_string(), "must be greater than or equal to 0");
-        }
-        if is_count(name) && !q.is_integer() {
-            e.invalid(hard.key(name), q.to_string(), "must be an integer");
-        }
-    }
-}
-
-/// An event about something in a namespace lives in that namespace.
+/// An event in the core group's version: about what is in its namespace; those with a microtime say who reports.
 pub fn event(o: &Value, e: &mut Errors) {
-    let about = ["involvedObject", "regarding"].into_iter().find(|f| o.get(*f).is_some());
-    let Some(field) = about else { return };
-    let namespace = o.get(field).map_or("", |a| a.str_at("namespace"));
-    let expected = if namespace.is_empty() { "default" } else { namespace };
-    if o.namespace() != expected && !(namespace.is_empty() && o.namespace() == "kube-system") {
-        let at = ROOT.child(field);
-        e.invalid(at.child("namespace"), namespace, "does not match event.namespace");
+    let (own, about) = (o.namespace(), o.str_at("involvedObject.namespace"));
+    let timed = o.get("eventTime").is_some_and(|t| !t.is_null());
+    let fits = match (timed, about.is_empty()) {
+        (false, true) => matches!(own, "" | "default"),
+        (false, false) => own == about,
+        (true, true) => matches!(own, "default" | "kube-system"),
+        (true, false) => true,
+    };
+    if !fits {
+        e.invalid(ROOT.child("involvedObject.namespace"), about, "does not match event.namespace");
+    }
+    if timed {
+        let reporter = o.str_at("reportingComponent");
+        if reporter.is_empty() {
+            e.required(ROOT.child("reportingController"), "");
+        }
+        e.all(ROOT.child("reportingController"), reporter, names::qualified_name(reporter));
+        for (field, most) in EVENT_PARTS {
+            let text = o.str_at(field);
+            if text.is_empty() && field != "message" {
+                e.required(ROOT.child(field), "");
+            }
+            if text.len() > most {
+                e.invalid(ROOT.child(field), "", format!("can have at most {most} characters"));
+            }
+        }
+    }
+    e.all(ROOT.child("namespace"), own, names::dns1123_subdomain(own));
+}
+
+/// What `events.k8s.io/v1` demands of a new event beyond that; fields are told by the core group's names.
+pub fn strict_event(o: &Value, e: &mut Errors) {
+    if let Some(series) = o.get("series").filter(|s| !s.is_null()) {
+        if series.int_at("count").unwrap_or(0) < 2 {
+            e.invalid(ROOT.child("series.count"), "", "should be at least 2");
+        }
+        if series.str_at("lastObservedTime").is_empty() {
+            e.required(ROOT.child("series.lastObservedTime"), "");
+        }
+    }
+    if o.str_at("eventTime").is_empty() {
+        e.required(ROOT.child("eventTime"), "");
+    }
+    let kind = o.str_at("type");
+    if !matches!(kind, "Normal" | "Warning") {
+        e.invalid(ROOT.child("type"), "", format!("has invalid value: {kind}"));
+    }
+    let source = !o.str_at("source.component").is_empty() || !o.str_at("source.host").is_empty();
+    for (field, set) in [
+        ("firstTimestamp", !o.str_at("firstTimestamp").is_empty()),
+        ("lastTimestamp", !o.str_at("lastTimestamp").is_empty()),
+        ("count", o.int_at("count").unwrap_or(0) != 0),
+        ("source", source),
+    ] {
+        if set {
+            e.invalid(ROOT.child(field), "", "needs to be unset");
+        }
     }
 }
 
 pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
-    let list = SPEC.child("taints");
+    // Kubernetes says metadata where it means spec.
+    let list = Path::new("metadata.taints");
     let mut seen = Vec::new();
     for (i, taint) in o.items_at("spec.taints").iter().enumerate() {
         let item = list.index(i);
         let (key, effect) = (taint.str_at("key"), taint.str_at("effect"));
         e.all(item.child("key"), key, names::qualified_name(key));
         let value = taint.str_at("value");
-        if !value.is_empty() {
-            e.all(item.child("value"), value, names::label_value(value));
+        let messages = names::label_value(value);
+        if !messages.is_empty() {
+            e.invalid(item.child("value"), value, messages.join(";"));
         }
         e.one_of(item.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         if seen.contains(&(key, effect)) {
-            e.duplicate(item, taint.clone());
+            let mut error = FieldError::duplicate(item, taint.clone());
+            error.detail = "taints must be unique by key and effect pair".into();
+            e.push(error);
         }
         seen.push((key, effect));
+    }
+    let status = Path::new("status");
+    for field in ["capacity", "allocatable"] {
+        for (name, q) in crate::resources::list(o.get("status").and_then(|s| s.get(field))) {
+            let at = status.child(field);
+            let at = at.child(&name);
+            if q.is_negative() {
+                e.invalid(at, q.to_string(), super::checks::NOT_NEGATIVE);
+            }
+            if name == "pods" && !q.is_integer() {
+                e.invalid(at, q.to_string(), "must be an integer");
+            }
+        }
     }
     let list = SPEC.child("podCIDRs");
     for (i, cidr) in o.items_at("spec.podCIDRs").iter().filter_map(Value::as_str).enumerate() {
@@ -365,7 +483,25 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.invalid(list.index(i), cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
         }
     }
+    let families: Vec<bool> = o
+        .items_at("spec.podCIDRs")
+        .iter()
+        .filter_map(|c| c.as_str()?.parse::<ipnet::IpNet>().ok())
+        .map(|c| c.network().is_ipv4())
+        .collect();
+    if families.len() > 2 || matches!(families.as_slice(), [a, b] if a == b) {
+        let value = o.at("spec.podCIDRs").cloned().unwrap_or(Value::Null);
+        e.invalid(list, value, "may specify no more than one CIDR for each IP family");
+    }
     let Some(old) = old else { return };
+    let mut addresses = Vec::new();
+    let places = Path::new("status.addresses");
+    for (i, address) in o.items_at("status.addresses").iter().enumerate() {
+        if addresses.contains(&address) {
+            e.duplicate(places.index(i), address.clone());
+        }
+        addresses.push(address);
+    }
     let before = old.items_at("spec.podCIDRs");
     if !before.is_empty() && before != o.items_at("spec.podCIDRs") {
         e.forbidden(list, "node updates may not change podCIDR except from \"\" to valid");

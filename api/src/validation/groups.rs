@@ -38,6 +38,17 @@ pub fn lease(o: &Value, e: &mut Errors) {
     if let Some(n) = o.int_at("spec.leaseTransitions").filter(|n| *n < 0) {
         e.invalid(SPEC.child("leaseTransitions"), n, NOT_NEGATIVE);
     }
+    let strategy = o.str_at("spec.strategy");
+    if !strategy.is_empty() {
+        match strategy.split_once('/') {
+            Some(_) => super::networking::domain_path(strategy, SPEC.child("strategy"), e),
+            None if strategy == "OldestEmulationVersion" => {}
+            None => e.invalid(SPEC.child("strategy"), strategy, "must be a fully qualified name"),
+        }
+    } else if !o.str_at("spec.preferredHolder").is_empty() {
+        let detail = "may only be specified if `strategy` is defined";
+        e.forbidden(SPEC.child("preferredHolder"), detail);
+    }
 }
 
 pub fn rbac(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
@@ -202,19 +213,77 @@ pub fn api_service(o: &Value, e: &mut Errors) {
     }
 }
 
+/// What keys of certificates may be used for.
+const USAGES: [&str; 23] = [
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
+];
+
+/// `example.com/name` of a signer: a domain of at least two labels, and a path that could be a name.
+fn signer_name(signer: &str, at: Path<'_>, e: &mut Errors) {
+    if signer.is_empty() {
+        e.required(at, "");
+        return;
+    }
+    let parts: Vec<&str> = signer.split('/').collect();
+    let [domain, path] = parts.as_slice() else {
+        let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+        e.invalid(at, signer, detail);
+        return;
+    };
+    if domain.split('.').any(|label| !names::dns1123_label(label).is_empty()) {
+        e.all(at, domain, names::dns1123_subdomain(domain));
+    }
+    if domain.split('.').count() < 2 {
+        e.invalid(at, *domain, "should be a domain with at least two segments separated by dots");
+    }
+    if path.split('.').any(|label| !names::dns1123_label(label).is_empty()) {
+        e.all(at, path, names::dns1123_subdomain(path));
+    }
+}
+
 pub fn signing_request(o: &Value, e: &mut Errors) {
     if o.str_at("spec.request").is_empty() {
         e.invalid(SPEC.child("request"), "", "PEM block type must be CERTIFICATE REQUEST");
     }
-    if o.items_at("spec.usages").is_empty() {
-        e.required(SPEC.child("usages"), "usages must be provided");
+    let usages: Vec<&str> = o.items_at("spec.usages").iter().filter_map(Value::as_str).collect();
+    let list = SPEC.child("usages");
+    if usages.is_empty() {
+        e.required(list, "");
+    }
+    for (i, usage) in usages.iter().enumerate().filter(|(_, u)| !USAGES.contains(u)) {
+        e.unsupported(list.index(i), usage, &USAGES);
+    }
+    for (i, usage) in usages.iter().enumerate().filter(|(i, u)| usages[..*i].contains(u)) {
+        e.duplicate(list.index(i), *usage);
     }
     let signer = o.str_at("spec.signerName");
-    if signer.is_empty() {
-        e.required(SPEC.child("signerName"), "");
-    } else if !signer.contains('/') {
-        let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+    if signer == "kubernetes.io/legacy-unknown" {
+        let detail = "the legacy signerName is not allowed via this API version";
         e.invalid(SPEC.child("signerName"), signer, detail);
+    } else {
+        signer_name(signer, SPEC.child("signerName"), e);
     }
     if let Some(n) = o.int_at("spec.expirationSeconds").filter(|n| *n < 600) {
         e.invalid(
@@ -224,6 +293,36 @@ pub fn signing_request(o: &Value, e: &mut Errors) {
         );
     }
     request_conditions(o, e);
+}
+
+/// What a status or approval may not do to the conditions and the certificate of a signing request.
+pub fn request_update(new: &Value, old: &Value, subresource: &str, e: &mut Errors) {
+    let at = Path::new("status.conditions");
+    let of = |o: &Value, ty: &str| -> Vec<Value> {
+        o.items_at("status.conditions").iter().filter(|c| c.str_at("type") == ty).cloned().collect()
+    };
+    for ty in ["Approved", "Denied", "Failed"] {
+        if of(new, ty).len() < of(old, ty).len() {
+            e.forbidden(at, &format!("updates may not remove a condition of type \"{ty}\""));
+        }
+    }
+    for ty in ["Approved", "Denied"].into_iter().filter(|_| subresource != "approval") {
+        let (now, before) = (of(new, ty), of(old, ty));
+        if now.len() > before.len() {
+            e.forbidden(at, &format!("updates may not add a condition of type \"{ty}\""));
+        } else if now.len() == before.len() && now != before {
+            e.forbidden(at, &format!("updates may not modify a condition of type \"{ty}\""));
+        }
+    }
+    let certificate = |o: &Value| o.str_at("status.certificate").to_owned();
+    if certificate(new) != certificate(old) {
+        let at = Path::new("status.certificate");
+        if subresource != "status" {
+            e.forbidden(at, "updates may not set certificate content");
+        } else if !certificate(old).is_empty() {
+            e.forbidden(at, "updates may not modify existing certificate content");
+        }
+    }
 }
 
 /// The conditions and the certificate of a signing request.
@@ -242,14 +341,18 @@ pub fn request_conditions(o: &Value, e: &mut Errors) {
             s if matches!(ty, "Approved" | "Denied" | "Failed") && s != "True" => {
                 e.unsupported(item.child("status"), s, &["True"]);
             }
-            _ => {}
+            "True" | "False" | "Unknown" => {}
+            s => e.unsupported(item.child("status"), s, &["False", "True", "Unknown"]),
         }
         if matches!(ty, "Approved" | "Denied") {
             if decided.iter().any(|d| *d != ty) {
                 let detail = "Approved and Denied conditions are mutually exclusive";
-                e.invalid(item.child("type"), ty, detail);
+                e.invalid(list, ty, detail);
             }
             decided.push(ty);
+        }
+        if o.items_at("status.conditions")[..i].iter().any(|c| c.str_at("type") == ty) {
+            e.duplicate(item.child("type"), ty);
         }
     }
     let certificate = o.str_at("status.certificate");

@@ -73,30 +73,33 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
     ] {
         e.not_negative(at, spec, field);
     }
+    let given = |field: &str| spec.get(field).filter(|v| !v.is_null());
+    if given("maxFailedIndexes").is_some() && given("backoffLimitPerIndex").is_none() {
+        e.required(at.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+    }
+    if let Some(manager) = spec.get("managedBy").and_then(Value::as_str) {
+        super::networking::domain_path(manager, at.child("managedBy"), e);
+        if manager.len() > 63 {
+            e.push(crate::status::FieldError::too_long(at.child("managedBy"), 63));
+        }
+    }
     let mode = spec.str_at("completionMode");
     let indexed = mode == "Indexed";
-    e.optional_one_of(at.child("completionMode"), mode, &["Indexed", "NonIndexed"]);
-    if indexed && spec.int_at("completions").is_none() {
-        let detail = format!("when completion mode is {mode}");
-        e.required(at.child("completions"), &detail);
+    e.optional_one_of(at.child("completionMode"), mode, &["NonIndexed", "Indexed"]);
+    if indexed {
+        indexed_job(spec, at, e);
     }
-    let given = |field: &str| spec.get(field).filter(|v| !v.is_null());
     for field in ["backoffLimitPerIndex", "maxFailedIndexes"] {
         if let Some(value) = given(field).filter(|_| !indexed) {
             e.invalid(at.child(field), value.clone(), "requires indexed completion mode");
         }
     }
     if let Some(policy) = given("podFailurePolicy") {
-        failure_policy(policy, at.child("podFailurePolicy"), e);
-        if spec.str_at("template.spec.restartPolicy") != "Never" {
-            let at = at.child("template.spec.restartPolicy");
-            let detail = "only \"Never\" is supported when podFailurePolicy is specified";
-            e.invalid(at, spec.str_at("template.spec.restartPolicy"), detail);
-        }
+        failure_policy(spec, policy, at.child("podFailurePolicy"), e);
     }
     if let Some(policy) = given("successPolicy") {
         if indexed {
-            success_policy(policy, at.child("successPolicy"), e);
+            success_policy(spec, policy, at.child("successPolicy"), e);
         } else {
             e.invalid(at.child("successPolicy"), policy.clone(), "requires indexed completion mode");
         }
@@ -112,24 +115,100 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
     let policy_at = at.child("template.spec.restartPolicy");
     match policy {
         "" | "Always" => e.required(policy_at, "valid values: \"OnFailure\", \"Never\""),
+        "OnFailure" if given("podFailurePolicy").is_some() => {
+            e.invalid(policy_at, policy, "only \"Never\" is supported when podFailurePolicy is specified");
+        }
         "OnFailure" | "Never" => {}
         other => e.unsupported(policy_at, other, &["OnFailure", "Never"]),
     }
 }
 
-fn failure_policy(policy: &Value, at: Path<'_>, e: &mut Errors) {
+/// Indexes that a job may have at once.
+const MAX_PARALLEL: i64 = 100_000;
+/// Above so many completions a limit per index is kept small (KEP-3850).
+const MANY: i64 = 100_000;
+const MAX_PARALLEL_OF_MANY: i64 = 10_000;
+
+/// The bounds of a job whose pods have indexes.
+fn indexed_job(spec: &Value, at: Path<'_>, e: &mut Errors) {
+    let of = |field: &str| spec.int_at(field);
+    let (completions, parallelism) = (of("completions"), of("parallelism"));
+    if completions.is_none() {
+        e.required(at.child("completions"), "when completion mode is Indexed");
+    }
+    if let Some(n) = parallelism.filter(|n| *n > MAX_PARALLEL) {
+        let detail = format!("must be less than or equal to {MAX_PARALLEL} when completion mode is Indexed");
+        e.invalid(at.child("parallelism"), n, detail);
+    }
+    let failed = of("maxFailedIndexes");
+    if let Some(n) = failed {
+        if completions.is_some_and(|c| n > c) {
+            e.invalid(at.child("maxFailedIndexes"), n, "must be less than or equal to completions");
+        }
+        if n > MAX_PARALLEL {
+            e.invalid(
+                at.child("maxFailedIndexes"),
+                n,
+                format!("must be less than or equal to {MAX_PARALLEL}"),
+            );
+        }
+    }
+    if completions.is_none_or(|c| c <= MANY) || of("backoffLimitPerIndex").is_none() {
+        return;
+    }
+    if failed.is_none() {
+        let detail = format!("must be specified when completions is above {MANY}");
+        e.required(at.child("maxFailedIndexes"), &detail);
+    }
+    for (field, n) in [("parallelism", parallelism), ("maxFailedIndexes", failed)] {
+        if let Some(n) = n.filter(|n| *n > MAX_PARALLEL_OF_MANY) {
+            let detail = format!(
+                "must be less than or equal to {MAX_PARALLEL_OF_MANY} when completions are above {MANY} and used with backoff limit per index"
+            );
+            e.invalid(at.child(field), n, detail);
+        }
+    }
+}
+
+fn failure_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
     let list = at.child("rules");
+    let count = policy.items_at("rules").len();
+    if count > 20 {
+        e.push(crate::status::FieldError::too_many(list, count, 20));
+    }
+    let containers = ["template.spec.containers", "template.spec.initContainers"];
+    let names: Vec<&str> =
+        containers.iter().flat_map(|l| spec.items_at(l)).map(|c| c.str_at("name")).collect();
     for (i, rule) in policy.items_at("rules").iter().enumerate() {
         let item = list.index(i);
         let actions = ["Count", "FailIndex", "FailJob", "Ignore"];
-        e.one_of(item.child("action"), rule.str_at("action"), &actions);
+        match rule.str_at("action") {
+            "" => e.required(
+                item.child("action"),
+                "valid values: [\"Count\" \"FailIndex\" \"FailJob\" \"Ignore\"]",
+            ),
+            "FailIndex" if spec.int_at("backoffLimitPerIndex").is_none() => {
+                e.invalid(item.child("action"), "FailIndex", "requires the backoffLimitPerIndex to be set");
+            }
+            action => e.one_of(item.child("action"), action, &actions),
+        }
         let codes = rule.get("onExitCodes").filter(|c| !c.is_null());
         let conditions = rule.items_at("onPodConditions");
         if let Some(codes) = codes {
             let codes_at = item.child("onExitCodes");
             let operator = codes.str_at("operator");
             e.one_of(codes_at.child("operator"), operator, &["In", "NotIn"]);
+            if let Some(name) =
+                codes.get("containerName").and_then(Value::as_str).filter(|n| !names.contains(n))
+            {
+                let detail = "must be one of the container or initContainer names in the pod template";
+                e.invalid(codes_at.child("containerName"), name, detail);
+            }
             let values = codes_at.child("values");
+            let numbers: Vec<i64> = codes.items_at("values").iter().filter_map(Value::as_i64).collect();
+            if numbers.len() > 255 {
+                e.push(crate::status::FieldError::too_many(values, numbers.len(), 255));
+            }
             let mut seen = Vec::new();
             if codes.items_at("values").is_empty() {
                 e.invalid(values, json!([]), "at least one value is required");
@@ -142,6 +221,22 @@ fn failure_policy(policy: &Value, at: Path<'_>, e: &mut Errors) {
                     e.duplicate(values.index(j), n);
                 }
                 seen.push(n);
+            }
+            if !numbers.is_sorted() {
+                e.invalid(values, json!(numbers), "must be ordered");
+            }
+        }
+        let list = item.child("onPodConditions");
+        if conditions.len() > 20 {
+            e.push(crate::status::FieldError::too_many(list, conditions.len(), 20));
+        }
+        for (j, condition) in conditions.iter().enumerate() {
+            let at = list.index(j);
+            let ty = condition.str_at("type");
+            e.all(at.child("type"), ty, crate::names::qualified_name(ty));
+            match condition.str_at("status") {
+                "" => e.required(at.child("status"), "valid values: [\"False\" \"True\" \"Unknown\"]"),
+                status => e.one_of(at.child("status"), status, &["False", "True", "Unknown"]),
             }
         }
         match (codes.is_some(), conditions.is_empty()) {
@@ -160,7 +255,37 @@ fn failure_policy(policy: &Value, at: Path<'_>, e: &mut Errors) {
     }
 }
 
-fn success_policy(policy: &Value, at: Path<'_>, e: &mut Errors) {
+/// How many indexes `1,3-5` names.
+fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
+    let parse = |s: &str| {
+        let n: i64 = s.parse().map_err(|_| format!("cannot convert string to integer for index: {s:?}"))?;
+        if (0..completions).contains(&n) { Ok(n) } else { Err(format!("too large index: {s:?}")) }
+    };
+    let (mut total, mut last) = (0, None);
+    for interval in text.split(',').filter(|_| !text.is_empty()) {
+        let bounds: Vec<&str> = interval.split('-').collect();
+        let (from, to) = match bounds.as_slice() {
+            [one] => (parse(one)?, parse(one)?),
+            [from, to] => (parse(from)?, parse(to)?),
+            _ => {
+                return Err(format!(
+                    "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+                ));
+            }
+        };
+        if last.is_some_and(|last| from <= last) {
+            return Err(format!("non-increasing order, previous: {}, current: {from}", last.unwrap_or(0)));
+        }
+        if to < from || (bounds.len() == 2 && to == from) {
+            return Err(format!("non-increasing order, previous: {from}, current: {to}"));
+        }
+        total += to - from + 1;
+        last = Some(to);
+    }
+    Ok(total)
+}
+
+fn success_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
     let list = at.child("rules");
     let rules = policy.items_at("rules");
     if rules.is_empty() {
@@ -171,8 +296,34 @@ fn success_policy(policy: &Value, at: Path<'_>, e: &mut Errors) {
         if rule.get("succeededCount").is_none() && rule.get("succeededIndexes").is_none() {
             e.required(item, "at least one of succeededCount or succeededIndexes must be specified");
         }
-        if let Some(n) = rule.int_at("succeededCount").filter(|n| *n < 0) {
-            e.invalid(item.child("succeededCount"), n, NOT_NEGATIVE);
+        let completions = spec.int_at("completions").unwrap_or(0);
+        let mut most = None;
+        if let Some(indexes) = rule.get("succeededIndexes").and_then(Value::as_str) {
+            match count_indexes(indexes, completions) {
+                Ok(total) => most = Some(total),
+                Err(why) => {
+                    let detail = format!("error parsing succeededIndexes: {why}");
+                    e.invalid(item.child("succeededIndexes"), indexes, detail);
+                }
+            }
+        }
+        if let Some(n) = rule.int_at("succeededCount") {
+            let at = item.child("succeededCount");
+            if n < 0 {
+                e.invalid(at, n, NOT_NEGATIVE);
+            }
+            if n > completions {
+                let detail = format!(
+                    "must be less than or equal to {completions} (the number of specified completions)"
+                );
+                e.invalid(at, n, detail);
+            }
+            if let Some(most) = most.filter(|most| n > *most) {
+                let detail = format!(
+                    "must be less than or equal to {most} (the number of indexes in the specified succeededIndexes field)"
+                );
+                e.invalid(at, n, detail);
+            }
         }
     }
 }

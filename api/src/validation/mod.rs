@@ -8,12 +8,15 @@ mod checks;
 mod containers;
 mod core;
 mod cron;
+mod expressions;
 mod groups;
 mod handlers;
 mod jobs;
 mod meta;
 mod networking;
 mod pods;
+mod profiles;
+mod quotas;
 mod scheduling;
 mod service;
 mod storage;
@@ -41,6 +44,18 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// What is wrong with a new object that came in a version which demands more than the stored one: `object` is in the
+/// stored version.
+pub fn validate_create_as(served: &Kind, stored: &Kind, object: &Value) -> Vec<FieldError> {
+    let mut found = validate_create(stored, object);
+    if served.group == "events.k8s.io" && served.kind == "Event" {
+        let mut e = Errors::default();
+        core::strict_event(object, &mut e);
+        found.extend(e.into_vec());
+    }
+    found
+}
+
 /// What is wrong with an update of a whole object.
 pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut e = Errors::default();
@@ -65,7 +80,11 @@ pub fn validate_subresource_update(
     match (kind.kind.as_str(), subresource) {
         ("Pod", "ephemeralcontainers") => pods::ephemeral_update(new, old, &mut e),
         ("Pod", "resize") => pods::pod(new, Some(old), &mut e),
-        ("CertificateSigningRequest", "approval" | "status") => groups::request_conditions(new, &mut e),
+        ("ResourceQuota", "status") => quotas::quota_status(new, &mut e),
+        ("CertificateSigningRequest", "approval" | "status") => {
+            groups::request_conditions(new, &mut e);
+            groups::request_update(new, old, subresource, &mut e);
+        }
         ("CustomResourceDefinition", "status") if kind.builtin => {
             definition::validate_status(new).into_iter().for_each(|error| e.push(error));
         }
@@ -127,8 +146,8 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
         ("", "Secret") => core::secret(o, old, e),
         ("", "PersistentVolume") => core::persistent_volume(o, old, e),
         ("", "PersistentVolumeClaim") => core::claim(o, old, e),
-        ("", "LimitRange") => core::limit_range(o, e),
-        ("", "ResourceQuota") => core::resource_quota(o, e),
+        ("", "LimitRange") => quotas::limit_range(o, e),
+        ("", "ResourceQuota") => quotas::resource_quota(o, old, e),
         ("", "Event") => core::event(o, e),
         ("", "Node") => core::node(o, old, e),
         ("", "ReplicationController") => workloads::replication_controller(o, e),

@@ -21,22 +21,99 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
         e.immutable(SPEC, new, old, fixed);
     }
     match kind {
-        "Ingress" => ingress(o, e),
+        "Ingress" => {
+            ingress(o, e);
+            let class = o.str_at("spec.ingressClassName");
+            if let Some(annotated) =
+                o.annotation(CLASS).filter(|a| old.is_none() && !class.is_empty() && *a != class)
+            {
+                let at = Path::new("annotations");
+                e.invalid(
+                    at.child(CLASS),
+                    annotated,
+                    "must match `ingressClassName` when both are specified",
+                );
+            }
+        }
         "NetworkPolicy" => network_policy(o, e),
-        "IngressClass" if o.str_at("spec.controller").is_empty() => e.required(SPEC.child("controller"), ""),
+        "IngressClass" => ingress_class(o, e),
         "ServiceCIDR" => service_cidr(o, e),
         "IPAddress" => {
             let at = SPEC.child("parentRef");
             match o.at("spec.parentRef").filter(|p| !p.is_null()) {
                 None => e.required(at, ""),
                 Some(parent) => {
-                    for field in ["resource", "name"].into_iter().filter(|f| parent.str_at(f).is_empty()) {
-                        e.required(at.child(field), "");
+                    let group = parent.str_at("group");
+                    if !group.is_empty() {
+                        e.all(at.child("group"), group, names::dns1123_subdomain(group));
+                    }
+                    for field in ["resource", "name", "namespace"] {
+                        match parent.str_at(field) {
+                            "" if field == "namespace" => {}
+                            "" => e.required(at.child(field), ""),
+                            text => e.all(at.child(field), text, names::path_segment(text)),
+                        }
                     }
                 }
             }
         }
         _ => {}
+    }
+}
+
+const CLASS: &str = "kubernetes.io/ingress.class";
+
+fn ingress_class(o: &Value, e: &mut Errors) {
+    let controller = o.str_at("spec.controller");
+    let at = SPEC.child("controller");
+    if controller.len() > 250 {
+        e.push(crate::status::FieldError::too_long(at, 250));
+    }
+    if controller.is_empty() {
+        e.required(at, "");
+    } else {
+        domain_path(controller, at, e);
+    }
+    let Some(params) = o.at("spec.parameters").filter(|p| !p.is_null()) else { return };
+    let at = SPEC.child("parameters");
+    if let Some(group) = params.get("apiGroup").and_then(Value::as_str) {
+        e.all(at.child("apiGroup"), group, names::dns1123_subdomain(group));
+    }
+    for field in ["kind", "name"] {
+        match params.str_at(field) {
+            "" => e.required(at.child(field), ""),
+            text => e.all(at.child(field), text, names::path_segment(text)),
+        }
+    }
+    let namespace = params.get("namespace").and_then(Value::as_str);
+    if params.get("scope").is_none_or(Value::is_null) {
+        e.required(at.child("scope"), "");
+    }
+    match (params.str_at("scope"), namespace) {
+        ("Namespace", None) => e.required(at.child("namespace"), "`parameters.scope` is set to 'Namespace'"),
+        ("Namespace", Some(name)) => e.all(at.child("namespace"), name, names::dns1123_label(name)),
+        ("Cluster", Some(_)) => e.forbidden(at.child("namespace"), "`parameters.scope` is set to 'Cluster'"),
+        ("Cluster", None) => {}
+        (other, _) => e.unsupported(at.child("scope"), other, &["Cluster", "Namespace"]),
+    }
+}
+
+/// `example.com/name`: a domain and a path.
+pub fn domain_path(text: &str, at: Path<'_>, e: &mut Errors) {
+    let Some((domain, path)) = text.split_once('/').filter(|(d, p)| !d.is_empty() && !p.is_empty()) else {
+        e.invalid(at, text, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+        return;
+    };
+    for message in names::dns1123_subdomain(domain) {
+        e.invalid(at, domain, message);
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/%:@._-~!$&'()*+,;=".contains(c);
+    if !path.chars().all(plain) {
+        e.invalid(
+            at,
+            path,
+            "Invalid path (regex used for validation is '^[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+$')",
+        );
     }
 }
 
@@ -87,12 +164,11 @@ fn ingress(o: &Value, e: &mut Errors) {
     for (i, rule) in rules.iter().enumerate() {
         let item = list.index(i);
         let host = rule.str_at("host");
-        if host.contains('*') {
-            e.all(item.child("host"), host, names::wildcard_subdomain(host));
-        } else if host.parse::<std::net::IpAddr>().is_ok() {
+        if host.parse::<std::net::IpAddr>().is_ok() {
             e.invalid(item.child("host"), host, "must be a DNS name, not an IP address");
-        } else if !host.is_empty() {
-            e.all(item.child("host"), host, names::dns1123_subdomain(host));
+        }
+        if !host.is_empty() {
+            host_name(host, item.child("host"), e);
         }
         let Some(http) = rule.get("http").filter(|h| !h.is_null()) else { continue };
         let http_at = item.child("http");
@@ -104,10 +180,28 @@ fn ingress(o: &Value, e: &mut Errors) {
             ingress_path(path, paths.index(j), e);
         }
     }
+    let list = SPEC.child("tls");
+    for (i, tls) in o.items_at("spec.tls").iter().enumerate() {
+        let item = list.index(i);
+        let hosts = item.child("hosts");
+        for (j, host) in tls.items_at("hosts").iter().filter_map(Value::as_str).enumerate() {
+            host_name(host, hosts.index(j), e);
+        }
+        let secret = tls.str_at("secretName");
+        if !secret.is_empty() {
+            e.all(item.child("secretName"), secret, names::dns1123_subdomain(secret));
+        }
+    }
     let class = o.str_at("spec.ingressClassName");
-    if !class.is_empty() {
+    if o.at("spec.ingressClassName").is_some_and(Value::is_string) {
         e.all(SPEC.child("ingressClassName"), class, names::dns1123_subdomain(class));
     }
+}
+
+fn host_name(host: &str, at: Path<'_>, e: &mut Errors) {
+    let messages =
+        if host.contains('*') { names::wildcard_subdomain(host) } else { names::dns1123_subdomain(host) };
+    e.all(at, host, messages);
 }
 
 fn ingress_path(path: &Value, at: Path<'_>, e: &mut Errors) {
@@ -115,6 +209,7 @@ fn ingress_path(path: &Value, at: Path<'_>, e: &mut Errors) {
     match path.str_at("pathType") {
         "" => {
             e.required(at.child("pathType"), "pathType must be specified");
+            return;
         }
         "Exact" | "Prefix" => {
             if !text.starts_with('/') {
@@ -142,7 +237,19 @@ fn ingress_backend(backend: &Value, at: Path<'_>, e: &mut Errors) {
     match (present("service"), present("resource")) {
         (Some(_), Some(_)) => e.invalid(at, "", "cannot set both resource and service backends"),
         (None, None) => e.required(at, "resource or service backend is required"),
-        (None, Some(_)) => {}
+        (None, Some(resource)) => {
+            let at = at.child("resource");
+            let group = resource.str_at("apiGroup");
+            if !group.is_empty() {
+                e.all(at.child("apiGroup"), group, names::dns1123_subdomain(group));
+            }
+            for field in ["kind", "name"] {
+                match resource.str_at(field) {
+                    "" => e.required(at.child(field), ""),
+                    text => e.all(at.child(field), text, names::path_segment(text)),
+                }
+            }
+        }
         (Some(service), None) => {
             let at = at.child("service");
             match service.str_at("name") {

@@ -18,7 +18,8 @@ pub fn pod(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let s = o.get("spec").unwrap_or(&empty);
     match old {
         None => {
-            spec(s, at, e);
+            spec(s, at, true, e);
+            only_in_pods(s, at, e);
             if !s.items_at("ephemeralContainers").is_empty() {
                 e.forbidden(at.child("ephemeralContainers"), "cannot be set on create");
             }
@@ -30,6 +31,32 @@ pub fn pod(o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
         Some(old) => update(s, old.get("spec").unwrap_or(&empty), at, e),
+    }
+}
+
+/// What is refused in a pod and let pass in a template.
+fn only_in_pods(s: &Value, at: Path<'_>, e: &mut Errors) {
+    if s.str_at("serviceAccountName").is_empty() {
+        let volumes = at.child("volumes");
+        for (i, volume) in s.items_at("volumes").iter().enumerate() {
+            let item = volumes.index(i);
+            let sources = item.child("projected.sources");
+            for (j, source) in volume.items_at("projected.sources").iter().enumerate() {
+                if source.get("serviceAccountToken").is_some_and(|t| !t.is_null()) {
+                    let item = sources.index(j);
+                    e.forbidden(
+                        item.child("serviceAccountToken"),
+                        "must not be specified when serviceAccountName is not set",
+                    );
+                }
+            }
+        }
+    }
+    for field in ["containers", "initContainers"] {
+        let list = at.child(field);
+        for (i, c) in s.items_at(field).iter().enumerate() {
+            containers::image_padding(c, list.index(i), e);
+        }
     }
 }
 
@@ -175,7 +202,7 @@ pub fn template(template: Option<&Value>, name: &str, e: &mut Errors) {
     meta::annotations(meta.child("annotations"), template, e);
     let empty = Value::Null;
     let s = template.get("spec").unwrap_or(&empty);
-    spec(s, at.child("spec"), e);
+    spec(s, at.child("spec"), false, e);
     if !s.items_at("ephemeralContainers").is_empty() {
         let spec_at = at.child("spec");
         e.forbidden(spec_at.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
@@ -183,9 +210,15 @@ pub fn template(template: Option<&Value>, name: &str, e: &mut Errors) {
 }
 
 /// A pod's spec.
-pub fn spec(s: &Value, at: Path<'_>, e: &mut Errors) {
+fn spec(s: &Value, at: Path<'_>, is_pod: bool, e: &mut Errors) {
+    if s.int_at("terminationGracePeriodSeconds").is_none() {
+        e.required(at.child("terminationGracePeriodSeconds"), "");
+    }
     let names = volumes::volumes(s, at, e);
+    resource_claims(s, at.child("resourceClaims"), e);
     containers::all(s, at, &names, e);
+    pod_resources(s, at.child("resources"), e);
+    host_network(s, at, is_pod, e);
     e.one_of(at.child("restartPolicy"), s.str_at("restartPolicy"), &["Always", "OnFailure", "Never"]);
     let dns = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     e.one_of(at.child("dnsPolicy"), s.str_at("dnsPolicy"), &dns);
@@ -220,19 +253,224 @@ pub fn spec(s: &Value, at: Path<'_>, e: &mut Errors) {
     for (i, alias) in s.items_at("hostAliases").iter().enumerate() {
         let item = aliases.index(i);
         e.ip(item.child("ip"), alias.str_at("ip"));
-        for host in alias.items_at("hostnames").iter().filter_map(Value::as_str) {
-            e.all(item.child("hostnames"), host, names::dns1123_subdomain(host));
+        let hosts = item.child("hostnames");
+        for (j, host) in alias.items_at("hostnames").iter().filter_map(Value::as_str).enumerate() {
+            e.all(hosts.index(j), host, names::dns1123_subdomain(host));
         }
     }
-    let os = s.at("os").filter(|o| !o.is_null());
-    if let Some(os) = os {
-        e.one_of(at.child("os"), os.str_at("name"), &["linux", "windows"]);
+    if let Some(policy) = s.get("preemptionPolicy").and_then(Value::as_str) {
+        e.one_of(at.child("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
     }
-    e.optional_one_of(
-        at.child("preemptionPolicy"),
-        s.str_at("preemptionPolicy"),
-        &["Never", "PreemptLowerPriority"],
-    );
+    if let Some(overhead) = s.get("overhead").filter(|o| !o.is_null()) {
+        let limits = serde_json::json!({"limits": overhead});
+        super::handlers::requirements(&limits, at.child("overhead"), None, e);
+    }
+    if let Some(os) = s.at("os").filter(|o| !o.is_null()) {
+        match os.str_at("name") {
+            "" => e.required(at.child("os.name"), ""),
+            "linux" => linux(s, at, e),
+            "windows" => windows(s, at, e),
+            other => e.unsupported(at.child("os"), other, &["linux", "windows"]),
+        }
+    }
+}
+
+/// The claims for devices that containers may use.
+fn resource_claims(s: &Value, list: Path<'_>, e: &mut Errors) {
+    let mut seen = Vec::new();
+    for (i, claim) in s.items_at("resourceClaims").iter().enumerate() {
+        let item = list.index(i);
+        let name = claim.str_at("name");
+        if name.is_empty() {
+            e.required(item.child("name"), "");
+        } else if seen.contains(&name) {
+            e.duplicate(item.child("name"), name);
+        } else {
+            e.all(item.child("name"), name, names::dns1123_label(name));
+            seen.push(name);
+        }
+        let given = |f: &str| claim.get(f).and_then(Value::as_str);
+        let sources = ["resourceClaimName", "resourceClaimTemplateName"];
+        match sources.iter().filter(|f| given(f).is_some()).count() {
+            0 => {
+                let detail = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
+                e.invalid(item, claim.clone(), detail);
+            }
+            1 => {}
+            _ => {
+                let detail =
+                    "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
+                e.invalid(item, claim.clone(), detail);
+            }
+        }
+        for field in sources {
+            if let Some(name) = given(field) {
+                e.all(item.child(field), name, names::dns1123_subdomain(name));
+            }
+        }
+    }
+}
+
+/// Requests and limits of a pod as a whole (KEP-2837).
+fn pod_resources(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let Some(resources) = s.get("resources").filter(|r| !r.is_null()) else { return };
+    if s.str_at("os.name") == "windows" {
+        e.forbidden(at, "may not be set for a windows pod");
+        return;
+    }
+    if resources.get("claims").is_some_and(|c| !c.is_null()) {
+        e.forbidden(at.child("claims"), "claims may not be set for Resources at pod-level");
+    }
+    super::handlers::requirements(resources, at, None, e);
+    let sums = |half| {
+        let mut bare = serde_json::json!({"spec": s});
+        bare.remove_path(&["spec", "resources"]);
+        crate::resources::of_pod(&bare, half)
+    };
+    let requests = at.child("requests");
+    let whole = crate::resources::list(resources.get("requests"));
+    for (name, sum) in sums(crate::resources::Half::Requests) {
+        if let Some(own) = whole.get(&name).filter(|own| **own < sum) {
+            let detail = format!("must be greater than or equal to aggregate container requests of {sum}");
+            e.invalid(requests.key(&name), own.to_string(), detail);
+        }
+    }
+    let limits = at.child("limits");
+    let whole = crate::resources::list(resources.get("limits"));
+    for field in ["containers", "initContainers"] {
+        for c in s.items_at(field) {
+            for (name, limit) in crate::resources::list(c.at("resources.limits")) {
+                if let Some(own) = whole.get(&name).filter(|own| **own < limit) {
+                    let detail =
+                        format!("must be greater than or equal to individual container limits of {limit}");
+                    e.invalid(limits.key(&name), own.to_string(), detail);
+                }
+            }
+        }
+    }
+}
+
+/// What the node's network and users demand of a pod.
+fn host_network(s: &Value, at: Path<'_>, is_pod: bool, e: &mut Errors) {
+    let set = |f: &str| s.bool_at(f) == Some(true);
+    if set("hostNetwork") {
+        let list = at.child("containers");
+        for (i, c) in s.items_at("containers").iter().enumerate() {
+            let item = list.index(i);
+            let ports = item.child("ports");
+            for (j, port) in c.items_at("ports").iter().enumerate() {
+                let (host, own) =
+                    (port.int_at("hostPort").unwrap_or(0), port.int_at("containerPort").unwrap_or(0));
+                if (is_pod || host != 0) && host != own {
+                    let item = ports.index(j);
+                    let detail = "must match `containerPort` when `hostNetwork` is true";
+                    e.invalid(item.child("hostPort"), host, detail);
+                }
+            }
+        }
+    }
+    if s.bool_at("hostUsers") == Some(false) {
+        for (field, name) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")]
+        {
+            if set(field) {
+                e.forbidden(at.child(name), "when `hostUsers` is false");
+            }
+        }
+    }
+    if let Some(name) = s.get("hostnameOverride").and_then(Value::as_str) {
+        let at = at.child("hostnameOverride");
+        if set("setHostnameAsFQDN") {
+            e.forbidden(at, "may not be specified when setHostnameAsFQDN is true");
+        }
+        if set("hostNetwork") {
+            e.forbidden(at, "may not be specified when hostNetwork is true");
+        }
+        if name.len() > 64 {
+            e.push(crate::status::FieldError::too_long(at, 64));
+        }
+        e.all(at, name, names::dns1123_subdomain(name));
+    }
+}
+
+/// What a pod for Linux may not say.
+fn linux(s: &Value, at: Path<'_>, e: &mut Errors) {
+    let given = |o: &Value| o.at("securityContext.windowsOptions").is_some_and(|w| !w.is_null());
+    if given(s) {
+        let at = at.child("securityContext.windowsOptions");
+        e.forbidden(at, "windows options cannot be set for a linux pod");
+    }
+    each_container(s, at, |c, item| {
+        if given(c) {
+            let at = item.child("securityContext.windowsOptions");
+            e.forbidden(at, "cannot be set for a linux pod");
+        }
+    });
+}
+
+/// Fields of security contexts that mean nothing on Windows.
+const NOT_ON_WINDOWS: [&str; 12] = [
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "fsGroup",
+    "fsGroupChangePolicy",
+    "sysctls",
+    "shareProcessNamespace",
+    "runAsUser",
+    "runAsGroup",
+    "supplementalGroups",
+    "supplementalGroupsPolicy",
+    "seLinuxChangePolicy",
+];
+const NOT_IN_CONTAINERS_ON_WINDOWS: [&str; 10] = [
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "capabilities",
+    "readOnlyRootFilesystem",
+    "privileged",
+    "allowPrivilegeEscalation",
+    "procMount",
+    "runAsUser",
+    "runAsGroup",
+];
+
+/// What a pod for Windows may not say.
+fn windows(s: &Value, at: Path<'_>, e: &mut Errors) {
+    const WHY: &str = "cannot be set for a windows pod";
+    if s.bool_at("hostUsers").is_some() {
+        e.forbidden(at.child("hostUsers"), WHY);
+    }
+    for field in ["hostPID", "hostIPC"] {
+        if s.bool_at(field) == Some(true) {
+            let at = at.child("securityContext");
+            e.forbidden(at.child(field), WHY);
+        }
+    }
+    let given =
+        |o: &Value, f: &str| o.get("securityContext").and_then(|c| c.get(f)).is_some_and(|v| !v.is_null());
+    for field in NOT_ON_WINDOWS {
+        let shared = field == "shareProcessNamespace" && s.bool_at(field) == Some(true);
+        if given(s, field) || shared {
+            let at = at.child("securityContext");
+            e.forbidden(at.child(field), WHY);
+        }
+    }
+    each_container(s, at, |c, item| {
+        let at = item.child("securityContext");
+        for field in NOT_IN_CONTAINERS_ON_WINDOWS.into_iter().filter(|f| given(c, f)) {
+            e.forbidden(at.child(field), WHY);
+        }
+    });
+}
+
+fn each_container(s: &Value, at: Path<'_>, mut look: impl FnMut(&Value, Path<'_>)) {
+    for field in ["containers", "initContainers", "ephemeralContainers"] {
+        let list = at.child(field);
+        for (i, c) in s.items_at(field).iter().enumerate() {
+            look(c, list.index(i));
+        }
+    }
 }
 
 fn scheduling_gates(s: &Value, at: Path<'_>, e: &mut Errors) {
@@ -269,6 +507,26 @@ fn dns_config(s: &Value, at: Path<'_>, e: &mut Errors) {
     }
     for (i, server) in servers.iter().filter_map(Value::as_str).enumerate() {
         e.ip(list.index(i), server);
+    }
+    let list = config.child("searches");
+    let searches: Vec<&str> = dns.items_at("searches").iter().filter_map(Value::as_str).collect();
+    if searches.len() > 32 {
+        e.invalid(list, dns["searches"].clone(), "must not have more than 32 search paths");
+    }
+    if searches.join(" ").len() > 2048 {
+        let detail = "must not have more than 2048 characters (including spaces) in the search list";
+        e.invalid(list, dns["searches"].clone(), detail);
+    }
+    for (i, search) in searches.into_iter().filter(|s| *s != ".").enumerate() {
+        let search = search.strip_suffix('.').unwrap_or(search);
+        // Underscores are let pass in search paths (KEP-4427).
+        e.all(list.index(i), search, names::dns1123_subdomain(&search.replace('_', "x")));
+    }
+    let list = config.child("options");
+    for (i, option) in dns.items_at("options").iter().enumerate() {
+        if option.str_at("name").is_empty() {
+            e.required(list.index(i), "must not be empty");
+        }
     }
 }
 
@@ -307,7 +565,15 @@ fn security_context(s: &Value, at: Path<'_>, e: &mut Errors) {
         }
         seen.push(name);
     }
+    if s.bool_at("shareProcessNamespace") == Some(true) && s.bool_at("hostPID") == Some(true) {
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        e.invalid(at.child("shareProcessNamespace"), true, detail);
+    }
     containers::seccomp(context, at, e);
+    super::profiles::windows(context, at.child("windowsOptions"), e);
+    super::profiles::app_armor(context, at.child("appArmorProfile"), e);
+    let policy = context.str_at("seLinuxChangePolicy");
+    e.optional_one_of(at.child("seLinuxChangePolicy"), policy, &["MountOption", "Recursive"]);
     let policy = context.str_at("fsGroupChangePolicy");
     e.optional_one_of(at.child("fsGroupChangePolicy"), policy, &["Always", "OnRootMismatch"]);
     let policy = context.str_at("supplementalGroupsPolicy");

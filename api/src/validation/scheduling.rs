@@ -53,9 +53,56 @@ fn weight(at: Path<'_>, term: &Value, e: &mut Errors) {
 fn pod_term(term: &Value, at: Path<'_>, e: &mut Errors) {
     e.selector(at.child("labelSelector"), term.get("labelSelector"));
     e.selector(at.child("namespaceSelector"), term.get("namespaceSelector"));
+    label_keys(term, at, &["matchLabelKeys", "mismatchLabelKeys"], e);
+    let list = at.child("namespaces");
+    for name in term.items_at("namespaces").iter().filter_map(Value::as_str) {
+        e.all(list, name, names::dns1123_label(name));
+    }
     match term.str_at("topologyKey") {
         "" => e.required(at.child("topologyKey"), "can not be empty"),
         key => e.all(at.child("topologyKey"), key, names::qualified_name(key)),
+    }
+}
+
+/// Keys of labels whose values are added to a selector (KEP-3633, KEP-3243).
+fn label_keys(o: &Value, at: Path<'_>, fields: &[&str], e: &mut Errors) {
+    for field in fields {
+        let keys = o.items_at(field);
+        if keys.is_empty() {
+            continue;
+        }
+        let list = at.child(field);
+        if o.get("labelSelector").is_none_or(Value::is_null) {
+            e.forbidden(list, "must not be specified when labelSelector is not set");
+            continue;
+        }
+        for (i, key) in keys.iter().filter_map(Value::as_str).enumerate() {
+            e.all(list.index(i), key, names::qualified_name(key));
+        }
+    }
+    let strings = |field: &str| {
+        o.items_at(field).iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (keys, others) = (strings("matchLabelKeys"), strings("mismatchLabelKeys"));
+    let mut met: Vec<&str> = o
+        .at("labelSelector.matchLabels")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(k, _)| k.as_str())
+        .collect();
+    for expression in o.items_at("labelSelector.matchExpressions") {
+        let key = expression.str_at("key");
+        if let Some(i) = keys.iter().rposition(|k| k == key)
+            && met.contains(&key)
+        {
+            e.invalid(at.index(i), key, "exists in both matchLabelKeys and labelSelector");
+        }
+        met.push(key);
+    }
+    let list = at.child("matchLabelKeys");
+    for (i, key) in keys.iter().enumerate().filter(|(_, k)| others.contains(k)) {
+        e.invalid(list.index(i), key.as_str(), "exists in both matchLabelKeys and mismatchLabelKeys");
     }
 }
 
@@ -123,15 +170,25 @@ pub fn tolerations(s: &Value, at: Path<'_>, e: &mut Errors) {
             e.invalid(item.child("effect"), effect, detail);
         }
         match operator {
-            "" | "Equal" => e.all(item.child("operator"), value, names::label_value(value)),
-            "Exists" if !value.is_empty() => {
-                e.invalid(
-                    item.child("operator"),
-                    t.clone(),
-                    "value must be empty when `operator` is 'Exists'",
-                );
+            "" | "Equal" => {
+                let messages = names::label_value(value);
+                if !messages.is_empty() {
+                    e.invalid(item.child("operator"), value, messages.join(";"));
+                }
             }
-            "Exists" | "Gt" | "Lt" => {}
+            "Exists" if !value.is_empty() => {
+                e.invalid(item.child("operator"), value, "value must be empty when `operator` is 'Exists'");
+            }
+            "Exists" => {}
+            "Gt" | "Lt" => {
+                if value.parse::<i64>().is_err() {
+                    e.invalid(
+                        item.child("value"),
+                        value,
+                        "must be a valid decimal integer in canonical form",
+                    );
+                }
+            }
             other => e.unsupported(item.child("operator"), other, &["Equal", "Exists"]),
         }
         e.optional_one_of(item.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
@@ -140,8 +197,8 @@ pub fn tolerations(s: &Value, at: Path<'_>, e: &mut Errors) {
 
 pub fn spread(s: &Value, at: Path<'_>, e: &mut Errors) {
     let list = at.child("topologySpreadConstraints");
-    let mut seen = Vec::new();
-    for (i, c) in s.items_at("topologySpreadConstraints").iter().enumerate() {
+    let constraints = s.items_at("topologySpreadConstraints");
+    for (i, c) in constraints.iter().enumerate() {
         let item = list.index(i);
         let skew = c.int_at("maxSkew").unwrap_or(0);
         if skew <= 0 {
@@ -150,22 +207,31 @@ pub fn spread(s: &Value, at: Path<'_>, e: &mut Errors) {
         let key = c.str_at("topologyKey");
         if key.is_empty() {
             e.required(item.child("topologyKey"), "can not be empty");
-        } else {
-            e.all(item.child("topologyKey"), key, names::qualified_name(key));
         }
         let when = c.str_at("whenUnsatisfiable");
         let all = ["DoNotSchedule", "ScheduleAnyway"];
         if !all.contains(&when) {
             e.unsupported(item.child("whenUnsatisfiable"), when, &all);
         }
-        if seen.contains(&(key, when)) {
+        let same = |o: &Value| o.str_at("topologyKey") == key && o.str_at("whenUnsatisfiable") == when;
+        if constraints.iter().skip(i + 1).any(same) {
             let pair = json!(format!("{{{key}, {when}}}"));
             e.duplicate(item.child("{topologyKey, whenUnsatisfiable}"), pair);
         }
-        seen.push((key, when));
-        if let Some(n) = c.int_at("minDomains").filter(|n| *n <= 0) {
-            e.invalid(item.child("minDomains"), n, "must be greater than zero");
+        if let Some(n) = c.int_at("minDomains") {
+            if n <= 0 {
+                e.invalid(item.child("minDomains"), n, "must be greater than 0");
+            }
+            if when != "DoNotSchedule" {
+                let detail =
+                    format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {when}");
+                e.invalid(item.child("minDomains"), n, detail);
+            }
         }
+        for field in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+            e.optional_one_of(item.child(field), c.str_at(field), &["Honor", "Ignore"]);
+        }
+        label_keys(c, item, &["matchLabelKeys"], e);
         e.selector(item.child("labelSelector"), c.get("labelSelector"));
     }
 }

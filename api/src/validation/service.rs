@@ -19,32 +19,44 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
     if ports.is_empty() && !headless && kind != "ExternalName" {
         e.required(SPEC.child("ports"), "");
     }
+    if headless && matches!(kind, "LoadBalancer" | "NodePort") {
+        let list = SPEC.child("clusterIPs");
+        e.invalid(list.index(0), "None", format!("may not be set to 'None' for {kind} services"));
+    }
     if kind == "ExternalName" {
-        if !s.str_at("clusterIP").is_empty() {
-            e.forbidden(SPEC.child("clusterIP"), "may not be set when `type` is 'ExternalName'");
+        for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            let given = match s.get(field) {
+                Some(Value::Array(list)) => !list.is_empty(),
+                Some(Value::String(_)) => true,
+                _ => false,
+            };
+            if given {
+                e.forbidden(SPEC.child(field), "may not be set for ExternalName services");
+            }
         }
         match s.str_at("externalName").trim_end_matches('.') {
             "" => e.required(SPEC.child("externalName"), ""),
             name => e.all(SPEC.child("externalName"), name, names::dns1123_subdomain(name)),
         }
     }
-    service_ports(s, headless, e);
+    service_ports(s, e);
     e.label_map(SPEC.child("selector"), Labels::new(s.get("selector").and_then(Value::as_object)));
     affinity(s, e);
     cluster_ips(s, e);
     let list = SPEC.child("externalIPs");
     for (i, ip) in s.items_at("externalIPs").iter().filter_map(Value::as_str).enumerate() {
-        e.ip(list.index(i), ip);
+        match ip.parse::<std::net::IpAddr>() {
+            Err(_) => e.ip(list.index(i), ip),
+            Ok(address) => special_address(address, ip, list.index(i), e),
+        }
     }
     e.one_of(SPEC.child("type"), kind, &TYPES);
     let list = SPEC.child("LoadBalancerSourceRanges");
-    for (i, range) in s.items_at("loadBalancerSourceRanges").iter().filter_map(Value::as_str).enumerate() {
-        if kind != "LoadBalancer" {
-            e.forbidden(
-                SPEC.child("LoadBalancerSourceRanges"),
-                "may only be used when `type` is 'LoadBalancer'",
-            );
-        }
+    let ranges = s.items_at("loadBalancerSourceRanges");
+    if !ranges.is_empty() && kind != "LoadBalancer" {
+        e.forbidden(list, "may only be used when `type` is 'LoadBalancer'");
+    }
+    for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
         if range.trim().parse::<ipnet::IpNet>().is_err() {
             e.invalid(
                 list.index(i),
@@ -53,12 +65,37 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
             );
         }
     }
-    for field in ["loadBalancerClass", "allocateLoadBalancerNodePorts"] {
+    const RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+    if let Some(text) = o.annotation(RANGES).filter(|_| ranges.is_empty()) {
+        let at = Path::new("metadata.annotations");
+        if kind != "LoadBalancer" {
+            e.forbidden(at.key(RANGES), "may only be used when `type` is 'LoadBalancer'");
+        }
+        let same = old.is_some_and(|old| old.annotation(RANGES) == Some(text));
+        for range in text.split(',').map(str::trim).filter(|_| !same && !text.trim().is_empty()) {
+            if range.parse::<ipnet::IpNet>().is_err() {
+                e.invalid(
+                    at.key(RANGES),
+                    range,
+                    "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+                );
+            }
+        }
+    }
+    for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
         if s.get(field).is_some_and(|v| !v.is_null()) && kind != "LoadBalancer" {
             e.forbidden(SPEC.child(field), "may only be used when `type` is 'LoadBalancer'");
         }
     }
     traffic(s, kind, e);
+    const MODE: &str = "service.kubernetes.io/topology-mode";
+    const HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+    if let (Some(mode), Some(hints)) = (o.annotation(MODE), o.annotation(HINTS))
+        && mode != hints
+    {
+        let at = Path::new("metadata.annotations");
+        e.invalid(at.key(MODE), mode, format!("must match annotations[{HINTS}] when both are specified"));
+    }
     if let Some(old) = old {
         update(o, old, e);
     }
@@ -74,7 +111,44 @@ pub fn warnings(o: &Value) -> Vec<String> {
     }
 }
 
-fn service_ports(s: &Value, headless: bool, e: &mut Errors) {
+/// Whether endpoints are the API server's own, which may serve its own machine alone.
+fn is_own(o: &Value) -> bool {
+    let service = o.label("kubernetes.io/service-name").unwrap_or_else(|| o.name());
+    o.namespace() == "default" && service == "kubernetes"
+}
+
+/// An endpoint's address; `own` lets loopback pass.
+fn endpoint_address(own: bool, ip: std::net::IpAddr, text: &str, at: Path<'_>, e: &mut Errors) {
+    if !(own && ip.is_loopback()) {
+        special_address(ip, text, at, e);
+    }
+}
+
+/// Addresses that mean something of their own and cannot be those of endpoints.
+fn special_address(ip: std::net::IpAddr, text: &str, at: Path<'_>, e: &mut Errors) {
+    let local_multicast = match ip {
+        std::net::IpAddr::V4(ip) => ip.octets()[..3] == [224, 0, 0],
+        std::net::IpAddr::V6(ip) => ip.segments()[0] & 0xff0f == 0xff02,
+    };
+    let link_local = match ip {
+        std::net::IpAddr::V4(ip) => ip.is_link_local(),
+        std::net::IpAddr::V6(ip) => ip.segments()[0] & 0xffc0 == 0xfe80,
+    };
+    if ip.is_unspecified() {
+        e.invalid(at, text, format!("may not be unspecified ({text})"));
+    }
+    if ip.is_loopback() {
+        e.invalid(at, text, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
+    }
+    if link_local {
+        e.invalid(at, text, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
+    }
+    if local_multicast {
+        e.invalid(at, text, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
+    }
+}
+
+fn service_ports(s: &Value, e: &mut Errors) {
     let list = SPEC.child("ports");
     let ports = s.items_at("ports");
     let kind = s.str_at("type");
@@ -96,17 +170,6 @@ fn service_ports(s: &Value, headless: bool, e: &mut Errors) {
         e.port_or_name(item.child("port"), port.get("port"));
         e.one_of(item.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
         e.port_or_name(item.child("targetPort"), port.get("targetPort"));
-        if headless
-            && port.get("targetPort").is_some_and(Value::is_number)
-            && port.get("targetPort") != port.get("port")
-        {
-            let value = port.int_at("targetPort").unwrap_or(0);
-            e.invalid(
-                item.child("targetPort"),
-                value,
-                "must be equal to the value of 'port' when clusterIP = None",
-            );
-        }
         let protocol = port.str_at("appProtocol");
         if !protocol.is_empty() {
             e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
@@ -117,10 +180,10 @@ fn service_ports(s: &Value, headless: bool, e: &mut Errors) {
     for (i, port) in ports.iter().enumerate() {
         let item = list.index(i);
         let node_port = port.int_at("nodePort").unwrap_or(0);
-        if node_port != 0 && matches!(kind, "ClusterIP" | "ExternalName") {
-            let detail = format!("may not be used when `type` is '{kind}'");
-            e.forbidden(item.child("nodePort"), &detail);
-        } else if node_port != 0 {
+        if node_port != 0 && kind == "ClusterIP" {
+            e.forbidden(item.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
+        }
+        if node_port != 0 {
             let key = (port.str_at("protocol"), node_port);
             if node_ports.contains(&key) {
                 e.duplicate(item.child("nodePort"), node_port);
@@ -151,7 +214,7 @@ fn affinity(s: &Value, e: &mut Errors) {
             }
             Some(_) => {}
         }
-    } else if given.is_some() {
+    } else if value == "None" && given.is_some() {
         e.forbidden(config, "must not be set when session affinity is None");
     }
 }
@@ -211,20 +274,16 @@ fn traffic(s: &Value, kind: &str, e: &mut Errors) {
         e.invalid(at, port, detail);
     }
     let internal = s.str_at("internalTrafficPolicy");
-    if kind == "ExternalName" {
-        if !internal.is_empty() {
-            e.forbidden(SPEC.child("internalTrafficPolicy"), "may not be set when `type` is 'ExternalName'");
-        }
-    } else if internal.is_empty() {
+    if internal.is_empty() {
         // A type that is none was reported; nothing is known about what it needs.
-        if TYPES.contains(&kind) {
+        if TYPES.contains(&kind) && kind != "ExternalName" {
             e.required(SPEC.child("internalTrafficPolicy"), "");
         }
     } else {
         e.one_of(SPEC.child("internalTrafficPolicy"), internal, &["Cluster", "Local"]);
     }
     let distribution = s.str_at("trafficDistribution");
-    let all = ["PreferClose", "PreferSameNode", "PreferSameZone"];
+    let all = ["PreferClose", "PreferSameZone", "PreferSameNode"];
     e.optional_one_of(SPEC.child("trafficDistribution"), distribution, &all);
 }
 
@@ -258,7 +317,19 @@ pub fn endpoints(o: &Value, e: &mut Errors) {
             let list = item.child(field);
             for (j, address) in subset.items_at(field).iter().enumerate() {
                 let at = list.index(j);
-                e.ip(at.child("ip"), address.str_at("ip"));
+                let ip = address.str_at("ip");
+                let host = address.str_at("hostname");
+                if !host.is_empty() {
+                    e.all(at.child("hostname"), host, names::dns1123_label(host));
+                }
+                let node = address.str_at("nodeName");
+                if !node.is_empty() {
+                    e.all(at.child("nodeName"), node, names::dns1123_subdomain(node));
+                }
+                match ip.parse::<std::net::IpAddr>() {
+                    Err(_) => e.ip(at.child("ip"), ip),
+                    Ok(parsed) => endpoint_address(is_own(o), parsed, ip, at.child("ip"), e),
+                }
             }
         }
         let list = item.child("ports");
@@ -276,6 +347,29 @@ pub fn endpoints(o: &Value, e: &mut Errors) {
     }
 }
 
+/// The zones and nodes that an endpoint is meant for.
+fn hint_zones(hints: &Value, at: Path<'_>, e: &mut Errors) {
+    for (field, check) in [
+        ("forZones", names::label_value as fn(&str) -> Vec<String>),
+        ("forNodes", names::dns1123_subdomain as fn(&str) -> Vec<String>),
+    ] {
+        let list = at.child(field);
+        let all = hints.items_at(field);
+        if all.len() > 8 {
+            e.push(crate::status::FieldError::too_many(list, all.len(), 8));
+            continue;
+        }
+        for (i, hint) in all.iter().enumerate() {
+            let item = list.index(i);
+            let name = hint.str_at("name");
+            if all[..i].iter().any(|h| h.str_at("name") == name) {
+                e.duplicate(item.child("name"), name);
+            }
+            e.all(item.child("name"), name, check(name));
+        }
+    }
+}
+
 pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let root = Path::ROOT;
     let family = o.str_at("addressType");
@@ -288,27 +382,47 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
     for (i, endpoint) in endpoints.iter().enumerate() {
         let item = list.index(i);
         let addresses = item.child("addresses");
-        if endpoint.items_at("addresses").is_empty() {
-            e.required(addresses, "must contain at least 1 address");
+        match endpoint.items_at("addresses").len() {
+            0 => e.required(addresses, "must contain at least 1 address"),
+            n if n > 100 => e.push(crate::status::FieldError::too_many(addresses, n, 100)),
+            _ => {}
         }
         for (j, address) in endpoint.items_at("addresses").iter().filter_map(Value::as_str).enumerate() {
             match (family, address.parse::<std::net::IpAddr>()) {
                 ("FQDN", _) => e.all(addresses.index(j), address, names::dns1123_subdomain(address)),
-                ("IPv4", Ok(ip)) if ip.is_ipv4() => {}
-                ("IPv6", Ok(ip)) if ip.is_ipv6() => {}
-                ("IPv4", _) => e.invalid(addresses.index(j), address, "must be an IPv4 address"),
-                ("IPv6", _) => e.invalid(addresses.index(j), address, "must be an IPv6 address"),
+                ("IPv4", Ok(ip)) if ip.is_ipv4() => {
+                    endpoint_address(is_own(o), ip, address, addresses.index(j), e)
+                }
+                ("IPv6", Ok(ip)) if ip.is_ipv6() => {
+                    endpoint_address(is_own(o), ip, address, addresses.index(j), e)
+                }
+                ("IPv4" | "IPv6", Err(_)) => e.ip(addresses.index(j), address),
+                ("IPv4", Ok(ip)) => {
+                    e.invalid(addresses, address, "must be an IPv4 address");
+                    special_address(ip, address, addresses.index(j), e);
+                }
+                ("IPv6", Ok(ip)) => {
+                    e.invalid(addresses, address, "must be an IPv6 address");
+                    special_address(ip, address, addresses.index(j), e);
+                }
                 _ => {}
             }
         }
-        for field in ["nodeName", "hostname"] {
-            let value = endpoint.str_at(field);
-            if !value.is_empty() {
-                e.all(item.child(field), value, names::dns1123_subdomain(value));
-            }
+        if let Some(node) = endpoint.get("nodeName").and_then(Value::as_str) {
+            e.all(item.child("nodeName"), node, names::dns1123_subdomain(node));
+        }
+        if let Some(host) = endpoint.get("hostname").and_then(Value::as_str) {
+            e.all(item.child("hostname"), host, names::dns1123_label(host));
+        }
+        if let Some(hints) = endpoint.get("hints").filter(|h| !h.is_null()) {
+            hint_zones(hints, item.child("hints"), e);
         }
     }
     let list = root.child("ports");
+    if o.items_at("ports").len() > 20_000 {
+        e.push(crate::status::FieldError::too_many(list, o.items_at("ports").len(), 20_000));
+        return;
+    }
     let mut seen = Vec::new();
     for (i, port) in o.items_at("ports").iter().enumerate() {
         let item = list.index(i);
@@ -321,6 +435,9 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
         seen.push(name);
         e.one_of(item.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
+        if let Some(protocol) = port.get("appProtocol").and_then(Value::as_str) {
+            e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
+        }
     }
     if let Some(old) = old
         && old.str_at("addressType") != family

@@ -22,6 +22,7 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
                 "" => e.required(ROOT.child("provisioner"), ""),
                 name => e.all(ROOT.child("provisioner"), name, names::qualified_name(&name.to_lowercase())),
             }
+            parameters(o, true, e);
             let policy = o.str_at("reclaimPolicy");
             e.optional_one_of(ROOT.child("reclaimPolicy"), policy, &["Delete", "Retain"]);
             let mode = o.str_at("volumeBindingMode");
@@ -30,6 +31,7 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             } else {
                 e.one_of(ROOT.child("volumeBindingMode"), mode, &["Immediate", "WaitForFirstConsumer"]);
             }
+            topologies(o, e);
         }
         "CSIStorageCapacity" => {
             let class = o.str_at("storageClassName");
@@ -41,11 +43,23 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
         "VolumeAttachment" => {
-            for field in ["attacher", "nodeName"] {
-                if o.at("spec").map_or("", |s| s.str_at(field)).is_empty() {
-                    e.required(SPEC.child(field), "");
+            driver_name(o.str_at("spec.attacher"), SPEC.child("attacher"), e);
+            let source = |f: &str| o.at("spec.source").and_then(|s| s.get(f)).filter(|v| !v.is_null());
+            let at = SPEC.child("source");
+            let detail = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
+            match (source("inlineVolumeSpec"), source("persistentVolumeName")) {
+                (None, None) => e.required(at, detail),
+                (Some(_), Some(_)) => e.forbidden(at, detail),
+                (None, Some(name)) if name == "" => {
+                    e.required(
+                        at.child("persistentVolumeName"),
+                        "must specify non empty persistentVolumeName",
+                    );
                 }
+                _ => {}
             }
+            let node = o.str_at("spec.nodeName");
+            e.all(SPEC.child("nodeName"), node, names::dns1123_subdomain(node));
             if let Some(old) = old
                 && old.get("spec") != o.get("spec")
             {
@@ -53,9 +67,11 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
         "VolumeAttributesClass" => {
-            if o.str_at("driverName").is_empty() {
-                e.required(ROOT.child("driverName"), "");
+            match o.str_at("driverName") {
+                "" => e.required(ROOT.child("driverName"), ""),
+                name => e.all(ROOT.child("driverName"), name, names::qualified_name(&name.to_lowercase())),
             }
+            parameters(o, false, e);
             if let Some(old) = old {
                 for field in ["driverName", "parameters"] {
                     e.immutable(ROOT, o, old, field);
@@ -63,14 +79,81 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
         "CSIDriver" => csi_driver(o, old, e),
-        "CSINode" => csi_node(o, e),
+        "CSINode" => csi_node(o, old, e),
         _ => {}
     }
 }
 
+/// Most bytes that all parameters of a class may have, and most parameters.
+const PARAMETERS: (usize, usize) = (256 * 1024, 512);
+
+fn parameters(o: &Value, may_be_empty: bool, e: &mut Errors) {
+    let at = ROOT.child("parameters");
+    let empty = serde_json::Map::new();
+    let all = o.get("parameters").and_then(Value::as_object).unwrap_or(&empty);
+    let (bytes, count) = PARAMETERS;
+    if all.len() > count {
+        e.push(crate::status::FieldError::too_long(at, count));
+    }
+    if all.contains_key("") {
+        e.invalid(at, "", "field can not be empty.");
+    }
+    if all.iter().map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum::<usize>() > bytes {
+        e.push(crate::status::FieldError::too_long(at, bytes));
+    }
+    if !may_be_empty && all.is_empty() {
+        e.required(at, "must contain at least one key/value pair");
+    }
+}
+
+/// Where the volumes of a class may be.
+fn topologies(o: &Value, e: &mut Errors) {
+    let list = ROOT.child("allowedTopologies");
+    let terms = o.items_at("allowedTopologies");
+    for (i, term) in terms.iter().enumerate() {
+        let item = list.index(i);
+        let expressions = item.child("matchLabelExpressions");
+        let mut keys = Vec::new();
+        for (j, x) in term.items_at("matchLabelExpressions").iter().enumerate() {
+            let at = expressions.index(j);
+            let (key, values) = (x.str_at("key"), x.items_at("values"));
+            if values.is_empty() {
+                e.required(at.child("values"), "");
+            }
+            for (k, value) in values.iter().enumerate().filter(|(k, v)| values[..*k].contains(v)) {
+                let at = at.child("values");
+                e.duplicate(at.index(k), value.clone());
+            }
+            e.all(at.child("key"), key, names::qualified_name(key));
+            if keys.contains(&key) {
+                e.duplicate(at.child("key"), key);
+            }
+            keys.push(key);
+        }
+        if terms[..i].contains(term) {
+            e.duplicate(expressions, "");
+        }
+    }
+}
+
+/// The name of a CSI driver.
+pub fn driver_name(name: &str, at: Path<'_>, e: &mut Errors) {
+    if name.is_empty() {
+        e.required(at, "");
+    }
+    if name.len() > 63 {
+        e.push(crate::status::FieldError::too_long(at, 63));
+    }
+    e.all(at, name, names::dns1123_subdomain(&name.to_lowercase()));
+}
+
 fn csi_driver(o: &Value, old: Option<&Value>, e: &mut Errors) {
-    if o.name().len() > 63 {
-        e.push(crate::status::FieldError::too_long("metadata.name", 63));
+    driver_name(o.name(), Path::new("metadata.name"), e);
+    for field in ["attachRequired", "podInfoOnMount", "storageCapacity"] {
+        if o.at("spec").is_none_or(|s| s.get(field).is_none_or(Value::is_null)) {
+            let shown = if field == "attachRequired" { "attachedRequired" } else { field };
+            e.required(SPEC.child(shown), "");
+        }
     }
     let policy = o.str_at("spec.fsGroupPolicy");
     let policies = ["File", "None", "ReadWriteOnceWithFSType"];
@@ -90,8 +173,20 @@ fn csi_driver(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.duplicate(item.child("audience"), audience);
         }
         seen.push(audience);
-        if let Some(n) = request.int_at("expirationSeconds").filter(|n| *n < 600) {
-            e.invalid(item.child("expirationSeconds"), n, "may not specify a duration less than 10 minutes");
+        if let Some(n) = request.int_at("expirationSeconds") {
+            if n < 600 {
+                e.invalid(
+                    item.child("expirationSeconds"),
+                    n,
+                    "may not specify a duration less than 10 minutes",
+                );
+            } else if n > 1 << 32 {
+                e.invalid(
+                    item.child("expirationSeconds"),
+                    n,
+                    "may not specify a duration larger than 2^32 seconds",
+                );
+            }
         }
     }
     if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec"))) {
@@ -101,20 +196,46 @@ fn csi_driver(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
 }
 
-fn csi_node(o: &Value, e: &mut Errors) {
+fn csi_node(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let list = SPEC.child("drivers");
     let mut seen = Vec::new();
     for (i, driver) in o.items_at("spec.drivers").iter().enumerate() {
         let item = list.index(i);
         let name = driver.str_at("name");
-        if name.is_empty() {
-            e.required(item.child("name"), "");
-        } else if seen.contains(&name) {
+        driver_name(name, item.child("name"), e);
+        let node = driver.str_at("nodeID");
+        if node.is_empty() {
+            e.required(item.child("nodeID"), "");
+        }
+        if node.len() > 256 {
+            e.invalid(item.child("nodeID"), node, "must be 256 characters or less");
+        }
+        if seen.contains(&name) {
             e.duplicate(item.child("name"), name);
         }
         seen.push(name);
-        if driver.str_at("nodeID").is_empty() {
-            e.required(item.child("nodeID"), "");
+        let mut keys = Vec::new();
+        for key in driver.items_at("topologyKeys").iter().filter_map(Value::as_str) {
+            if key.is_empty() {
+                e.required(item, "");
+            }
+            if keys.contains(&key) {
+                e.duplicate(item, key);
+            }
+            keys.push(key);
+            e.all(item, key, names::qualified_name(key));
+        }
+        // A driver that is there stays as it is, but for how many volumes it takes.
+        let before = old.map_or(&[][..], |o| o.items_at("spec.drivers"));
+        if let Some(before) = before.iter().find(|d| d.str_at("name") == name) {
+            let bare = |d: &Value| {
+                let mut d = d.clone();
+                d.remove_path(&["allocatable"]);
+                d
+            };
+            if bare(before) != bare(driver) {
+                e.invalid(item, driver.clone(), IMMUTABLE);
+            }
         }
         if let Some(n) = driver.int_at("allocatable.count").filter(|n| *n < 0) {
             e.invalid(item.child("allocatable.count"), n, NOT_NEGATIVE);

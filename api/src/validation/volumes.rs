@@ -1,7 +1,7 @@
 //! Validation of a pod's volumes.
 
 use super::checks::Errors;
-use super::containers::{VOLUME_FIELDS, descending, field_ref};
+use super::containers::{VOLUME_FIELDS, descending, field_ref, resource_ref};
 use crate::names;
 use crate::object::ObjectExt as _;
 use crate::status::Path;
@@ -72,7 +72,40 @@ fn source(v: &Value, at: Path<'_>, e: &mut Errors) {
                     e.invalid(path.child("path"), source.str_at("path"), "must not contain '..'");
                 }
             }
-            "downwardAPI" => downward(source, path, e),
+            "downwardAPI" => {
+                mode(path.child("defaultMode"), source.int_at("defaultMode"), e);
+                downward(source, path, e);
+            }
+            "nfs" if !source.str_at("path").starts_with('/') => {
+                e.invalid(path.child("path"), source.str_at("path"), "must be an absolute path");
+            }
+            "emptyDir" => {
+                let limit = super::checks::quantity(source.get("sizeLimit"));
+                if limit.is_some_and(|q| q.is_negative()) {
+                    let detail = "SizeLimit field must be a valid resource quantity";
+                    e.forbidden(path.child("sizeLimit"), detail);
+                }
+            }
+            "ephemeral" => match source.get("volumeClaimTemplate").filter(|t| !t.is_null()) {
+                None => e.required(path.child("volumeClaimTemplate"), ""),
+                Some(template) => {
+                    let at = path.child("volumeClaimTemplate");
+                    e.label_map(at.child("metadata.labels"), template.labels());
+                    super::core::claim_spec(
+                        template.get("spec").unwrap_or(&Value::Null),
+                        at.child("spec"),
+                        e,
+                    );
+                }
+            },
+            "csi" => {
+                if let Some(secret) = source.get("nodePublishSecretRef").filter(|s| !s.is_null()) {
+                    match secret.str_at("name") {
+                        "" => e.required(path.child("nodePublishSecretRef.name"), ""),
+                        name => e.all(path.child("name"), name, names::dns1123_subdomain(name)),
+                    }
+                }
+            }
             "projected" => projected(source, path, e),
             "image" => {
                 let policy = source.str_at("pullPolicy");
@@ -118,9 +151,9 @@ fn file_path(at: Path<'_>, path: &str, e: &mut Errors) {
 }
 
 fn downward(source: &Value, at: Path<'_>, e: &mut Errors) {
-    let list = at.child("items");
-    for (i, item) in source.items_at("items").iter().enumerate() {
-        let path = list.index(i);
+    // Kubernetes does not say which of the items it means.
+    let path = at;
+    for item in source.items_at("items") {
         file_path(path.child("path"), item.str_at("path"), e);
         let present = |name: &str| item.get(name).filter(|v| !v.is_null());
         match (present("fieldRef"), present("resourceFieldRef")) {
@@ -132,10 +165,8 @@ fn downward(source: &Value, at: Path<'_>, e: &mut Errors) {
                 );
             }
             (Some(reference), None) => field_ref(path.child("fieldRef"), reference, &VOLUME_FIELDS, e),
-            (None, Some(_)) => {}
-            (None, None) => {
-                e.required(path.child("fieldRef"), "one of fieldRef and resourceFieldRef is required")
-            }
+            (None, Some(reference)) => resource_ref(path.child("resourceFieldRef"), reference, true, e),
+            (None, None) => e.required(path, "one of fieldRef and resourceFieldRef is required"),
         }
         mode(path.child("mode"), item.int_at("mode"), e);
     }

@@ -24,7 +24,7 @@ fn selector(o: &Value, what: &str, e: &mut Errors) {
 }
 
 /// The template's labels must be selected. The answer is whether the selector was one at all.
-fn template(o: &Value, always: bool, e: &mut Errors) {
+fn template(o: &Value, what: &str, e: &mut Errors) {
     let at = SPEC.child("template");
     let wanted = o.at("spec.selector").filter(|s| !s.is_null());
     let labels = o.at("spec.template.metadata.labels");
@@ -43,12 +43,10 @@ fn template(o: &Value, always: bool, e: &mut Errors) {
         }
     }
     pods::template(o.at("spec.template"), "spec.template", e);
-    if always {
-        always_restarts(o, e);
-    }
+    always_restarts(o, what, e);
 }
 
-fn always_restarts(o: &Value, e: &mut Errors) {
+fn always_restarts(o: &Value, what: &str, e: &mut Errors) {
     let at = SPEC.child("template.spec");
     let policy = o.str_at("spec.template.spec.restartPolicy");
     let known = matches!(policy, "OnFailure" | "Never");
@@ -56,10 +54,8 @@ fn always_restarts(o: &Value, e: &mut Errors) {
         e.unsupported(at.child("restartPolicy"), policy, &["Always"]);
     }
     if o.at("spec.template.spec.activeDeadlineSeconds").is_some() {
-        e.forbidden(
-            at.child("activeDeadlineSeconds"),
-            "activeDeadlineSeconds in ReplicaSet is not Supported",
-        );
+        let detail = format!("activeDeadlineSeconds in {what} is not Supported");
+        e.forbidden(at.child("activeDeadlineSeconds"), &detail);
     }
 }
 
@@ -92,13 +88,13 @@ pub fn replication_controller(o: &Value, e: &mut Errors) {
         e.invalid(meta.child("labels"), value, MISMATCH);
     }
     pods::template(o.at("spec.template"), "spec.template", e);
-    always_restarts(o, e);
+    always_restarts(o, "ReplicationController", e);
 }
 
 pub fn replica_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
     not_negative(o, &["replicas", "minReadySeconds"], e);
     selector(o, "deployment", e);
-    template(o, true, e);
+    template(o, "ReplicaSet", e);
     immutable_selector(o, old, e);
 }
 
@@ -111,7 +107,7 @@ fn immutable_selector(o: &Value, old: Option<&Value>, e: &mut Errors) {
 pub fn deployment(o: &Value, old: Option<&Value>, e: &mut Errors) {
     not_negative(o, &["replicas"], e);
     selector(o, "deployment", e);
-    template(o, true, e);
+    template(o, "ReplicaSet", e);
     deployment_strategy(o, e);
     not_negative(o, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], e);
     let deadline = o.int_at("spec.progressDeadlineSeconds");
@@ -166,7 +162,7 @@ pub fn daemon_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.invalid(at, s.clone(), "empty selector is invalid for daemonset");
         }
     }
-    template(o, true, e);
+    template(o, "DaemonSet", e);
     not_negative(o, &["minReadySeconds"], e);
     let at = SPEC.child("updateStrategy");
     match o.str_at("spec.updateStrategy.type") {
@@ -233,9 +229,17 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
         let item = list.index(i);
         core::claim_spec(claim.get("spec").unwrap_or(&Value::Null), item.child("spec"), e);
     }
-    not_negative(o, &["replicas", "minReadySeconds", "revisionHistoryLimit"], e);
+    not_negative(o, &["replicas", "minReadySeconds"], e);
+    if let Some(n) = o.int_at("spec.ordinals.start").filter(|n| *n < 0) {
+        e.invalid(SPEC.child("ordinals.start"), n, super::checks::NOT_NEGATIVE);
+    }
+    let service = o.str_at("spec.serviceName");
+    if !service.is_empty() && old.is_none_or(|old| old.str_at("spec.serviceName") == service) && old.is_none()
+    {
+        e.all(SPEC.child("serviceName"), service, crate::names::dns1123_label(service));
+    }
     selector(o, "statefulset", e);
-    template(o, true, e);
+    template(&with_claims(o), "StatefulSet", e);
     if let Some(old) = old {
         let mutable = [
             "replicas",
@@ -250,6 +254,26 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.forbidden(SPEC, "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden");
         }
     }
+}
+
+/// A set whose template has the volumes that its claim templates will add, and not the names that its pods will get.
+fn with_claims(o: &Value) -> Value {
+    let mut set = o.clone();
+    for field in ["hostname", "subdomain"] {
+        set.remove_path(&["spec", "template", "spec", field]);
+    }
+    let claims: Vec<&str> = o.items_at("spec.volumeClaimTemplates").iter().map(|c| c.name()).collect();
+    if claims.is_empty() || o.at("spec.template.spec").is_none() {
+        return set;
+    }
+    let volumes = claims
+        .iter()
+        .map(|name| serde_json::json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+    let own = o.items_at("spec.template.spec.volumes").iter();
+    let own = own.filter(|v| !claims.contains(&v.str_at("name"))).cloned();
+    let all: Vec<Value> = volumes.chain(own).collect();
+    set.set_path(&["spec", "template", "spec", "volumes"], all.into());
+    set
 }
 
 /// Whether two objects are equal but for some fields.

@@ -1,17 +1,23 @@
-//! Admission: the built-in plugins, in Kubernetes' order.
+//! Admission: the plugins that kube-apiserver 1.36 has on by default, in its order.
 //!
-//! Not here yet: LimitRanger, PodSecurity, PersistentVolumeClaimResize, ClusterTrustBundleAttest, ResourceQuota,
-//! admission policies and webhooks. OwnerReferencesPermissionEnforcement is off by default in Kubernetes too.
+//! Of those absent here, ClusterTrustBundleAttest, PodGroupProtection, PodGroupWorkloadExists and JobValidation judge
+//! what is served only with feature gates that are off by default.
 
 mod certificates;
 mod defaults;
 mod escalation;
+mod limit_ranger;
 mod namespace;
 mod node_csr;
 mod node_restriction;
+mod pod_security;
 mod priority;
+mod quota;
+mod resize;
 mod runtime_class;
 mod service_account;
+mod topology;
+pub mod webhooks;
 
 use std::sync::Arc;
 
@@ -29,20 +35,29 @@ pub fn plugins(host: &Host, authorizers: &Arc<Authorizers>) -> Vec<Arc<dyn Admis
     let reader = Lookup(Arc::clone(&host.reader));
     vec![
         Arc::new(namespace::NamespaceLifecycle { reader: reader.clone() }),
+        Arc::new(limit_ranger::LimitRanger { reader: reader.clone() }),
         Arc::new(service_account::ServiceAccount::new(reader.clone(), &host.stop)),
         Arc::new(node_restriction::NodeRestriction { reader: reader.clone() }),
         Arc::new(defaults::TaintNodesByCondition),
+        Arc::new(pod_security::PodSecurity { reader: reader.clone() }),
         Arc::new(priority::Priority { reader: reader.clone() }),
         Arc::new(defaults::DefaultTolerationSeconds),
         Arc::new(defaults::DefaultStorageClass { reader: reader.clone() }),
         Arc::new(defaults::StorageObjectInUseProtection),
+        Arc::new(resize::ClaimResize { reader: reader.clone() }),
         Arc::new(runtime_class::RuntimeClass { reader: reader.clone() }),
         Arc::new(certificates::CertificateRequester),
         Arc::new(certificates::CertificateApproval { authorizers: Arc::clone(authorizers) }),
         Arc::new(certificates::CertificateSigning { authorizers: Arc::clone(authorizers) }),
         Arc::new(certificates::CertificateSubjectRestriction),
-        Arc::new(defaults::DefaultIngressClass { reader }),
+        Arc::new(defaults::DefaultIngressClass { reader: reader.clone() }),
+        Arc::new(topology::PodTopologyLabels { reader: reader.clone() }),
+        Arc::new(resize::PodResize { reader: reader.clone() }),
         Arc::new(escalation::RbacEscalation { authorizers: Arc::clone(authorizers) }),
+        Arc::new(webhooks::MutatingWebhooks::new(host, Arc::new(webhooks::NoConditions))),
+        Arc::new(webhooks::ValidatingWebhooks::new(host, Arc::new(webhooks::NoConditions))),
+        // Last: what another plugin refuses is not charged.
+        Arc::new(quota::ResourceQuota { reader, local: host.local.clone(), desks: Arc::default() }),
     ]
 }
 
@@ -92,6 +107,30 @@ impl Lookup {
         found.map_err(Status::internal)?.map(|o| o.decode()).transpose().map_err(Status::internal)
     }
 
+    /// All objects of a namespace.
+    async fn list_in(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Value>, Status> {
+        self.list_in_as(group, resource, namespace, false).await
+    }
+
+    /// The same, as new as the store has them if `fresh`, with only the fields of `T` read.
+    async fn list_in_as<T: DeserializeOwned>(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        fresh: bool,
+    ) -> Result<Vec<T>, Status> {
+        let found = self.0.list(&GroupResource::new(group, resource), Some(namespace), fresh).await;
+        let found = found.map_err(Status::internal)?;
+        found.iter().map(|o| o.decode().map_err(Status::internal)).collect()
+    }
+
+    /// Whether a namespace has no object of a resource.
+    async fn is_empty_in(&self, group: &str, resource: &str, namespace: &str) -> Result<bool, Status> {
+        let found = self.0.list(&GroupResource::new(group, resource), Some(namespace), false).await;
+        Ok(found.map_err(Status::internal)?.is_empty())
+    }
+
     /// All objects of a cluster-scoped resource, of which there are few (classes).
     async fn list(&self, group: &str, resource: &str) -> Result<Vec<Value>, Status> {
         let found =
@@ -113,6 +152,14 @@ fn name_of(request: &AdmissionRequest<'_>) -> String {
     let object = request.object.as_deref();
     let name = object.map_or("", |o| o.name());
     if name.is_empty() { object.map_or("", |o| o.generate_name()).to_owned() } else { name.to_owned() }
+}
+
+/// The name of the object of a request; empty before one is made up.
+fn name_in(request: &AdmissionRequest<'_>) -> String {
+    if !request.info.name.is_empty() {
+        return request.info.name.clone();
+    }
+    request.object.as_deref().map_or("", |o| o.name()).to_owned()
 }
 
 /// 403 of a plugin.

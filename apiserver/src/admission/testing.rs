@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::Lookup;
 use crate::access::{
     Admission, AdmissionRequest, Change, GroupResource, ObjectReader, ObjectRef, Operation, ReadError,
-    UserInfo,
+    Reinvocation, UserInfo,
 };
 use crate::request_info::RequestInfo;
 
@@ -53,6 +53,19 @@ impl ObjectReader for Objects {
     }
 }
 
+impl Objects {
+    pub(super) fn find(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        let key = (GroupResource::new(group, resource), namespace.to_owned(), name.to_owned());
+        self.0.lock().get(&key).cloned()
+    }
+
+    pub(super) fn put(&self, group: &str, resource: &str, object: Value) {
+        let key =
+            (GroupResource::new(group, resource), object.namespace().to_owned(), object.name().to_owned());
+        self.0.lock().insert(key, object);
+    }
+}
+
 /// A store's worth of objects.
 pub(super) struct World {
     pub(super) objects: Arc<Objects>,
@@ -73,9 +86,7 @@ impl World {
     }
 
     pub(super) fn put(&self, group: &str, resource: &str, object: Value) {
-        let key =
-            (GroupResource::new(group, resource), object.namespace().to_owned(), object.name().to_owned());
-        self.objects.0.lock().insert(key, object);
+        self.objects.put(group, resource, object);
     }
 
     fn request(&self, method: &Method, path: &str, object: Option<Value>, old: Option<Value>) -> TestRequest {
@@ -130,12 +141,33 @@ impl TestRequest {
                 old_object: self.old.as_ref(),
                 dry_run: false,
                 options: &options,
-                warnings: Vec::new(),
+                warnings: Mutex::default(),
+                reinvocation: Reinvocation::default(),
             };
             plugin.admit(&mut request).await?;
             plugin.validate(&request).await?;
         }
         Ok(self.object.unwrap_or_default())
+    }
+
+    /// The warnings that come with an accepted request.
+    pub(super) async fn warnings(mut self, plugin: &dyn Admission) -> Vec<String> {
+        let options = json!({});
+        let mut request = AdmissionRequest {
+            user: &self.user,
+            operation: self.operation,
+            info: &self.info,
+            kind: "",
+            object: self.object.as_mut(),
+            old_object: self.old.as_ref(),
+            dry_run: false,
+            options: &options,
+            warnings: Mutex::default(),
+            reinvocation: Reinvocation::default(),
+        };
+        plugin.admit(&mut request).await.expect("admitted");
+        plugin.validate(&request).await.expect("valid");
+        request.warnings.into_inner()
     }
 
     /// The text of a refusal, or `ok`.

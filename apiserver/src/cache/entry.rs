@@ -88,12 +88,14 @@ pub struct Entry {
     pub facts: Facts,
     /// The object as a protobuf message of the stored version, once someone has asked for it.
     pub message: OnceLock<Bytes>,
+    /// `apiVersion` of what was stored, where it is not the stored version's and only a webhook can convert it.
+    pub stored_as: Option<Box<str>>,
 }
 
 impl Entry {
     /// An entry whose facts are known.
     pub fn new(key: Arc<str>, revision: u64, value: Bytes, facts: Facts) -> Self {
-        Self { key, revision, value, facts, message: OnceLock::new() }
+        Self { key, revision, value, facts, message: OnceLock::new(), stored_as: None }
     }
 
     /// Makes an entry from stored bytes. Bytes that another program wrote in another order are encoded anew.
@@ -107,13 +109,18 @@ impl Entry {
         revision: u64,
         value: Bytes,
     ) -> Result<Self, serde_json::Error> {
-        if head.fits(&value) {
+        if head.fits(&value) && kind.custom.is_none() {
             let facts = Facts::parse(kind, &value)?;
             return Ok(Self::new(key, revision, value, facts));
         }
-        let object: Value = serde_json::from_slice(&value)?;
+        let mut object: Value = serde_json::from_slice(&value)?;
+        let mut stored_as = None;
+        if let Some(custom) = &kind.custom {
+            custom.read(kind, &mut object);
+            stored_as = Some(object.api_version()).filter(|v| *v != kind.api_version()).map(Into::into);
+        }
         let facts = Facts::of(kind, &object);
-        Ok(Self::new(key, revision, head.encode(&object), facts))
+        Ok(Self { stored_as, ..Self::new(key, revision, head.encode(&object), facts) })
     }
 
     /// The bytes after the stored version's head.
@@ -131,7 +138,11 @@ impl Entry {
     /// # Errors
     /// Never for bytes that [`Entry::load`] has seen.
     pub fn decode(&self) -> Result<Value, serde_json::Error> {
-        crate::encode::decode(&self.value, self.revision)
+        let mut object = crate::encode::decode(&self.value, self.revision)?;
+        if let (Some(api_version), Some(map)) = (&self.stored_as, object.as_object_mut()) {
+            map.insert("apiVersion".into(), Value::from(&**api_version));
+        }
+        Ok(object)
     }
 }
 

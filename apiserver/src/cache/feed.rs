@@ -302,6 +302,9 @@ impl Feed {
         if cache.is_live() {
             return Ok(());
         }
+        if cache.is_retired() {
+            return Err(FeedError::Reloading(super::Reloading));
+        }
         cache.begin_loading();
         let mut guard = LoadGuard(Some(cache));
         let listed = self.storage.list(cache.prefix(), ListOptions::default()).await?;

@@ -11,6 +11,7 @@ pub mod ring;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -108,6 +109,8 @@ pub struct ResourceCache {
     dirty: Mutex<Vec<Arc<Ring>>>,
     /// Serialises starting.
     start: tokio::sync::Mutex<()>,
+    /// Set once the resource is served no more, or from another cache.
+    retired: AtomicBool,
 }
 
 impl ResourceCache {
@@ -124,6 +127,7 @@ impl ResourceCache {
             scopes: RwLock::default(),
             dirty: Mutex::default(),
             start: tokio::sync::Mutex::default(),
+            retired: AtomicBool::new(false),
         }
     }
 
@@ -152,6 +156,17 @@ impl ResourceCache {
         }
         key.push_str(name);
         key
+    }
+
+    /// Ends the cache: it holds nothing from now on, cannot be started again, and watchers are cut off.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.lose(Phase::Idle);
+    }
+
+    /// Whether the cache has ended.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// Whether objects are held.
@@ -510,6 +525,10 @@ impl ResourceCache {
 
     /// Takes what storage listed at a revision, then the events that came meanwhile.
     fn finish_loading(&self, entries: Vec<Entry>, revision: u64) {
+        if self.is_retired() {
+            self.lose(Phase::Idle);
+            return;
+        }
         self.all.reset(revision);
         let mut events = Vec::new();
         {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use hawser_api::crd::publish::Dialect;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha512};
 
@@ -30,7 +31,7 @@ fn security() -> Value {
 }
 
 /// Names of the documents (paths without the leading slash) and the hashes of what each is made from: the program's
-/// version, the rows, and the schemas of kinds defined at run time.
+/// version and the rows.
 pub(super) fn hashes(table: &Table) -> BTreeMap<String, String> {
     let begin = |name: &str| {
         let mut digest = Sha512::new();
@@ -51,10 +52,8 @@ pub(super) fn hashes(table: &Table) -> BTreeMap<String, String> {
         }
         let name = name_of(row);
         let digest = open.entry(name.clone()).or_insert_with(|| begin(&name));
+        // Of a kind defined at run time that has the definition's UID and generation in it.
         digest.update(format!("{kind:?}"));
-        if let Some(schema) = row.openapi() {
-            digest.update(schema.to_string());
-        }
     }
     open.into_iter().map(|(name, digest)| (name, hex::encode_upper(digest.finalize()))).collect()
 }
@@ -89,7 +88,7 @@ pub(super) fn write_v3(table: &Table, name: &str, mut writer: Writer) -> Vec<u8>
         put(&format!("/{name}/"), discovery(group, Some(*version)));
     }
     for row in rows {
-        define(&mut schemas, row);
+        define(&mut schemas, row, Dialect::V3);
         paths::of(&row.kind).into_iter().for_each(|(path, item)| put(&path, item));
     }
     writer.close();
@@ -126,21 +125,24 @@ pub(super) fn write_v2(table: &Table, mut writer: Writer) -> Vec<u8> {
     let roots = names.iter().filter(|name| !groups.iter().any(|(g, v)| **name == document_name(g, v)));
     roots.for_each(|name| put(&format!("/{name}/"), root(name)));
     for row in rows {
-        define(&mut schemas, row);
+        define(&mut schemas, row, Dialect::V2);
         paths::of(&row.kind).into_iter().for_each(|(path, item)| put(&path, item));
     }
     writer.close();
     writer.open("definitions");
-    schemas.each(wanted, |name, schema| writer.put(&name, &v2::schema(schema)));
+    schemas.each(wanted, |name, schema| {
+        let schema = if schemas.is_defined(&name) { v2::defined(schema) } else { v2::schema(schema) };
+        writer.put(&name, &schema);
+    });
     writer.close();
     writer.put("security", &json!([{"BearerToken": []}]));
     writer.put("securityDefinitions", &security());
     writer.finish()
 }
 
-fn define(schemas: &mut Schemas<'_>, row: &Row) {
+fn define(schemas: &mut Schemas<'_>, row: &Row, dialect: Dialect) {
     if !row.kind.builtin {
-        schemas.define(&row.kind, row.openapi());
+        schemas.define(&row.kind, dialect);
     }
 }
 

@@ -3,17 +3,9 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use hawser_api::crd::publish::Dialect;
 use hawser_api::protobuf::{nested, put_bytes, put_fixed64, put_varint_field};
 use serde_json::Value;
-
-/// Which table of messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dialect {
-    /// Swagger 2.0
-    V2,
-    /// OpenAPI 3.0
-    V3,
-}
 
 type Name = &'static str;
 

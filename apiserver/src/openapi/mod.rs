@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hawser_api::crd::publish::Dialect;
 use http::Response;
 use http::header::{
     ACCEPT, CACHE_CONTROL, ETAG, EXPIRES, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION, VARY,
@@ -24,7 +25,6 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha512};
 
-use self::gnostic::Dialect;
 use self::writer::{Json, Writer};
 use crate::body::Body;
 use crate::kinds::Table;

@@ -10,6 +10,8 @@ use super::schemas::{self, PREFIX, type_name};
 use crate::hooks;
 
 const ENCODINGS: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
+/// Those of kinds defined at run time.
+const DEFINED: &[&str] = &["application/json", "application/yaml"];
 const STREAMED: &[&str] = &[
     "application/json",
     "application/json;stream=watch",
@@ -84,11 +86,16 @@ pub(super) fn of(kind: &Kind) -> Map<String, Value> {
     }
     if kind.namespaced {
         put(format!("{root}/{plural}"), LIST, &kind.verbs, None);
-        put(format!("{root}/watch/{plural}"), WATCH_LIST, &kind.verbs, None);
     }
-    let watch_base = base.replacen(root.as_str(), &format!("{root}/watch"), 1);
-    put(format!("{watch_base}/{plural}"), WATCH_LIST, &kind.verbs, None);
-    put(format!("{watch_base}/{plural}/{{name}}"), WATCH, &kind.verbs, None);
+    // Deprecated before there were kinds defined at run time.
+    if kind.builtin {
+        if kind.namespaced {
+            put(format!("{root}/watch/{plural}"), WATCH_LIST, &kind.verbs, None);
+        }
+        let watch_base = base.replacen(root.as_str(), &format!("{root}/watch"), 1);
+        put(format!("{watch_base}/{plural}"), WATCH_LIST, &kind.verbs, None);
+        put(format!("{watch_base}/{plural}/{{name}}"), WATCH, &kind.verbs, None);
+    }
     paths
 }
 
@@ -263,12 +270,11 @@ impl Row<'_> {
         };
         body["operationId"] = json!(format!("{word}{}", self.name(path, collection, sub, suffix)));
         let encodings: Vec<&str> = match action {
+            _ if !self.kind.builtin => DEFINED.to_vec(),
             "list" | "watch" | "watchlist" => STREAMED.to_vec(),
             "get" if sub.is_some_and(|s| s.name == "log") => [ENCODINGS, &["text/plain"]].concat(),
             _ => ENCODINGS.to_vec(),
         };
-        let encodings: Vec<&str> =
-            encodings.into_iter().filter(|e| self.kind.builtin || !e.contains("protobuf")).collect();
         let answer = match action {
             "list" => reference(&schemas::list_name(self.kind, &ty)),
             "watch" | "watchlist" => reference(schemas::WATCH_EVENT),
@@ -280,6 +286,7 @@ impl Row<'_> {
         let answer = Some(content(&answer, &encodings));
         let codes: &[(&str, &str)] = match action {
             "post" => &[("200", "OK"), ("201", "Created"), ("202", "Accepted")],
+            "patch" if !self.kind.builtin => &[("200", "OK")],
             "put" | "patch" => &[("200", "OK"), ("201", "Created")],
             "delete" => &[("200", "OK"), ("202", "Accepted")],
             _ => &[("200", "OK")],
@@ -287,9 +294,10 @@ impl Row<'_> {
         let answers: Vec<_> = codes.iter().map(|(code, text)| (*code, *text, answer.clone())).collect();
         body["responses"] = responses(&answers);
         match action {
+            "deletecollection" if !self.kind.builtin => {}
             "delete" | "deletecollection" => {
-                body["requestBody"] =
-                    json!({"content": content(&reference(schemas::DELETE_OPTIONS), &["*/*"])});
+                let types = if self.kind.builtin { &["*/*"] } else { DEFINED };
+                body["requestBody"] = json!({"content": content(&reference(schemas::DELETE_OPTIONS), types)});
             }
             "patch" => {
                 // Strategic merge needs the merge keys of a built-in type.
@@ -299,8 +307,7 @@ impl Row<'_> {
                     json!({"content": content(&reference(schemas::PATCH), &types), "required": true});
             }
             "post" | "put" => {
-                let types: &[&str] =
-                    if self.kind.builtin { &["*/*"] } else { &["application/json", "application/yaml"] };
+                let types: &[&str] = if self.kind.builtin { &["*/*"] } else { DEFINED };
                 body["requestBody"] = json!({"content": content(&reference(&ty), types), "required": true});
             }
             _ => {}

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hawser_api::crd::publish::{self, Dialect};
 use hawser_api::kinds::Kind;
 use hawser_api::object::split_api_version;
 use hawser_api::schema::{self, Base, Field, ListType, Presence, Shape, Ty, Type};
@@ -17,7 +18,6 @@ const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
 const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
 const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
-const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
@@ -31,10 +31,7 @@ pub(super) const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 pub(super) fn type_name(kind: &Kind) -> String {
     match schema::of(kind) {
         Some(ty) => ty.openapi_name(),
-        None => {
-            let group: Vec<&str> = kind.group.rsplit('.').collect();
-            format!("{}.{}.{}", group.join("."), kind.version, kind.kind)
-        }
+        None => publish::name(kind, &kind.kind),
     }
 }
 
@@ -61,36 +58,21 @@ impl<'a> Schemas<'a> {
         Self { texts, groups, defined: BTreeMap::new() }
     }
 
-    /// Adds a kind defined at run time; `schema` is that of its objects, None for one that keeps anything.
-    pub(super) fn define(&mut self, kind: &Kind, schema: Option<Value>) {
-        let gvk = |name: &str| json!([{"group": kind.group, "version": kind.version, "kind": name}]);
-        let mut object = schema
-            .filter(Value::is_object)
-            .unwrap_or_else(|| json!({"x-kubernetes-preserve-unknown-fields": true}));
-        object["type"] = json!("object");
-        object["x-kubernetes-group-version-kind"] = gvk(&kind.kind);
-        let pod = self.texts.of("io.k8s.api.core.v1.Pod");
-        for field in ["apiVersion", "kind"] {
-            object["properties"][field] = json!({"type": "string", "description": pod.get(field)});
-        }
-        // What a schema says about metadata restricts the whole's and is not the type.
-        object["properties"]["metadata"] =
-            json!({"allOf": [reference(OBJECT_META)], "description": pod.get("metadata")});
-        let name = type_name(kind);
-        let mut list = self.list(&name, &format!("{} is a list of {}", kind.list_kind, kind.kind), kind);
-        list["x-kubernetes-group-version-kind"] = gvk(&kind.list_kind);
-        self.defined.insert(list_name(kind, &name), list);
-        self.defined.insert(name, object);
+    /// Adds a kind defined at run time, as it is published in a dialect.
+    pub(super) fn define(&mut self, kind: &Kind, dialect: Dialect) {
+        self.defined.extend(publish::schemas(kind, PREFIX, dialect));
+    }
+
+    /// Whether a schema is that of a kind defined at run time, or of its list.
+    pub(super) fn is_defined(&self, name: &str) -> bool {
+        self.defined.contains_key(name)
     }
 
     /// A list's schema.
-    fn list(&self, item: &str, description: &str, kind: &Kind) -> Value {
+    fn list(&self, item: &str, description: &str) -> Value {
         let pod = self.texts.of("io.k8s.api.core.v1.Pod");
         let meta = "Standard list metadata. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds";
-        let mut metadata = json!({"allOf": [reference(LIST_META)], "description": meta});
-        if kind.builtin {
-            metadata["default"] = json!({});
-        }
+        let metadata = json!({"allOf": [reference(LIST_META)], "default": {}, "description": meta});
         json!({"type": "object", "description": description, "required": ["items"], "properties": {
             "apiVersion": {"type": "string", "description": pod.get("apiVersion")},
             "kind": {"type": "string", "description": pod.get("kind")},
@@ -127,8 +109,7 @@ impl<'a> Schemas<'a> {
         let (api_version, kind) = kind.rsplit_once('/').unwrap_or(("", kind));
         let (group, version) = split_api_version(api_version);
         let list = format!("{kind}List");
-        let row = Kind { builtin: true, ..Kind::default() };
-        let mut schema = self.list(&ty.openapi_name(), &format!("{list} is a list of {kind} objects."), &row);
+        let mut schema = self.list(&ty.openapi_name(), &format!("{list} is a list of {kind} objects."));
         schema["x-kubernetes-group-version-kind"] =
             json!([{"group": group, "version": version, "kind": list}]);
         schema

@@ -103,6 +103,19 @@ pub(super) fn schema(value: Value) -> Value {
     Value::Object(out)
 }
 
+/// The schema of a kind defined at run time: it was made for this dialect, only references lead elsewhere.
+pub(super) fn defined(value: Value) -> Value {
+    let inner = |(key, value): (String, Value)| {
+        let value = if key == "$ref" { rename(&value) } else { defined(value) };
+        (key, value)
+    };
+    match value {
+        Value::Object(map) => map.into_iter().map(inner).collect(),
+        Value::Array(items) => items.into_iter().map(defined).collect(),
+        value => value,
+    }
+}
+
 fn rename(target: &Value) -> Value {
     let text = target.as_str().unwrap_or_default();
     json!(text.strip_prefix(PREFIX).map_or_else(|| text.to_owned(), |name| format!("{DEFINITIONS}{name}")))

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 pub use files::write_private;
 pub use issue::{Identity, LeafSpec};
 pub use kubeconfig::kubeconfig;
-pub use tls::{kubelet_client_config, server_config};
+pub use tls::{kubelet_client_config, server_config, unverified_client_config};
 
 use crate::encryption::KeyRing;
 

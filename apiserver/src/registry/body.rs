@@ -61,7 +61,17 @@ impl Call<'_> {
         kind: &Kind,
         validation: FieldValidation,
     ) -> Result<Value, Status> {
-        self.decode_as(bytes, &kind.api_version(), &kind.kind, validation)
+        let (api_version, name) = (kind.api_version(), kind.kind.as_str());
+        if kind.custom.is_none() {
+            return self.decode_as(bytes, &api_version, name, validation);
+        }
+        let mut dropped = Dropped::default();
+        let mut object = self.parse(bytes, &api_version, name, &mut dropped)?;
+        check_type(&object, &api_version, name)?;
+        canonical(kind, &mut object, &mut dropped).map_err(|e| unreadable(&api_version, name, &e))?;
+        object.set_api_version_kind(&api_version, name);
+        self.report(&dropped, validation).map_err(|e| strictly(&api_version, name, e))?;
+        Ok(object)
     }
 
     /// Decodes an object of a kind that is named.
@@ -79,7 +89,7 @@ impl Call<'_> {
         let mut object = self.parse(bytes, api_version, kind, &mut dropped)?;
         self.conform(&mut object, api_version, kind, &mut dropped)?;
         decode::in_document_order(bytes, &mut dropped);
-        self.report(&dropped, validation)?;
+        self.report(&dropped, validation).map_err(|e| strictly(api_version, kind, e))?;
         Ok(object)
     }
 
@@ -91,46 +101,10 @@ impl Call<'_> {
         kind: &str,
         dropped: &mut Dropped,
     ) -> Result<(), Status> {
-        if !object.is_object() {
-            let found = json_type(object);
-            return Err(Status::bad_request(format!(
-                "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type \
-                 {TYPE_META}"
-            )));
-        }
-        for field in ["apiVersion", "kind"] {
-            if let Some(value) = object.get(field)
-                && !value.is_string()
-                && !value.is_null()
-            {
-                return Err(Status::bad_request(format!(
-                    "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go struct field \
-                     .{field} of type string",
-                    json_type(value)
-                )));
-            }
-        }
-        let sent_version = Some(object.api_version()).filter(|v| !v.is_empty()).unwrap_or(api_version);
-        let sent_kind = Some(object.kind()).filter(|k| !k.is_empty()).unwrap_or(kind);
-        if sent_kind != kind {
-            return Err(Status::bad_request(format!(
-                "{sent_kind} in version {} cannot be handled as a {kind}: the kind does not match the resource",
-                quote(sent_version.rsplit('/').next().unwrap_or(sent_version))
-            )));
-        }
-        if sent_version != api_version {
-            return Err(Status::bad_request(format!(
-                "the API version in the data ({sent_version}) does not match the expected API version ({api_version})"
-            )));
-        }
+        check_type(object, api_version, kind)?;
+        crate::managed::keep_reset(object);
         if let Some(ty) = schema::find_kind(api_version, kind) {
-            decode::normalize(ty, object, dropped).map_err(|e| {
-                let version = api_version.rsplit('/').next().unwrap_or(api_version);
-                Status::bad_request(format!(
-                    "{kind} in version {} cannot be handled as a {kind}: {e}",
-                    quote(version)
-                ))
-            })?;
+            decode::normalize(ty, object, dropped).map_err(|e| unreadable(api_version, kind, &e.0))?;
         }
         object.set_api_version_kind(api_version, kind);
         Ok(())
@@ -152,4 +126,70 @@ impl Call<'_> {
             }
         }
     }
+}
+
+/// Checks that a value is an object of a kind, or does not say of which.
+///
+/// # Errors
+/// 400.
+fn check_type(object: &Value, api_version: &str, kind: &str) -> Result<(), Status> {
+    if !object.is_object() {
+        let found = json_type(object);
+        return Err(Status::bad_request(format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type \
+             {TYPE_META}"
+        )));
+    }
+    for field in ["apiVersion", "kind"] {
+        if let Some(value) = object.get(field)
+            && !value.is_string()
+            && !value.is_null()
+        {
+            return Err(Status::bad_request(format!(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go struct field \
+                 .{field} of type string",
+                json_type(value)
+            )));
+        }
+    }
+    let sent_version = Some(object.api_version()).filter(|v| !v.is_empty()).unwrap_or(api_version);
+    let sent_kind = Some(object.kind()).filter(|k| !k.is_empty()).unwrap_or(kind);
+    if sent_kind != kind {
+        return Err(Status::bad_request(format!(
+            "{sent_kind} in version {} cannot be handled as a {kind}: the kind does not match the resource",
+            quote(sent_version.rsplit('/').next().unwrap_or(sent_version))
+        )));
+    }
+    if sent_version != api_version {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({sent_version}) does not match the expected API version ({api_version})"
+        )));
+    }
+    Ok(())
+}
+
+/// 400 for a body that cannot be read as a kind.
+fn unreadable(api_version: &str, kind: &str, why: &str) -> Status {
+    let version = quote(api_version.rsplit('/').next().unwrap_or(api_version));
+    Status::bad_request(format!("{kind} in version {version} cannot be handled as a {kind}: {why}"))
+}
+
+/// The refusal of what a body has too much of, with the kind in front.
+fn strictly(api_version: &str, kind: &str, status: Status) -> Status {
+    unreadable(api_version, kind, &status.message)
+}
+
+/// Makes a value a well-typed object of a row, without what the row does not know.
+///
+/// # Errors
+/// What is of the wrong type.
+pub(crate) fn canonical(kind: &Kind, object: &mut Value, dropped: &mut Dropped) -> Result<(), String> {
+    crate::managed::keep_reset(object);
+    if let Some(custom) = &kind.custom {
+        let fields = custom.admit(object).map_err(|e| e.to_string())?;
+        dropped.messages.extend(fields.iter().map(|f| format!("unknown field {}", quote(f))));
+    } else if let Some(ty) = schema::of(kind) {
+        decode::normalize(ty, object, dropped).map_err(|e| e.0)?;
+    }
+    Ok(())
 }

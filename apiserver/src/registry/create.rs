@@ -1,9 +1,9 @@
 //! POST: a new object.
 
 use bytes::Bytes;
-use hawser_api::kinds::Kind;
+use hawser_api::managed::reset::Reset;
+use hawser_api::managed::update::{Writer, update};
 use hawser_api::object::ObjectExt as _;
-use hawser_api::schema;
 use hawser_api::status::Status;
 use hawser_api::strategy::generated_name;
 use hawser_storage::{Error as StorageError, Precondition};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{AdmissionStep, Answer, Call, Registry, storage_status};
 use crate::access::{Operation, VirtualRequest};
 use crate::cache::entry::Facts;
-use crate::managed::{self, Writer};
+use crate::managed::{self, Served, Single};
 use crate::negotiate::Transform;
 use crate::options::WriteOptions;
 use crate::{convert, hooks};
@@ -36,7 +36,7 @@ impl Registry {
         hooks::defaults(&kind, &mut object);
         self.set_namespace(call, &mut object)?;
         if call.row.cache.is_none() {
-            self.own(call, &kind, &mut object, &options);
+            self.own(call, &mut object, &options);
             return self.create_virtual(call, object, options.dry_run).await;
         }
         self.create_object(call, object, &options).await
@@ -49,13 +49,28 @@ impl Registry {
         mut object: Value,
         options: &WriteOptions,
     ) -> Result<Answer, Status> {
-        let kind = &call.row.kind;
         if !object.resource_version().is_empty() {
             return Err(Status::plain_error("resourceVersion should not be set on objects to be created"));
         }
+        wipe(&mut object);
+        self.own(call, &mut object, options);
+        self.place(call, object, options).await
+    }
+
+    /// Creates an object whose managers are noted.
+    pub(super) async fn place(
+        &self,
+        call: &Call<'_>,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<Answer, Status> {
+        let kind = &call.row.kind;
+        if kind.custom.as_ref().is_some_and(|c| c.terminating) {
+            let why = "create not allowed while custom resource definition is terminating";
+            return Err(Status::forbidden(&kind.group, &kind.plural, object.name(), why));
+        }
         self.feed.ensure(call.cache()?).await.map_err(|e| super::feed_status(&e))?;
         wipe(&mut object);
-        self.own(call, kind, &mut object, options);
         let step = AdmissionStep {
             operation: Operation::Create,
             kind: &kind.kind,
@@ -68,17 +83,10 @@ impl Registry {
     }
 
     /// Notes the writer of a new object.
-    fn own(&self, call: &Call<'_>, kind: &Kind, object: &mut Value, options: &WriteOptions) {
-        let (now, manager, ty) = (hooks::now(), call.manager(options), schema::of(kind));
-        let writer = Writer {
-            manager: &manager,
-            api_version: &kind.api_version(),
-            subresource: "",
-            now: Some(&now),
-            // What is not stored has its status from the server alone.
-            has_status: kind.has_status() || !kind.is_stored(),
-        };
-        managed::update(ty, &managed::nothing(ty), object, &writer);
+    fn own(&self, call: &Call<'_>, object: &mut Value, options: &WriteOptions) {
+        let (now, manager) = (hooks::now(), call.manager(options));
+        let served = Served::new(self.kinds.snapshot(), call.row.clone());
+        update(&served.writer(&manager, "", &now), &managed::nothing_of(&call.row.kind), object);
     }
 
     /// The registry's part: names, strategy, validation, storage.
@@ -89,18 +97,24 @@ impl Registry {
         step: AdmissionStep<'_>,
     ) -> Result<Answer, Status> {
         let cache = call.cache()?;
-        let stored = call.row.stored_kind();
-        let mut object = convert::to_stored(&call.row, object);
+        let (stored, judging) = (call.row.stored_kind(), call.row.judging_kind());
+        let mut object = convert::to_judged(&call.row, object);
         let generated = object.name().is_empty() && !object.generate_name().is_empty();
         let prefix = object.generate_name().to_owned();
-        hooks::prepare_create(stored, &mut object, call.namespace(), &suffix());
-        let mut allocation = self.allocators.create(stored, &mut object, step.dry_run).await?;
-        hooks::validate_create(stored, &object)?;
-        hooks::warnings(stored, &object, None).into_iter().for_each(|w| call.warn(w));
+        hooks::prepare_create(judging, &mut object, call.namespace(), &suffix());
+        let mut allocation = self.allocators.create(judging, &mut object, step.dry_run).await?;
+        hooks::validate_create(&call.row.kind, judging, &object)?;
+        hooks::warnings(judging, &object, None).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Create) {
-            let mut shown = convert::from_stored(&call.row, object.clone());
+            let mut shown = convert::judged_to_row(&call.row, object.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
         }
+        // What a webhook would have to convert back is answered as it is.
+        let mut shown = call.row.needs_webhook().then(|| object.clone());
+        if shown.is_some() {
+            object = self.converter.convert(stored, vec![object]).await?.pop().unwrap_or_default();
+        }
+        let mut object = convert::judged_to_stored(&call.row, object);
         let mut attempts = if generated { NAME_ATTEMPTS } else { 1 };
         loop {
             attempts -= 1;
@@ -118,7 +132,8 @@ impl Registry {
                 if cache.get(call.namespace(), &name).map_err(super::reloading)?.is_some() {
                     return Err(taken());
                 }
-                return Ok(Answer::Object(201, convert::from_stored(&call.row, object)));
+                let shown = shown.unwrap_or_else(|| convert::from_stored(&call.row, object));
+                return Ok(Answer::Object(201, shown));
             }
             let value = cache.head().encode(&object);
             let facts = Facts::of(stored, &object);
@@ -127,10 +142,20 @@ impl Registry {
             match self.feed.put(&key, value.clone(), facts, Precondition::Absent).await {
                 Ok(revision) => {
                     allocation.commit().await;
-                    return Ok(Answer::Stored(201, value, revision));
+                    return Ok(match shown {
+                        None => Answer::Stored(201, value, revision),
+                        Some(mut object) => {
+                            object.set_meta("resourceVersion", revision.to_string().into());
+                            Answer::Object(201, object)
+                        }
+                    });
                 }
                 Err(StorageError::Conflict { .. }) if attempts > 0 => {
-                    object.set_meta("name", json!(generated_name(&prefix, &suffix())));
+                    let name = json!(generated_name(&prefix, &suffix()));
+                    if let Some(shown) = &mut shown {
+                        shown.set_meta("name", name.clone());
+                    }
+                    object.set_meta("name", name);
                     allocation.rename(&object).await?;
                 }
                 Err(StorageError::Conflict { .. }) => {
@@ -152,15 +177,16 @@ impl Registry {
         options: &WriteOptions,
     ) -> Result<Answer, Status> {
         hooks::subresource_defaults(kind, &mut object);
-        let (now, manager, ty) = (hooks::now(), call.manager(options), schema::find_kind(api_version, kind));
+        let (now, manager) = (hooks::now(), call.manager(options));
         let writer = Writer {
             manager: &manager,
             api_version,
             subresource: &call.info.subresource,
-            now: Some(&now),
-            has_status: true,
+            now: &now,
+            reset: Reset::default(),
+            versions: &Single { api_version, kind },
         };
-        managed::update(ty, &managed::nothing(ty), &mut object, &writer);
+        update(&writer, &managed::nothing(api_version, kind), &mut object);
         self.create_virtual(call, object, options.dry_run).await
     }
 

@@ -48,9 +48,12 @@ impl Registry {
     pub async fn delete(&self, call: &Call<'_>, body: Bytes) -> Result<Answer, Status> {
         let options = self.delete_options(call, &body)?;
         let name = call.info.name.clone();
-        let entry = self.current(call, &name).await?;
-        let object = entry.decode().map_err(Status::internal)?;
-        let shown = crate::convert::from_stored(&call.row, object);
+        // Admission may look at a state that is about to be overtaken; a name that nobody has must be proven.
+        let entry = match self.known(call, &name).await? {
+            Some(entry) => entry,
+            None => self.current(call, &name).await?,
+        };
+        let shown = self.converter.object(&call.row, &entry).await?;
         self.admit_delete(call, &shown, &options).await?;
         let strategy = hooks::strategy(call.row.stored_kind());
         if strategy.orphan_by_default && options.propagation.is_none() && options.orphan_dependents.is_none()
@@ -95,18 +98,31 @@ impl Registry {
     ) -> Result<Deleted, Status> {
         let cache = call.cache()?;
         let kind = call.row.stored_kind();
+        // What the cache has is mostly the newest state, and the write proves it. What is answered without a write has to
+        // be proven otherwise.
+        let mut known = self.known(call, name).await?;
         for _ in 0..ATTEMPTS {
-            let entry = self.current(call, name).await?;
+            let (entry, proven) = match known.take() {
+                Some(entry) => (entry, false),
+                None => (self.current(call, name).await?, true),
+            };
             let object = entry.decode().map_err(Status::internal)?;
-            check_preconditions(kind, name, &entry, &object, options)?;
+            match check_preconditions(kind, name, &entry, &object, options) {
+                Err(_) if !proven => continue,
+                checked => checked?,
+            }
             let key = cache.storage_key(call.namespace(), name);
             let at = Precondition::ModRevision(entry.revision);
             let (marked, remove) = match plan(kind, object.clone(), options) {
+                Step::Pending if !proven => continue,
                 Step::Pending => return Ok(Deleted::Kept(entry.value.clone(), entry.revision)),
                 Step::Mark(marked) => (Some(marked), false),
                 Step::MarkAndRemove(marked) => (Some(marked), true),
                 Step::Remove => (None, true),
             };
+            if options.dry_run && !proven {
+                continue;
+            }
             if options.dry_run {
                 return Ok(match marked {
                     Some(marked) if !remove => Deleted::Kept(cache.head().encode(&marked), entry.revision),
@@ -139,8 +155,8 @@ impl Registry {
                 Err(StorageError::NotFound) if marked.is_some() => {
                     return Ok(Deleted::Gone(marked.unwrap_or(object), revision));
                 }
-                Err(StorageError::NotFound) => return Err(call.not_found(name)),
-                Err(StorageError::Conflict { .. }) => {}
+                // Gone, changed, or made anew since the cache saw it: the next turn looks.
+                Err(StorageError::NotFound | StorageError::Conflict { .. }) => {}
                 Err(e) => return Err(storage_status(&e)),
             }
         }
@@ -190,6 +206,9 @@ fn check_preconditions(
 fn plan(kind: &Kind, mut object: Value, options: &DeleteOptions) -> Step {
     if kind.group.is_empty() && kind.plural == "namespaces" {
         return plan_namespace(object, options);
+    }
+    if kind.builtin && kind.group == "apiextensions.k8s.io" && object.deletion_timestamp().is_none() {
+        return Step::Mark(crate::crd::cleanup::mark(object));
     }
     let strategy = hooks::strategy(kind);
     if strategy.graceful && object.deletion_timestamp().is_some() {

@@ -27,6 +27,7 @@ impl Registry {
         let name = &call.info.name;
         let entry =
             cache.get(call.namespace(), name).map_err(reloading)?.ok_or_else(|| call.not_found(name))?;
-        Ok(Answer::Entry(entry))
+        let shown = self.converter.present(&call.row, vec![entry.clone()]).await?;
+        Ok(Answer::Entry(shown.into_iter().next().unwrap_or(entry)))
     }
 }

@@ -47,7 +47,9 @@ impl Registry {
     /// 400 for selectors and tokens that cannot be read, 410 for states that are gone, 504 for those to come.
     pub async fn list(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let options = ListOptions::parse(call.info, false)?;
-        self.page(call, &options).await.map(Answer::List)
+        let mut page = self.page(call, &options).await?;
+        page.entries = self.converter.present(&call.row, page.entries).await?;
+        Ok(Answer::List(page))
     }
 
     /// Compiles the selectors of a list or watch.

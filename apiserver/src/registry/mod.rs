@@ -3,7 +3,9 @@
 //! What is common to verbs is here: the call's context, decoding of bodies, and the order of admission. What differs
 //! between kinds is data in the kinds table and the hooks of the api crate (`strategy`, `defaults`, `validation`).
 
+pub mod apply;
 pub mod body;
+pub mod connect;
 pub mod create;
 pub mod delete;
 pub mod delete_collection;
@@ -26,13 +28,15 @@ use http::HeaderMap;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use crate::access::{Access, AdmissionRequest, Operation, UserInfo};
+use crate::access::{Access, AdmissionRequest, Operation, Reinvocation, UserInfo};
 use crate::alloc::Allocators;
 use crate::body::Body;
 use crate::cache::entry::Entry;
 use crate::cache::feed::{Feed, FeedError};
 use crate::cache::{Reloading, ResourceCache};
+use crate::crd::convert::Converter;
 use crate::kinds::{KindsRegistry, Row};
+use crate::metrics::Series;
 use crate::negotiate::Accepted;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::request_info::RequestInfo;
@@ -52,6 +56,8 @@ pub struct Registry {
     pub allocators: Allocators,
     /// Where writers of the same object wait for each other.
     pub queues: modify::Queues,
+    /// Conversion of custom resources by webhooks.
+    pub converter: Converter,
 }
 
 /// One request on one row.
@@ -68,6 +74,8 @@ pub struct Call<'a> {
     pub accepted: Accepted,
     /// Texts for `Warning:` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// Counters of the request; None for requests that are parts of others.
+    pub series: Option<Arc<Series>>,
 }
 
 /// What a verb answers; [`crate::respond`] makes bytes of it.
@@ -114,7 +122,8 @@ impl<'a> AdmissionStep<'a> {
             old_object: self.old,
             dry_run: self.dry_run,
             options: self.options,
-            warnings: Vec::new(),
+            warnings: Mutex::default(),
+            reinvocation: Reinvocation::default(),
         }
     }
 }
@@ -199,12 +208,21 @@ impl Registry {
             return Ok(());
         }
         let mut request = step.request(call, object);
+        let mut answer = self.run_admit(call, &mut request).await;
+        if answer.is_ok() && request.reinvocation.wanted {
+            request.reinvocation.second = true;
+            answer = self.run_admit(call, &mut request).await;
+        }
+        request.warnings.into_inner().into_iter().for_each(|w| call.warn(w));
+        answer
+    }
+
+    async fn run_admit(&self, call: &Call<'_>, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
         for plugin in &self.access.admission {
-            if plugin.handles(step.operation, call.info) {
-                plugin.admit(&mut request).await?;
+            if plugin.handles(request.operation, call.info) {
+                plugin.admit(request).await?;
             }
         }
-        request.warnings.into_iter().for_each(|w| call.warn(w));
         Ok(())
     }
 
@@ -216,12 +234,14 @@ impl Registry {
         object: Option<&mut Value>,
     ) -> Result<(), Status> {
         let request = step.request(call, object);
+        let mut answer = Ok(());
         for plugin in &self.access.admission {
-            if plugin.handles(step.operation, call.info) {
-                plugin.validate(&request).await?;
+            if answer.is_ok() && plugin.handles(step.operation, call.info) {
+                answer = plugin.validate(&request).await;
             }
         }
-        Ok(())
+        request.warnings.into_inner().into_iter().for_each(|w| call.warn(w));
+        answer
     }
 
     /// Admission of a deletion, both halves.

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use hawser_api::managed::update::update;
 use hawser_api::object::ObjectExt as _;
-use hawser_api::schema;
 use hawser_api::status::{FieldError, Status};
 use hawser_storage::{Error as StorageError, Precondition};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{AdmissionStep, Answer, Call, Registry, storage_status};
 use crate::access::Operation;
 use crate::cache::entry::{Entry, Facts};
-use crate::managed::{self, Writer};
+use crate::managed::{self, Served};
 use crate::options::WriteOptions;
 use crate::{convert, hooks};
 
@@ -52,6 +52,8 @@ pub struct Manner<'a> {
     pub unconditional: bool,
     /// The server itself makes the change (a binding): fields that clients cannot change may change.
     pub trusted: bool,
+    /// The change has noted its managers itself, or nobody is to be noted.
+    pub noted: bool,
 }
 
 /// What came of one attempt.
@@ -98,7 +100,7 @@ impl Registry {
             let key = held.key.clone();
             let mut claimed = false;
             let attempt = async {
-                let object = self.decode_current(call, &held)?;
+                let object = self.converter.object(&call.row, &held).await?;
                 let current = Current { object, entry: held };
                 let new = change(&current)?;
                 claimed = !new.resource_version().is_empty();
@@ -124,14 +126,10 @@ impl Registry {
     }
 
     /// An object as the cache has it, which may be behind.
-    async fn known(&self, call: &Call<'_>, name: &str) -> Result<Option<Arc<Entry>>, Status> {
+    pub(super) async fn known(&self, call: &Call<'_>, name: &str) -> Result<Option<Arc<Entry>>, Status> {
         let cache = call.cache()?;
         self.feed.ensure(cache).await.map_err(|e| super::feed_status(&e))?;
         cache.get(call.namespace(), name).map_err(super::reloading)
-    }
-
-    fn decode_current(&self, call: &Call<'_>, entry: &Entry) -> Result<Value, Status> {
-        Ok(convert::from_stored(&call.row, entry.decode().map_err(Status::internal)?))
     }
 
     /// One attempt.
@@ -144,19 +142,13 @@ impl Registry {
         mut new: Value,
     ) -> Result<Attempt, Status> {
         let (cache, kind, name) = (call.cache()?, &call.row.kind, &call.info.name);
-        let stored = call.row.stored_kind();
+        let (stored, judging) = (call.row.stored_kind(), call.row.judging_kind());
         self.check_preconditions(call, manner, current, &new)?;
-        let now = hooks::now();
-        let manager = call.manager(options);
-        let writer = Writer {
-            manager: &manager,
-            api_version: &kind.api_version(),
-            subresource: manner.subresource,
-            // kube-apiserver notes no time for scale.
-            now: (manner.subresource != "scale").then_some(now.as_str()),
-            has_status: kind.has_status(),
-        };
-        managed::update(schema::of(kind), &current.object, &mut new, &writer);
+        if !manner.noted {
+            let (now, manager) = (hooks::now(), call.manager(options));
+            let served = Served::new(self.kinds.snapshot(), call.row.clone());
+            update(&served.writer(&manager, manner.subresource, &now), &current.object, &mut new);
+        }
         let step = AdmissionStep {
             operation: Operation::Update,
             kind: &kind.kind,
@@ -166,49 +158,74 @@ impl Registry {
         };
         self.admit(call, step, Some(&mut new)).await?;
 
-        let old_stored = current.entry.decode().map_err(Status::internal)?;
-        let mut new = convert::to_stored(&call.row, new);
+        let decoded;
+        let old_stored = if call.row.is_stored_version() {
+            &current.object
+        } else {
+            decoded = current.entry.decode().map_err(Status::internal)?;
+            &decoded
+        };
+        let old_judged = if call.row.kind.custom.is_some() { &current.object } else { old_stored };
+        let mut new = convert::to_judged(&call.row, new);
         let part = if manner.subresource == "scale" { "" } else { manner.subresource };
         if !manner.trusted {
-            hooks::prepare_update(stored, part, &mut new, &old_stored);
+            hooks::prepare_update(judging, part, &mut new, old_judged);
         }
+        managed::keep_times(&mut new, old_judged);
         let mut allocation =
-            self.allocators.update(stored, part, &mut new, &old_stored, options.dry_run).await?;
+            self.allocators.update(judging, part, &mut new, old_judged, options.dry_run).await?;
         if !manner.trusted {
-            hooks::validate_update(stored, part, &new, &old_stored)?;
+            hooks::validate_update(judging, part, &new, old_judged)?;
         }
-        hooks::warnings(stored, &new, Some(&old_stored)).into_iter().for_each(|w| call.warn(w));
+        hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Update) {
-            let mut shown = convert::from_stored(&call.row, new.clone());
+            let mut shown = convert::judged_to_row(&call.row, new.clone());
             self.validate_admission(call, step, Some(&mut shown)).await?;
         }
+        // What a webhook would have to convert back is answered as it is.
+        let shown = call.row.needs_webhook().then(|| new.clone());
+        if shown.is_some() {
+            new = self.converter.convert(stored, vec![new]).await?.pop().unwrap_or_default();
+        }
+        let mut new = convert::judged_to_stored(&call.row, new);
+        let answer = |value: bytes::Bytes, revision: u64| match &shown {
+            None => Answer::Stored(200, value, revision),
+            Some(object) => {
+                let mut object = object.clone();
+                object.set_meta("resourceVersion", revision.to_string().into());
+                Answer::Object(200, object)
+            }
+        };
         let value = cache.head().encode(&new);
         let entry = &current.entry;
+        if options.dry_run && shown.is_some() {
+            return Ok(Attempt::Unchanged(answer(value, entry.revision)));
+        }
         if options.dry_run {
             new.set_meta("resourceVersion", entry.revision.to_string().into());
             return Ok(Attempt::Unchanged(Answer::Object(200, convert::from_stored(&call.row, new))));
         }
         let key = cache.storage_key(call.namespace(), name);
         let precondition = Precondition::ModRevision(entry.revision);
-        if deletes(stored.as_ref(), &new, &old_stored) {
+        if deletes(stored.as_ref(), &new, old_stored) {
             return match self.feed.delete(&key, precondition).await {
                 Ok(_) => {
-                    self.allocators.deleted(stored, &old_stored).await;
-                    Ok(Attempt::Written(Answer::Stored(200, value, entry.revision)))
+                    self.allocators.deleted(stored, old_stored).await;
+                    Ok(Attempt::Written(answer(value, entry.revision)))
                 }
                 Err(StorageError::Conflict { .. } | StorageError::NotFound) => Ok(Attempt::Raced),
                 Err(e) => Err(storage_status(&e)),
             };
         }
         if value == entry.value {
-            return Ok(Attempt::Unchanged(Answer::Stored(200, value, entry.revision)));
+            return Ok(Attempt::Unchanged(answer(value, entry.revision)));
         }
         let facts = Facts::of(stored, &new);
         allocation.trying();
         match self.feed.put(&key, value.clone(), facts, precondition).await {
             Ok(revision) => {
                 allocation.commit().await;
-                Ok(Attempt::Written(Answer::Stored(200, value, revision)))
+                Ok(Attempt::Written(answer(value, revision)))
             }
             Err(StorageError::Conflict { .. }) => {
                 allocation.refused().await;

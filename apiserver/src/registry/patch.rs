@@ -1,6 +1,4 @@
-//! PATCH: JSON patch, merge patch and strategic merge patch.
-//!
-//! Server-side apply has its place here and answers 415 until it is there.
+//! PATCH: JSON patch, merge patch and strategic merge patch. Server-side apply is in [`super::apply`].
 
 use bytes::Bytes;
 use hawser_api::decode::Dropped;
@@ -11,6 +9,7 @@ use hawser_api::status::{Status, StatusDetails};
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
+use super::body::canonical;
 use super::create::check_name;
 use super::modify::Manner;
 use super::{Answer, Call, Registry};
@@ -20,6 +19,7 @@ use crate::options::WriteOptions;
 const JSON: &str = "application/json-patch+json";
 const MERGE: &str = "application/merge-patch+json";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
+/// Server-side apply.
 const APPLY: &str = "application/apply-patch+yaml";
 
 /// A parsed patch.
@@ -48,6 +48,7 @@ impl Patch {
             JSON => Ok(Self::Json(JsonPatch::parse(body, dropped)?)),
             MERGE => Ok(Self::Merge(patch::parse_object(body, dropped)?)),
             STRATEGIC if builtin => Ok(Self::Strategic(patch::parse_object(body, dropped)?)),
+            _ if !builtin => Err(unsupported_for_custom()),
             _ => Err(unsupported()),
         }
     }
@@ -73,10 +74,26 @@ impl Patch {
     }
 }
 
+/// Whether a body is for server-side apply.
+pub(crate) fn is_apply(content_type: Option<&str>) -> bool {
+    content_type.is_some_and(|c| c.split(';').next().is_some_and(|m| m.trim() == APPLY))
+}
+
 /// The refusal of a patch of another type, without a list of those that are known, as Kubernetes words it.
 fn unsupported() -> Status {
     Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type")
         .with_details(StatusDetails::default())
+}
+
+/// The refusal for custom resources, which have no strategic merge.
+fn unsupported_for_custom() -> Status {
+    Status::failure(
+        415,
+        "UnsupportedMediaType",
+        format!(
+            "the body of the request was in an unknown format - accepted media types include: {JSON}, {MERGE}, {APPLY}"
+        ),
+    )
 }
 
 impl Registry {
@@ -85,19 +102,24 @@ impl Registry {
     /// # Errors
     /// 404, 409, 415, 422, and 400 for what is no patch.
     pub async fn patch(&self, call: &Call<'_>, body: Bytes, subresource: &str) -> Result<Answer, Status> {
+        let content_type = call.header(CONTENT_TYPE);
+        if is_apply(content_type) {
+            return self.apply(call, &body, subresource).await;
+        }
         let options = WriteOptions::parse(call.info, "PatchOptions")?;
         let kind = call.row.kind.clone();
-        let content_type = call.header(CONTENT_TYPE);
-        if content_type.is_some_and(|c| c.split(';').next().is_some_and(|m| m.trim() == APPLY)) {
-            return Err(unsupported());
-        }
         let mut dropped = Dropped::default();
         let patch = Patch::parse(content_type, &body, kind.builtin, &mut dropped)?;
         let sent = dropped;
         let ty = schema::of(&kind);
         let strategy = hooks::strategy(call.row.stored_kind());
-        let manner =
-            Manner { subresource, options_kind: "PatchOptions", unconditional: true, trusted: false };
+        let manner = Manner {
+            subresource,
+            options_kind: "PatchOptions",
+            unconditional: true,
+            trusted: false,
+            noted: false,
+        };
         let api_version = kind.api_version();
         if strategy.create_on_update
             && subresource.is_empty()
@@ -110,10 +132,7 @@ impl Registry {
             let patched = patch.apply(ty, &current.object)?;
             let mut object = patched.clone();
             let mut dropped = Dropped::default();
-            if let Some(ty) = ty {
-                hawser_api::decode::normalize(ty, &mut object, &mut dropped)
-                    .map_err(|e| patch::undecodable(&patched, &e.0))?;
-            }
+            canonical(&kind, &mut object, &mut dropped).map_err(|e| patch::undecodable(&patched, &e))?;
             if !object.is_object() {
                 return Err(patch::undecodable(&patched, "the patched value is no object"));
             }

@@ -34,12 +34,13 @@ impl Registry {
             options_kind: "UpdateOptions",
             unconditional: strategy.unconditional_update,
             trusted: false,
+            noted: false,
         };
         self.modify(call, &options, manner, |_| Ok(object.clone())).await
     }
 
     /// Who makes an object by an update must be allowed to create it.
-    async fn authorize_create(&self, call: &Call<'_>) -> Result<(), Status> {
+    pub(super) async fn authorize_create(&self, call: &Call<'_>) -> Result<(), Status> {
         crate::pipeline::authorize(&*self.access.authorizer, call.user, call.info, "create", &call.info.name)
             .await
     }

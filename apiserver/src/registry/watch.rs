@@ -19,6 +19,8 @@ use crate::cache::feed::{Feed, FeedError};
 use crate::cache::filter::Filter;
 use crate::cache::ring::{Event, EventType, Ring};
 use crate::cache::{LOST, ResourceCache, Scope};
+use crate::crd::convert::{Converter, webhook};
+use crate::kinds::Row;
 use crate::options::ListOptions;
 use crate::respond::Renderer;
 
@@ -50,6 +52,8 @@ pub struct Watch {
     filter: Filter,
     cursor: u64,
     renderer: Renderer,
+    /// The row, and who converts its objects, where a webhook has to be asked.
+    conversion: Option<(Arc<Row>, Converter)>,
     initial: Option<Initial>,
     /// Revision of the bookmark that ends the initial events.
     initial_end: Option<u64>,
@@ -58,6 +62,8 @@ pub struct Watch {
     deadline: Instant,
     failure: Option<Status>,
     done: bool,
+    /// Events given out of which nobody was told yet.
+    given: u64,
 }
 
 impl Registry {
@@ -118,6 +124,7 @@ impl Registry {
             filter,
             cursor,
             renderer,
+            conversion: webhook(&call.row.kind).map(|_| (call.row.clone(), self.converter.clone())),
             initial,
             initial_end: (options.send_initial_events == Some(true) && options.bookmarks).then_some(cursor),
             bookmarks: options.bookmarks,
@@ -125,6 +132,7 @@ impl Registry {
             deadline,
             failure,
             done: false,
+            given: 0,
         };
         watch.schedule_bookmark(now);
         Ok(watch)
@@ -140,12 +148,14 @@ fn too_old(cursor: u64, floor: u64) -> Status {
 }
 
 impl Watch {
-    /// The events as chunks of newline-separated JSON.
-    pub fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
-        futures::stream::unfold(
-            self,
-            |mut watch| async move { watch.next().await.map(|frame| (frame, watch)) },
-        )
+    /// The events as chunks of newline-separated JSON, each with the number of events in it (bookmarks and errors are
+    /// none).
+    pub fn into_stream(self) -> impl Stream<Item = (Bytes, u64)> + Send {
+        futures::stream::unfold(self, |mut watch| async move {
+            let frame = watch.next().await?;
+            let events = std::mem::take(&mut watch.given);
+            Some(((frame, events), watch))
+        })
     }
 
     /// The next chunk; None at the end.
@@ -159,7 +169,7 @@ impl Watch {
                 return None;
             }
             if self.initial.is_some() {
-                match self.initial_chunk() {
+                match self.initial_chunk().await {
                     Ok(Some(chunk)) => return Some(chunk),
                     Ok(None) => {}
                     Err(status) => self.failure = Some(status),
@@ -183,7 +193,11 @@ impl Watch {
                 continue;
             }
             if !events.is_empty() {
-                match self.chunk(&events) {
+                let chunk = match self.conversion.clone() {
+                    None => self.chunk(&events),
+                    Some((row, converter)) => self.converted_chunk(&events, &row, &converter).await,
+                };
+                match chunk {
                     Ok(Some(chunk)) => return Some(chunk),
                     Ok(None) => {}
                     Err(status) => self.failure = Some(status),
@@ -218,7 +232,7 @@ impl Watch {
     }
 
     /// The next objects of the state that the watch begins with; None when there are no more.
-    fn initial_chunk(&mut self) -> Result<Option<Bytes>, Status> {
+    async fn initial_chunk(&mut self) -> Result<Option<Bytes>, Status> {
         let entries = match &mut self.initial {
             None => return Ok(None),
             Some(Initial::Ready(ready)) => {
@@ -251,9 +265,14 @@ impl Watch {
                 entries
             }
         };
+        let entries = match &self.conversion {
+            None => entries,
+            Some((row, converter)) => converter.present(row, entries).await?,
+        };
         let mut out = BytesMut::new();
         for entry in &entries {
             let frame = self.renderer.event(EventType::Added, entry, entry.revision)?;
+            self.given += 1;
             if entries.len() == 1 {
                 return Ok(Some(frame));
             }
@@ -270,6 +289,7 @@ impl Watch {
             self.cursor = event.revision;
             let Some((kind, entry)) = self.as_seen(event) else { continue };
             let frame = self.renderer.shared_event(event, kind, entry)?;
+            self.given += 1;
             match only.take() {
                 None if out.is_empty() => only = Some(frame),
                 None => out.extend_from_slice(&frame),
@@ -284,6 +304,28 @@ impl Watch {
             }
         }
         Ok(only.or_else(|| (!out.is_empty()).then(|| out.freeze())))
+    }
+
+    /// Renders events whose objects a webhook has to convert first. These frames are this watcher's own.
+    async fn converted_chunk(
+        &mut self,
+        events: &[Arc<Event>],
+        row: &Row,
+        converter: &Converter,
+    ) -> Result<Option<Bytes>, Status> {
+        let (mut seen, mut entries) = (Vec::new(), Vec::new());
+        for event in events {
+            self.cursor = event.revision;
+            if let Some((kind, entry)) = self.as_seen(event) {
+                seen.push((kind, event.revision));
+                entries.push(entry.clone());
+            }
+        }
+        let mut out = BytesMut::new();
+        for ((kind, revision), entry) in seen.into_iter().zip(converter.present(row, entries).await?) {
+            out.extend_from_slice(&self.renderer.event(kind, &entry, revision)?);
+        }
+        Ok((!out.is_empty()).then(|| out.freeze()))
     }
 
     /// What an event is to this watcher: an object that begins to match is added, one that ceases to is deleted.

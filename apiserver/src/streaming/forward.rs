@@ -20,11 +20,15 @@ use tokio_rustls::TlsConnector;
 use crate::authn::impersonation::is_impersonation_header;
 use crate::authn::is_credential_protocol;
 use crate::body::Body;
+use crate::metrics::Running;
 
 /// How long a backend may take to accept a connection.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Buffer in each direction of an upgraded connection, in bytes.
 const BUFFER: usize = 32 * 1024;
+
+/// How the message begins when a backend does not answer.
+pub(super) const DIALING: &str = "error dialing backend: ";
 
 /// Headers that concern one connection only (RFC 9110 section 7.6.1).
 const HOP_BY_HOP: [&str; 8] = [
@@ -50,7 +54,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    fn authority(&self) -> String {
+    /// `host:port`
+    pub(super) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {
@@ -72,6 +77,7 @@ pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
 /// When the backend cannot be reached or does not speak HTTP.
 pub(super) async fn forward(mut request: Request<Body>, target: &Target) -> Result<Response<Body>, Status> {
     let upgrade = is_upgrade(request.headers());
+    let running = request.extensions_mut().remove::<Arc<Running>>();
     let client_side = upgrade.then(|| hyper::upgrade::on(&mut request));
     let request = outgoing(request, target, upgrade)?;
     let mut response = send(request, target).await?;
@@ -85,6 +91,7 @@ pub(super) async fn forward(mut request: Request<Body>, target: &Target) -> Resu
     };
     let backend_side = hyper::upgrade::on(&mut response);
     tokio::spawn(async move {
+        let _counted = running;
         // The client's side becomes an upgraded connection only once the 101 below has been written.
         let (Ok(client), Ok(backend)) = tokio::join!(client_side, backend_side) else { return };
         let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
@@ -162,17 +169,13 @@ fn strip_credential_protocols(headers: &mut HeaderMap) {
 
 async fn send(request: Request<Body>, target: &Target) -> Result<Response<Incoming>, Status> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Status::failure(
-            500,
-            "InternalError",
-            format!("error dialing backend: {what} {}: {error}", target.authority()),
-        )
+        Status::failure(500, "InternalError", format!("{DIALING}{what} {}: {error}", target.authority()))
     };
     let dial = TcpStream::connect((target.host.as_str(), target.port));
     let stream = tokio::time::timeout(DIAL_TIMEOUT, dial)
         .await
         .map_err(|_| failed("dial tcp", &"i/o timeout"))?
-        .map_err(|error| failed("dial tcp", &error))?;
+        .map_err(|error| failed("dial tcp", &format_args!("connect: {}", os_text(&error))))?;
     // Small writes are keystrokes: they must not wait for each other. Failing to say so only costs time.
     let _ = stream.set_nodelay(true);
     let Some(config) = &target.tls else {
@@ -185,6 +188,12 @@ async fn send(request: Request<Body>, target: &Target) -> Result<Response<Incomi
         .map_err(|_| failed("tls", &"handshake timeout"))?
         .map_err(|error| failed("tls", &error))?;
     exchange(request, stream).await.map_err(|error| failed("http", &error))
+}
+
+/// The operating system's words without Rust's additions.
+fn os_text(error: &std::io::Error) -> String {
+    let text = error.to_string().to_lowercase();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 async fn exchange<S>(request: Request<Body>, stream: S) -> Result<Response<Incoming>, hyper::Error>

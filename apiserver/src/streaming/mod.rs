@@ -6,6 +6,7 @@ mod kubelet;
 mod location;
 mod options;
 mod proxy;
+mod rewrite;
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use serde_json::Value;
 
 use crate::access::{Connector, GroupResource, Host, ObjectReader};
 use crate::authz::Authorizers;
-use crate::pki::{Pki, PkiError, kubelet_client_config};
+use crate::pki::{Pki, PkiError, kubelet_client_config, unverified_client_config};
 
 /// All connectors.
 ///
@@ -26,8 +27,11 @@ pub fn connectors(
     authorizers: &Arc<Authorizers>,
     pki: &Pki,
 ) -> Result<Vec<Arc<dyn Connector>>, PkiError> {
-    let shared =
-        Shared { reader: Arc::clone(&host.reader), kubelet_tls: Arc::new(kubelet_client_config(pki)?) };
+    let shared = Shared {
+        reader: Arc::clone(&host.reader),
+        kubelet_tls: Arc::new(kubelet_client_config(pki)?),
+        unverified_tls: Arc::new(unverified_client_config()?),
+    };
     Ok(vec![
         Arc::new(kubelet::PodStreams { shared: shared.clone(), authorizers: Arc::clone(authorizers) }),
         Arc::new(proxy::HttpProxy { shared }),
@@ -39,6 +43,8 @@ pub fn connectors(
 struct Shared {
     reader: Arc<dyn ObjectReader>,
     kubelet_tls: Arc<ClientConfig>,
+    /// For pods and services, whose certificates nobody vouches for.
+    unverified_tls: Arc<ClientConfig>,
 }
 
 impl Shared {

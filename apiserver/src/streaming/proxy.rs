@@ -9,14 +9,19 @@ use hawser_api::status::Status;
 use hawser_api::text::quote;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use rand::seq::IteratorRandom;
+use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::Shared;
-use super::forward::{Target, forward, is_upgrade};
+use super::forward::{DIALING, Target, forward, is_upgrade};
 use super::location::{ProxyName, is_proxyable, kubelet_address};
+use super::rewrite::Place;
 use crate::access::{Connector, UserInfo};
 use crate::body::Body;
+use crate::pipeline::Peer;
 use crate::request_info::RequestInfo;
+
+const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
 pub(super) struct HttpProxy {
     pub(super) shared: Shared,
@@ -41,21 +46,16 @@ fn allowed_address(address: &str) -> Result<(), Status> {
     Err(Status::bad_request("address not allowed"))
 }
 
-fn no_tls(name: &ProxyName<'_>) -> Result<(), Status> {
-    // Nothing vouches for such a certificate, and an unverified one is no security.
-    if name.scheme == "https" {
-        return Err(Status::bad_request(
-            "https backends of pods and services cannot be verified; use http or port-forward",
-        ));
-    }
-    Ok(())
-}
-
 fn port_number(port: &str) -> Option<u16> {
     port.parse().ok().filter(|p| *p != 0)
 }
 
 impl HttpProxy {
+    /// TLS to a pod or service, as Kubernetes speaks it: the certificate is not verified, since nobody could.
+    fn tls(&self, name: &ProxyName<'_>) -> Option<Arc<ClientConfig>> {
+        (name.scheme == "https").then(|| Arc::clone(&self.shared.unverified_tls))
+    }
+
     async fn node(&self, name: &ProxyName<'_>, path: String) -> Result<Target, Status> {
         let node = self.shared.find("nodes", "", name.name, |_| true).await?;
         let (host, kubelet_port) = kubelet_address(&node)?;
@@ -72,7 +72,6 @@ impl HttpProxy {
     }
 
     async fn pod(&self, namespace: &str, name: &ProxyName<'_>, path: String) -> Result<Target, Status> {
-        no_tls(name)?;
         let pod =
             self.shared.find("pods", namespace, name.name, |p| !p.str_at("status.podIP").is_empty()).await?;
         let address = pod.str_at("status.podIP");
@@ -89,11 +88,10 @@ impl HttpProxy {
         let port = port.ok_or_else(|| {
             Status::bad_request(format!("no port {} in pod {}", quote(name.port), name.name))
         })?;
-        Ok(Target { host: address.to_owned(), port, tls: None, path })
+        Ok(Target { host: address.to_owned(), port, tls: self.tls(name), path })
     }
 
     async fn service(&self, namespace: &str, name: &ProxyName<'_>, path: String) -> Result<Target, Status> {
-        no_tls(name)?;
         let service = self.shared.find("services", namespace, name.name, |_| true).await?;
         let ports = service.items_at("spec.ports");
         let wanted = |p: &&Value| {
@@ -127,7 +125,7 @@ impl HttpProxy {
         });
         let (host, port) = backends.choose(&mut rand::rng()).ok_or_else(unavailable)?;
         allowed_address(&host)?;
-        Ok(Target { host, port, tls: None, path })
+        Ok(Target { host, port, tls: self.tls(name), path })
     }
 }
 
@@ -141,15 +139,9 @@ impl Connector for HttpProxy {
         &self,
         _: &UserInfo,
         info: &RequestInfo,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Body>, Status> {
         let rest = rest(request.uri()).ok_or_else(Status::unknown_resource)?;
-        if rest.is_empty()
-            && matches!(*request.method(), Method::GET | Method::HEAD)
-            && !is_upgrade(request.headers())
-        {
-            return Ok(redirect_to_slash(request.uri()));
-        }
         let query = request.uri().query().map(|q| format!("?{q}")).unwrap_or_default();
         let path = format!("/{}{query}", rest.trim_start_matches('/'));
         let name = ProxyName::parse(&info.name).ok_or_else(|| {
@@ -160,7 +152,48 @@ impl Connector for HttpProxy {
             "pods" => self.pod(&info.namespace, &name, path).await?,
             _ => self.service(&info.namespace, &name, path).await?,
         };
-        forward(request, &target).await
+        let upgrade = is_upgrade(request.headers());
+        if rest.is_empty() && matches!(*request.method(), Method::GET | Method::HEAD) && !upgrade {
+            return Ok(redirect_to_slash(request.uri()));
+        }
+        if upgrade {
+            return forward(request, &target).await;
+        }
+        let place = Place {
+            prefix: request.uri().path().strip_suffix(rest).unwrap_or_default().to_owned(),
+            backend: target.authority(),
+            asked: asked_host(&request),
+        };
+        add_forwarded(&mut request);
+        let answer = forward(request, &target).await.map_err(|status| {
+            // What was tried is told, and that it was for a service of any kind.
+            let why = status.message.strip_prefix(DIALING).unwrap_or(&status.message);
+            Status::service_unavailable(format!("error trying to reach service: {why}"))
+        })?;
+        Ok(place.answer(answer))
+    }
+}
+
+/// The host that the client asked.
+fn asked_host(request: &Request<Body>) -> String {
+    let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).map(str::to_owned);
+    host.or_else(|| request.uri().authority().map(|a| a.to_string())).unwrap_or_default()
+}
+
+/// Tells the backend where it is asked from: the path of the request, and the client behind those that were told
+/// before.
+fn add_forwarded(request: &mut Request<Body>) {
+    let path = HeaderValue::from_str(request.uri().path());
+    if let Ok(path) = path {
+        request.headers_mut().insert("x-forwarded-uri", path);
+    }
+    let Some(Peer(peer)) = request.extensions().get::<Peer>().copied() else { return };
+    let before = request.headers().get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok());
+    let all: Vec<&str> = before.collect();
+    let all =
+        if all.is_empty() { peer.ip().to_string() } else { format!("{}, {}", all.join(", "), peer.ip()) };
+    if let Ok(all) = HeaderValue::from_str(&all) {
+        request.headers_mut().insert(X_FORWARDED_FOR, all);
     }
 }
 

@@ -66,6 +66,26 @@ async fn kubelet(
         *response.status_mut() = StatusCode::BAD_REQUEST;
         return Ok(response);
     }
+    let asked =
+        |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or("-").to_owned();
+    match request.uri().path() {
+        "/headers" => {
+            let names = ["authorization", "x-forwarded-uri", "x-forwarded-for", "x-own"];
+            return Ok(Response::new(Full::from(names.map(asked).join(" "))));
+        }
+        "/redirect" => {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::FOUND;
+            response.headers_mut().insert("location", "/there?x=1".parse().expect("value"));
+            return Ok(response);
+        }
+        "/page" => {
+            let mut response = Response::new(Full::from("<a href=\"/x\">x</a>"));
+            response.headers_mut().insert("content-type", "text/html".parse().expect("value"));
+            return Ok(response);
+        }
+        _ => {}
+    }
     if !request.headers().contains_key("upgrade") {
         return Ok(Response::new(Full::from(told)));
     }
@@ -126,6 +146,12 @@ async fn world(trusted: bool) -> World {
         (("nodes", "n"), node),
         (("pods", "p"), pod("n")),
         (("pods", "waiting"), pod("")),
+        (
+            ("nodes", "off"),
+            json!({"metadata": {"name": "off"}, "status": {
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 1}}}}),
+        ),
         (("pods", "local"), json!({"metadata": {"name": "local"}, "status": {"podIP": "127.0.0.1"}})),
     ]));
     let rbac = RbacAuthorizer { index: Arc::default(), ready: Ready::now() };
@@ -133,6 +159,7 @@ async fn world(trusted: bool) -> World {
     let shared = Shared {
         reader: Arc::new(objects),
         kubelet_tls: Arc::new(kubelet_client_config(&own).expect("tls")),
+        unverified_tls: Arc::new(unverified_client_config().expect("tls")),
     };
     let authorizers = Arc::new(Authorizers { node, rbac });
     let connectors: Vec<Arc<dyn Connector>> = vec![
@@ -270,4 +297,38 @@ async fn bodies_stream_through_the_proxy() {
     let response = world.ask(&UserInfo::apiserver(), request).await.expect("answer");
     let body = response.into_body().collect(1024).await.expect("body");
     assert_eq!(body, "POST /echo");
+}
+
+#[tokio::test]
+async fn what_comes_back_leads_through_the_proxy() {
+    let world = world(true).await;
+    let base = "/api/v1/nodes/n/proxy";
+    assert_eq!(
+        world.get(&format!("{base}/page")).await.as_deref(),
+        Ok("<a href=\"/api/v1/nodes/n/proxy/x\">x</a>")
+    );
+    let ask = async |request: http::request::Builder| {
+        let request = request.body(Body::Empty).expect("request");
+        world.ask(&UserInfo::apiserver(), request).await.expect("answer")
+    };
+    let response = ask(Request::builder().uri(format!("{base}/redirect"))).await;
+    assert_eq!(response.status(), 302);
+    assert_eq!(response.headers()["location"], format!("{base}/there?x=1"));
+    let response = ask(Request::builder().uri(format!("{base}?a=b"))).await;
+    assert_eq!(response.status(), 301);
+    assert_eq!(response.headers()["location"], format!("{base}/?a=b"));
+    let request = Request::builder()
+        .uri(format!("{base}/headers"))
+        .header("authorization", "Bearer secret")
+        .header("x-forwarded-for", "192.0.2.7")
+        .header("x-own", "mine")
+        .extension(crate::pipeline::Peer("192.0.2.9:1".parse().expect("address")));
+    let body = ask(request).await.into_body().collect(1024).await.expect("body");
+    assert_eq!(String::from_utf8_lossy(&body), format!("- {base}/headers 192.0.2.7, 192.0.2.9 mine"));
+    for method in ["DELETE", "HEAD", "OPTIONS", "PATCH", "PUT"] {
+        let response = ask(Request::builder().method(method).uri(format!("{base}/some/path"))).await;
+        assert_eq!(response.status(), 200, "{method}");
+    }
+    let error = world.get("/api/v1/nodes/off/proxy/x").await.expect_err("nobody listens");
+    assert_eq!(error, "503 error trying to reach service: dial tcp 127.0.0.1:1: connect: connection refused");
 }

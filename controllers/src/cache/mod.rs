@@ -14,12 +14,13 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret,
-    Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
@@ -46,6 +47,10 @@ pub const BY_NAMESPACE: &str = "namespace";
 pub const BY_SERVICE: &str = "service";
 /// Index: ClusterRoles that aggregate others, all under one value.
 pub const AGGREGATES: &str = "aggregates";
+/// Index: pods by `namespace/claim` of each claim that they use.
+pub const BY_CLAIM: &str = "claim";
+/// Index: claims and volumes by the VolumeAttributesClasses that they refer to.
+pub const BY_ATTRIBUTES_CLASS: &str = "attributes-class";
 /// Index: terminated pods, all under one value.
 pub const TERMINATED: &str = "terminated";
 
@@ -189,7 +194,7 @@ caches! {
         Scope::default(),
         vec![
             (BY_CONTROLLER, controller_uid::<Pod>), (ORPHANS, orphan::<Pod>), (BY_LABEL, labels::<Pod>),
-            (BY_NODE, pod_node), (TERMINATED, pod_terminated),
+            (BY_NODE, pod_node), (TERMINATED, pod_terminated), (BY_CLAIM, pod_claims),
         ],
         trim_pod,
     );
@@ -274,7 +279,22 @@ caches! {
     /// CronJobs.
     cron_jobs: CronJob = Store::new(Scope::default(), vec![], |_| {});
     /// PersistentVolumeClaims.
-    claims: PersistentVolumeClaim = Store::new(Scope::default(), vec![], |_| {});
+    claims: PersistentVolumeClaim = Store::new(
+        Scope::default(),
+        vec![(BY_ATTRIBUTES_CLASS, crate::protection::classes_of_claim)],
+        |_| {},
+    );
+    /// PersistentVolumes.
+    volumes: PersistentVolume = Store::new(
+        Scope::default(),
+        vec![(BY_ATTRIBUTES_CLASS, crate::protection::classes_of_volume)],
+        |_| {},
+    );
+    /// VolumeAttributesClasses.
+    attributes_classes: VolumeAttributesClass = Store::new(Scope::default(), vec![], |_| {});
+    /// ResourceQuotas.
+    quotas: ResourceQuota =
+        Store::new(Scope::default(), vec![(BY_NAMESPACE, |q| vec![object::namespace(q).to_owned()])], |_| {});
     /// PodDisruptionBudgets.
     budgets: PodDisruptionBudget = Store::new(
         Scope::default(),
@@ -358,6 +378,11 @@ fn pod_node(pod: &Pod) -> Vec<String> {
 fn csr_node(csr: &CertificateSigningRequest) -> Vec<String> {
     let user = csr.spec.username.as_deref();
     user.and_then(|u| u.strip_prefix(crate::certificates::NODE_USER)).map(str::to_owned).into_iter().collect()
+}
+
+fn pod_claims(pod: &Pod) -> Vec<String> {
+    let claims = crate::protection::claims_of(pod).into_iter();
+    claims.map(|claim| format!("{}/{claim}", object::namespace(pod))).collect()
 }
 
 fn pod_terminated(pod: &Pod) -> Vec<String> {

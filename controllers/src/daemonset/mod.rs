@@ -162,9 +162,14 @@ impl Controller for DaemonSets {
         let names = self.caches.revisions.clone();
         let template = set.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default();
         let collisions = set.status.as_ref().and_then(|s| s.collision_count);
-        let present = revisions::present(set.as_ref(), &template, &history, collisions, |name| {
-            names.get(&Key::new(&key.namespace, name))
-        });
+        let present = revisions::present(
+            set.as_ref(),
+            revisions::REVISION_LABEL,
+            &template,
+            &history,
+            collisions,
+            |name| names.get(&Key::new(&key.namespace, name)),
+        );
         let nodes = self.caches.nodes.all();
         Ok(Some(View { set, nodes, candidates, history, present, waits, prior: prior.cloned() }))
     }

@@ -126,7 +126,10 @@ async fn one_pod_on_every_node_that_fits() {
     assert_eq!((status.desired_number_scheduled, status.number_ready), (3, 3));
     assert_eq!((status.updated_number_scheduled, status.number_available), (Some(3), Some(3)));
     let pod = h.model.lock().list::<Pod>().remove(0);
-    assert!(object::label(&pod.metadata, revisions::REVISION_LABEL).is_some());
+    let hash = object::label(&pod.metadata, revisions::REVISION_LABEL).map(str::to_owned);
+    let revision = h.model.lock().list::<ControllerRevision>().remove(0);
+    assert_eq!(object::label(&revision.metadata, revisions::REVISION_LABEL).map(str::to_owned), hash);
+    assert!(hash.is_some());
     // A node comes, one is lost to a taint that pods must leave, one only keeps new pods away.
     h.model.lock().put(&node("new", None));
     let edit = |name: &str, effect: &str| {

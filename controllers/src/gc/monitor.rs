@@ -83,7 +83,7 @@ fn tells_of_kinds(resource: &Resource) -> bool {
 
 /// Keeps one watch per resource until cancelled.
 pub async fn run(gc: Arc<GarbageCollector>, stop: CancellationToken) {
-    let mut watches: BTreeMap<(String, String), CancellationToken> = BTreeMap::new();
+    let mut watches: BTreeMap<(String, String), (String, CancellationToken)> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     loop {
         match discover(&gc.client).await {
@@ -97,8 +97,10 @@ pub async fn run(gc: Arc<GarbageCollector>, stop: CancellationToken) {
                 }
                 // A group that does not answer has not lost its kinds.
                 let failed: Vec<&str> = found.failed.iter().filter_map(|v| v.split('/').next()).collect();
-                watches.retain(|id, token| {
-                    let keep = wanted.contains_key(id) || failed.contains(&id.0.as_str());
+                watches.retain(|id, (version, token)| {
+                    // A custom resource may cease to be served in the version it is watched in.
+                    let same = wanted.get(id).is_some_and(|r| r.api.version == *version);
+                    let keep = same || failed.contains(&id.0.as_str());
                     if !keep {
                         token.cancel();
                     }
@@ -107,8 +109,9 @@ pub async fn run(gc: Arc<GarbageCollector>, stop: CancellationToken) {
                 for (id, resource) in wanted {
                     if let Entry::Vacant(new) = watches.entry(id) {
                         let token = stop.child_token();
+                        let version = resource.api.version.clone();
                         start(&gc, resource, new.key(), &token, &mut tasks);
-                        new.insert(token);
+                        new.insert((version, token));
                     }
                 }
                 gc.monitors.wait().await;

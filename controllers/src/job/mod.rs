@@ -21,6 +21,17 @@ use crate::runner::{Controller, Failure, Queue, ViewError};
 
 pub use reconcile::{View, reconcile};
 
+/// Before the name of a pod in keys of pods whose Job is gone; no object's name holds a colon.
+const POD: &str = "pod:";
+
+/// What a decision rests on.
+pub enum Look {
+    /// A Job and its pods.
+    Job(View),
+    /// A pod that still carries our finalizer although its Job is gone.
+    Stray(Arc<Pod>),
+}
+
 /// Finalizer of pods that are not counted yet.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
 /// Annotation and label with the index of a pod.
@@ -39,7 +50,7 @@ pub fn ended(job: &Job) -> Option<&JobCondition> {
     condition(job, "Complete").or_else(|| condition(job, "Failed"))
 }
 
-/// The controller. Keys are Jobs.
+/// The controller. Keys are Jobs, and pods whose Job is gone.
 pub struct Jobs {
     caches: Arc<Caches>,
 }
@@ -54,7 +65,8 @@ impl Jobs {
         let namespace = object::namespace(pod);
         if let Some(owner) = object::controller_ref(&pod.metadata) {
             let ours = owner.kind == "Job" && owner.api_version.starts_with("batch/");
-            return ours.then(|| Key::new(namespace, &owner.name)).into_iter().collect();
+            let job = ours.then(|| Key::new(namespace, &owner.name));
+            return job.into_iter().chain(self.is_stray(pod).then(|| pod_key(pod))).collect();
         }
         let selects = |job: &Job| {
             let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref()).and_then(object::selector);
@@ -69,9 +81,26 @@ impl Jobs {
     }
 }
 
+impl Jobs {
+    /// Whether the pod waits to be counted by a Job that is gone.
+    fn is_stray(&self, pod: &Pod) -> bool {
+        let owner = object::controller_ref(&pod.metadata)
+            .filter(|owner| owner.kind == "Job" && owner.api_version.starts_with("batch/"));
+        let Some(owner) = owner.filter(|_| object::has_finalizer(&pod.metadata, TRACKING)) else {
+            return false;
+        };
+        let job = self.caches.jobs.get(&Key::new(object::namespace(pod), &owner.name));
+        job.is_none_or(|job| object::uid(job.as_ref()) != owner.uid)
+    }
+}
+
+fn pod_key(pod: &Pod) -> Key {
+    Key::new(object::namespace(pod), format!("{POD}{}", object::name(pod)))
+}
+
 #[async_trait]
 impl Controller for Jobs {
-    type View = View;
+    type View = Look;
 
     fn name(&self) -> &'static str {
         "job"
@@ -82,8 +111,17 @@ impl Controller for Jobs {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.jobs.on_change(move |change| q.add(change.key.clone()));
+        let (this, q) = (self.clone(), queue.clone());
+        self.caches.jobs.on_change(move |change| {
+            q.add(change.key.clone());
+            let gone =
+                change.old.filter(|old| change.new.is_none_or(|new| new.metadata.uid != old.metadata.uid));
+            if let Some(gone) = gone {
+                for pod in this.caches.pods.by_index(BY_CONTROLLER, object::uid(gone.as_ref())) {
+                    q.add(pod_key(&pod));
+                }
+            }
+        });
         let (this, q) = (self.clone(), queue.clone());
         self.caches.pods.on_change(move |change| {
             for pod in change.states() {
@@ -94,14 +132,25 @@ impl Controller for Jobs {
         });
     }
 
-    async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View>, ViewError> {
+    async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<Look>, ViewError> {
+        if let Some(pod) = key.name.strip_prefix(POD) {
+            let pod = self.caches.pods.get(&Key::new(&key.namespace, pod));
+            return Ok(pod.filter(|pod| self.is_stray(pod)).map(Look::Stray));
+        }
         let Some(job) = self.caches.jobs.get(key) else { return Ok(None) };
         let mut candidates = self.caches.pods.by_index(BY_CONTROLLER, object::uid(job.as_ref()));
         candidates.extend(self.caches.pods.by_index(ORPHANS, &key.namespace));
-        Ok(Some(View { job, candidates, prior: prior.cloned() }))
+        Ok(Some(Look::Job(View { job, candidates, prior: prior.cloned() })))
     }
 
-    fn reconcile(&self, view: &View, now: jiff::Timestamp) -> Plan {
-        reconcile(view, now)
+    fn reconcile(&self, look: &Look, now: jiff::Timestamp) -> Plan {
+        match look {
+            Look::Job(view) => reconcile(view, now),
+            Look::Stray(pod) => {
+                let mut plan = Plan::new();
+                reconcile::release(&mut plan, std::iter::once(pod));
+                plan
+            }
+        }
     }
 }

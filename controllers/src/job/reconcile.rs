@@ -263,8 +263,8 @@ fn suspend(status: &mut JobStatus, job: &Job, suspended: bool, notes: &mut Vec<N
     notes.push(Note::normal(object::reference(job), event, message));
 }
 
-/// Takes the finalizer of pods that are counted.
-fn release<'a>(plan: &mut Plan, pods: impl Iterator<Item = &'a Arc<Pod>>) {
+/// Takes the finalizer of pods that are counted, or that nobody will count.
+pub(super) fn release<'a>(plan: &mut Plan, pods: impl Iterator<Item = &'a Arc<Pod>>) {
     let acts: Vec<Act> = pods
         .filter(|pod| object::has_finalizer(&pod.metadata, TRACKING))
         .map(|pod| {

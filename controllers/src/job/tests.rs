@@ -299,3 +299,21 @@ proptest! {
         })?;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn pods_of_a_job_that_is_gone_are_let_go() {
+    let mut h = harness();
+    h.model.lock().graceful = true;
+    h.model.lock().put(&job(|_| {}));
+    h.settle(100).await;
+    let names: Vec<String> = active(&h).into_iter().filter_map(|p| p.metadata.name).collect();
+    assert_eq!(names.len(), 2);
+    // The Job goes first, then the garbage collector takes its pods, which nobody counts any more.
+    h.model.lock().delete_as_user::<Job>("ns", "job");
+    for name in &names {
+        h.model.lock().delete_as_user::<Pod>("ns", name);
+    }
+    h.settle(100).await;
+    let left = h.model.lock().list::<Pod>();
+    assert!(left.iter().all(|p| p.metadata.finalizers.as_ref().is_none_or(Vec::is_empty)), "{left:?}");
+}

@@ -9,6 +9,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +36,8 @@ use crate::node::lifecycle::{self, NodeLifecycle};
 use crate::node::podgc::PodGc;
 use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
+use crate::protection::Protection;
+use crate::quota::Quotas;
 use crate::replicaset::{ReplicaSets, ReplicationControllers};
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
@@ -169,7 +173,15 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("job", "job-controller", |t, _| Jobs::new(&t.caches));
     t.add("cronjob", "cronjob-controller", |t, _| CronJobs::new(&t.caches));
     t.add("ttl-after-finished", "ttl-after-finished-controller", |t, _| TtlAfterFinished::new(&t.caches));
+    t.add("pvc-protection", "pvc-protection-controller", |t, _| {
+        Protection::<PersistentVolumeClaim>::new(&t.caches)
+    });
+    t.add("pv-protection", "pv-protection-controller", |t, _| Protection::<PersistentVolume>::new(&t.caches));
+    t.add("volumeattributesclass-protection", "volumeattributesclass-protection-controller", |t, _| {
+        Protection::<VolumeAttributesClass>::new(&t.caches)
+    });
     t.add("disruption", "disruption-controller", |t, client| Disruption::new(&t.caches, client));
+    t.add("resourcequota", "resourcequota-controller", |t, client| Quotas::new(&t.caches, client));
     // Last, so that it finds out which caches are fed anyway.
     t.add("garbage-collector", "generic-garbage-collector", |t, client| {
         GarbageCollector::new(&t.caches, client, &t.client)

@@ -97,9 +97,10 @@ impl Controller for StatefulSets {
         let names = self.caches.revisions.clone();
         let template = set.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default();
         let collisions = set.status.as_ref().and_then(|s| s.collision_count);
-        let present = revisions::present(set.as_ref(), &template, &history, collisions, |name| {
-            names.get(&Key::new(&key.namespace, name))
-        });
+        let present =
+            revisions::present(set.as_ref(), revisions::HASH, &template, &history, collisions, |name| {
+                names.get(&Key::new(&key.namespace, name))
+            });
         // Of the claims only those that the set's pods have by name: at most replicas times templates.
         let mut claims = HashMap::new();
         for (ordinal, name) in reconcile::claim_names(&set, &candidates) {

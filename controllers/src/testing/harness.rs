@@ -186,6 +186,8 @@ fn give(caches: &Caches, event: &Logged) {
         "jobs" => feed(&caches.jobs, event),
         "cronjobs" => feed(&caches.cron_jobs, event),
         "persistentvolumeclaims" => feed(&caches.claims, event),
+        "persistentvolumes" => feed(&caches.volumes, event),
+        "volumeattributesclasses" => feed(&caches.attributes_classes, event),
         "poddisruptionbudgets" => feed(&caches.budgets, event),
         "certificatesigningrequests" => feed(&caches.csrs, event),
         "secrets" if event.object["type"] == "bootstrap.kubernetes.io/token" => feed(&caches.tokens, event),

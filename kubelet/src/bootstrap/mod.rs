@@ -26,6 +26,8 @@ use token::Token;
 use tokio_util::sync::CancellationToken;
 use verify::PinnedCa;
 
+use crate::tls::Judged;
+
 /// What a machine needs to join.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
@@ -168,7 +170,8 @@ fn is_ca(path: &Path, token: &Token) -> bool {
 /// Exchanges the token for a client certificate.
 async fn join(server: &http::Uri, token: &Token, node: &str, paths: &Paths) -> Result<(), BootstrapError> {
     let provider = client::provider();
-    let pinned = Arc::new(PinnedCa::new(token.ca_digest, provider.clone()));
+    let algorithms = provider.signature_verification_algorithms;
+    let pinned = Arc::new(Judged { judge: PinnedCa::new(token.ca_digest, provider.clone()), algorithms });
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| BootstrapError::Crypto(e.to_string()))?
@@ -177,7 +180,7 @@ async fn join(server: &http::Uri, token: &Token, node: &str, paths: &Paths) -> R
         .with_no_client_auth();
     let client = client::over(server, tls, Some(&token.bearer))?;
     let issued = obtain(&client, node, Purpose::Client).await?;
-    let ca = pinned.ca().ok_or_else(|| BootstrapError::Server("sent no CA".into()))?;
+    let ca = pinned.judge.ca().ok_or_else(|| BootstrapError::Server("sent no CA".into()))?;
     write_private(&paths.ca, &pem_of(&ca))?;
     write_private(&paths.client, &(issued.certificate + &issued.key))
 }

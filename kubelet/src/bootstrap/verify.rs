@@ -2,12 +2,14 @@
 
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier as _;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, RootCertStore};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+
+use crate::tls::Judge;
 
 /// Accepts a server only if its chain holds a CA with the right digest, and the chain is valid under that CA.
 #[derive(Debug)]
@@ -28,15 +30,15 @@ impl PinnedCa {
     }
 }
 
-impl ServerCertVerifier for PinnedCa {
-    fn verify_server_cert(
+impl Judge for PinnedCa {
+    fn judge(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
         ocsp: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+    ) -> Result<(), rustls::Error> {
         let pinned =
             intermediates.iter().find(|c| <[u8; 32]>::from(Sha256::digest(c.as_ref())) == self.digest);
         let ca = pinned.ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
@@ -46,41 +48,9 @@ impl ServerCertVerifier for PinnedCa {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        let verified = verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, now)?;
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, now)?;
         *self.found.lock() = Some(ca);
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        Ok(())
     }
 }
 
@@ -110,7 +80,7 @@ mod tests {
         let check = |leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>], name: &str| {
             let pinned = PinnedCa::new(digest, provider.clone());
             let name = ServerName::try_from(name.to_owned()).unwrap();
-            let ok = pinned.verify_server_cert(leaf, chain, &name, &[], UnixTime::now()).is_ok();
+            let ok = pinned.judge(leaf, chain, &name, &[], UnixTime::now()).is_ok();
             assert_eq!(ok, pinned.ca().is_some());
             ok
         };

@@ -26,6 +26,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
@@ -70,6 +71,10 @@ pub(crate) struct State {
     authorizer: Authorizer,
     pub stop: CancellationToken,
     pub started: SystemTime,
+    /// For the rate of the node's processor time.
+    pub cpu: stats::node::LastCpu,
+    /// Requests by method and first part of the path, of those that are served.
+    pub requests: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
 }
 
 impl Server {
@@ -81,8 +86,15 @@ impl Server {
         let config = tls_config(&tls)?;
         let listener = TcpListener::bind(address).await.map_err(|e| ServerError::Bind(address, e))?;
         let authorizer = Authorizer::new(shared.client.clone(), &shared.config.node_name);
-        let state =
-            State { shared, pods, authorizer, stop: CancellationToken::new(), started: SystemTime::now() };
+        let state = State {
+            shared,
+            pods,
+            authorizer,
+            stop: CancellationToken::new(),
+            started: SystemTime::now(),
+            cpu: stats::node::LastCpu::default(),
+            requests: Mutex::default(),
+        };
         Ok(Server { listener, acceptor: TlsAcceptor::from(Arc::new(config)), state: Arc::new(state) })
     }
 

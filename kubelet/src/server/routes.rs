@@ -15,6 +15,7 @@ pub(super) async fn route(state: &Arc<State>, request: Request<Incoming>) -> Res
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
+    count(state, request.method(), parts.first().copied().unwrap_or_default());
     match parts.as_slice() {
         ["healthz", ..] if get => text(StatusCode::OK, "ok"),
         ["pods"] if get => pods(state),
@@ -22,9 +23,7 @@ pub(super) async fn route(state: &Arc<State>, request: Request<Incoming>) -> Res
         ["configz"] if get => configz(state),
         ["metrics"] if get => stats::metrics(state),
         ["metrics", "resource"] if get => stats::resource_metrics(state).await,
-        ["metrics", "cadvisor" | "probes"] if get => {
-            respond(StatusCode::OK, stats::TEXT_FORMAT, String::new())
-        }
+        ["metrics", "cadvisor"] if get => stats::cadvisor_metrics(state).await,
         ["stats", "summary"] if get => stats::summary(state).await,
         ["containerLogs", ns, pod, container] if get => {
             container_logs::serve(state, ns, pod, container, &Query::of(&request)).await
@@ -37,6 +36,28 @@ pub(super) async fn route(state: &Arc<State>, request: Request<Incoming>) -> Res
         ["portForward", ns, pod, uid] => port_forward(state, request, ns, pod, Some(uid)).await,
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
+}
+
+/// First parts of the paths that are counted by name.
+const PATHS: [&str; 10] = [
+    "attach",
+    "configz",
+    "containerLogs",
+    "exec",
+    "healthz",
+    "metrics",
+    "pods",
+    "portForward",
+    "runningpods",
+    "stats",
+];
+
+/// Counts a request. Clients can make up as many paths and methods as they like; those are counted as one.
+fn count(state: &State, method: &Method, first: &str) {
+    let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+    let method = methods.into_iter().find(|m| *m == method.as_str()).unwrap_or("other");
+    let path = PATHS.into_iter().find(|p| *p == first).unwrap_or("other");
+    *state.requests.lock().entry((method, path)).or_default() += 1;
 }
 
 fn pods(state: &State) -> Response<Body> {

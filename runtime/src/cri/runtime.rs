@@ -16,6 +16,8 @@ use super::status;
 use crate::error::Error;
 use crate::fsutil;
 use crate::service::Inner;
+use crate::streaming::port_forward::{MAX_PORTS, Target};
+use crate::streaming::session::Command;
 use crate::streaming::{self, Pending};
 
 /// The service.
@@ -224,7 +226,7 @@ impl RuntimeService for RuntimeApi {
             return Err(Status::invalid_argument("one of stdin, stdout, or stderr must be set"));
         }
         self.inner.running(&request.container_id)?;
-        ok(ExecResponse { url: self.inner.streaming.url(Pending::Exec(request)) })
+        ok(ExecResponse { url: self.inner.streaming.url(Pending::Command(Command::Exec(request))) })
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
@@ -236,11 +238,32 @@ impl RuntimeService for RuntimeApi {
             return Err(Status::invalid_argument("one of stdin, stdout, and stderr must be set"));
         }
         self.inner.running(&request.container_id)?;
-        ok(AttachResponse { url: self.inner.streaming.url(Pending::Attach(request)) })
+        ok(AttachResponse { url: self.inner.streaming.url(Pending::Command(Command::Attach(request))) })
     }
 
-    async fn port_forward(&self, _request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        unimplemented("PortForward yet")
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let request = request.into_inner();
+        if request.port.len() > MAX_PORTS {
+            return Err(Status::invalid_argument(format!("more than {MAX_PORTS} ports")));
+        }
+        let port = |p: &i32| {
+            let port = u16::try_from(*p).ok().filter(|p| *p != 0);
+            port.ok_or_else(|| Status::invalid_argument(format!("{p} is no port")))
+        };
+        let ports = request.port.iter().map(port).collect::<Result<_, _>>()?;
+        let sandbox = self.inner.store.sandbox(&request.pod_sandbox_id)?;
+        let record = sandbox.record.lock().clone();
+        if !record.ready {
+            return Err(Status::failed_precondition(format!("pod sandbox {:?} is not ready", record.id)));
+        }
+        let pod = record.config.metadata.unwrap_or_default();
+        let target = Target {
+            netns: record.netns,
+            pod: format!("{}/{}", pod.namespace, pod.name),
+            uid: pod.uid,
+            ports,
+        };
+        ok(PortForwardResponse { url: self.inner.streaming.url(Pending::PortForward(target)) })
     }
 
     async fn container_stats(

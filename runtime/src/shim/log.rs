@@ -39,10 +39,10 @@ impl LineSplitter {
         }
     }
 
-    /// Hands out what is left when the stream ends. It ends its line: nothing will follow.
+    /// Hands out what is left when the stream ends: a part, since no newline ended it, so that readers add none.
     pub fn finish(&mut self, mut record: impl FnMut(&[u8], bool)) {
         if !self.pending.is_empty() {
-            record(&self.pending, true);
+            record(&self.pending, false);
             self.pending = Vec::new();
         }
     }
@@ -124,7 +124,7 @@ mod tests {
     fn lines_and_parts() {
         assert_eq!(
             records(&[b"a\nb", b"c\n\nd"]),
-            [(b"a".to_vec(), true), (b"bc".to_vec(), true), (b"".to_vec(), true), (b"d".to_vec(), true)]
+            [(b"a".to_vec(), true), (b"bc".to_vec(), true), (b"".to_vec(), true), (b"d".to_vec(), false)]
         );
         let full = vec![b'x'; MAX_LINE];
         let exact = [&full[..], b"\n"].concat();

@@ -1,9 +1,15 @@
-//! The streaming server: exec and attach over WebSocket, under one-time URLs that CRI calls hand out. It listens
-//! on loopback only; the kubelet passes connections through to it.
+//! The streaming server: exec, attach and port-forward over WebSocket and SPDY/3.1, under one-time URLs that CRI calls
+//! hand out. It listens on loopback only; the kubelet passes connections through to it.
 
 pub mod channel;
 pub mod exec;
+pub mod handshake;
+pub mod outcome;
+pub mod port_forward;
+pub mod remote_command;
 pub mod session;
+pub mod spdy;
+pub mod websocket;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -11,22 +17,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use k8s_cri::v1::{AttachRequest, ExecRequest};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 use crate::service::Inner;
-use channel::Subprotocol;
+use handshake::{Answer, Protocol, Purpose, negotiate, plain};
+use port_forward::Target;
+use remote_command::Wanted;
+use session::Command;
 
 /// How long a URL may be used.
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
@@ -34,10 +40,10 @@ const TOKEN_LIFE: Duration = Duration::from_secs(60);
 /// What a URL stands for.
 #[derive(Debug, Clone)]
 pub enum Pending {
-    /// An exec.
-    Exec(ExecRequest),
-    /// An attach.
-    Attach(AttachRequest),
+    /// An exec or an attach.
+    Command(Command),
+    /// A port-forward.
+    PortForward(Target),
 }
 
 /// The server's address and the URLs it has handed out.
@@ -64,8 +70,9 @@ impl Streaming {
     pub fn url(&self, pending: Pending) -> String {
         let token = hex::encode(rand::random::<[u8; 32]>());
         let kind = match pending {
-            Pending::Exec(_) => "exec",
-            Pending::Attach(_) => "attach",
+            Pending::Command(Command::Exec(_)) => "exec",
+            Pending::Command(Command::Attach(_)) => "attach",
+            Pending::PortForward(_) => "portforward",
         };
         let url = format!("http://{}/{kind}/{token}", self.address);
         let mut all = self.pending.lock();
@@ -81,49 +88,15 @@ impl Streaming {
     }
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{text}\n"))));
-    *response.status_mut() = status;
-    response
-}
-
-fn header(request: &Request<Incoming>, name: header::HeaderName) -> &str {
-    request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
-}
-
-fn has_token(value: &str, token: &str) -> bool {
-    value.split(',').any(|t| t.trim().eq_ignore_ascii_case(token))
-}
-
 /// Answers one request: checks the handshake, and goes on with the session once the connection is handed over.
-fn answer(inner: &Arc<Inner>, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let upgrade = header(&request, header::UPGRADE);
-    if upgrade.to_ascii_uppercase().starts_with("SPDY/") {
-        let text =
-            "SPDY/3.1 is not supported by this runtime; use a client that speaks WebSocket (kubectl 1.31+)";
-        return plain(StatusCode::NOT_IMPLEMENTED, text);
-    }
-    let websocket = request.method() == Method::GET
-        && has_token(upgrade, "websocket")
-        && has_token(header(&request, header::CONNECTION), "upgrade")
-        && header(&request, header::SEC_WEBSOCKET_VERSION) == "13";
-    let key = header(&request, header::SEC_WEBSOCKET_KEY).to_owned();
-    if !websocket || key.is_empty() {
-        return plain(StatusCode::BAD_REQUEST, "a WebSocket handshake is required");
-    }
-    let offered = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
-    let offered: Vec<_> = offered
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .map(|p| p.trim().to_owned())
-        .collect();
-    let Some(protocol) = Subprotocol::choose(&offered) else {
-        let known = Subprotocol::NAMES.join(", ");
-        return plain(
-            StatusCode::BAD_REQUEST,
-            &format!("none of the subprotocols is supported; known: {known}"),
-        );
+fn answer(inner: &Arc<Inner>, mut request: Request<Incoming>) -> Answer {
+    let purpose = match request.uri().path().split('/').nth(1) {
+        Some("portforward") => Purpose::PortForward,
+        _ => Purpose::RemoteCommand,
+    };
+    let (protocol, response) = match negotiate(purpose, request.method(), request.headers()) {
+        Ok(chosen) => chosen,
+        Err(refusal) => return *refusal,
     };
     let Some(pending) = inner.streaming.take(request.uri().path()) else {
         return plain(StatusCode::NOT_FOUND, "this URL is not valid (any more)");
@@ -131,26 +104,54 @@ fn answer(inner: &Arc<Inner>, mut request: Request<Incoming>) -> Response<Full<B
     let upgraded = hyper::upgrade::on(&mut request);
     let inner = Arc::clone(inner);
     tokio::spawn(async move {
-        let connection = match upgraded.await {
-            Ok(connection) => TokioIo::new(connection),
-            Err(e) => {
-                tracing::debug!(error = %e, "a stream's connection was not handed over");
-                return;
-            }
-        };
-        let socket = WebSocketStream::from_raw_socket(connection, Role::Server, None).await;
-        session::run(&inner, socket, protocol, pending).await;
+        match upgraded.await {
+            Ok(connection) => serve_stream(&inner, connection, protocol, pending).await,
+            Err(e) => tracing::debug!(error = %e, "a stream's connection was not handed over"),
+        }
     });
-    let mut response = plain(StatusCode::SWITCHING_PROTOCOLS, "");
-    *response.body_mut() = Full::default();
-    let headers = response.headers_mut();
-    headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
-    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
-    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, header::HeaderValue::from_static(protocol.name()));
-    if let Ok(accept) = derive_accept_key(key.as_bytes()).parse() {
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    }
     response
+}
+
+async fn serve_stream(inner: &Arc<Inner>, connection: Upgraded, protocol: Protocol, pending: Pending) {
+    let connection = TokioIo::new(connection);
+    match (protocol, pending) {
+        (Protocol::Channels(protocol), Pending::Command(command)) => {
+            let socket = WebSocketStream::from_raw_socket(connection, Role::Server, None).await;
+            let (client, finish) = websocket::remote_command(socket, protocol);
+            tokio::join!(session::run(inner, client, command), finish);
+        }
+        (Protocol::Channels(protocol), Pending::PortForward(target)) => {
+            let socket = WebSocketStream::from_raw_socket(connection, Role::Server, None).await;
+            port_forward::over_channels(socket, protocol, target).await;
+        }
+        (Protocol::Tunnel, Pending::PortForward(target)) => {
+            let socket = WebSocketStream::from_raw_socket(connection, Role::Server, None).await;
+            port_forward::over_spdy(websocket::tunnel(socket), target).await;
+        }
+        (Protocol::Spdy(name), Pending::Command(command)) => {
+            let wanted = wanted_streams(&command, name);
+            // Only the fourth version has Status objects.
+            let status = name == "v4.channel.k8s.io";
+            if let Some((client, finish)) = remote_command::open(connection, wanted, status).await {
+                tokio::join!(session::run(inner, client, command), finish);
+            }
+        }
+        (Protocol::Spdy(_), Pending::PortForward(target)) => {
+            port_forward::over_spdy(connection, target).await;
+        }
+        // The handshake offers tunnels to port-forwards only; a URL's path says what it is for.
+        (Protocol::Tunnel, Pending::Command(_)) => {}
+    }
+}
+
+/// The streams that a SPDY client opens: resize came with the third version.
+fn wanted_streams(command: &Command, protocol: &str) -> Wanted {
+    let (stdin, stdout, stderr, tty) = match command {
+        Command::Exec(r) => (r.stdin, r.stdout, r.stderr, r.tty),
+        Command::Attach(r) => (r.stdin, r.stdout, r.stderr, r.tty),
+    };
+    let resizes = !matches!(protocol, "channel.k8s.io" | "v2.channel.k8s.io");
+    Wanted { stdin, stdout, stderr, resize: tty && resizes }
 }
 
 /// Serves until cancelled.

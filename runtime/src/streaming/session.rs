@@ -1,4 +1,4 @@
-//! One exec or attach session over a WebSocket.
+//! One exec or attach session, over whatever protocol its client speaks.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -6,32 +6,49 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{SplitSink, SplitStream};
-use futures::{SinkExt, StreamExt};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use k8s_cri::v1::{AttachRequest, ExecRequest};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::channel::{self, Input, Outcome, Subprotocol};
-use super::{Pending, exec};
+use super::channel::{self, Input};
+use super::exec;
+use super::outcome::Outcome;
 use crate::error::{Error, Result};
 use crate::service::Inner;
 use crate::shim::proto::{Request, Response};
 use crate::shim::stdio;
 use crate::sys::{fd, tty};
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
-
 /// Messages queued to and from a client before its peer has to wait.
-const QUEUE: usize = 16;
+pub const QUEUE: usize = 16;
 /// How long a client may take to accept the last messages.
-const FAREWELL: Duration = Duration::from_secs(10);
+pub const FAREWELL: Duration = Duration::from_secs(10);
+
+/// The client's side of a session.
+pub struct Client {
+    /// What it sends; ends when it is gone.
+    pub input: mpsc::Receiver<Input>,
+    /// What it gets.
+    pub output: mpsc::Sender<Output>,
+}
+
+/// What a client gets.
+#[derive(Debug)]
+pub enum Output {
+    /// Output of a channel. The first is empty: it says that the session stands.
+    Data(u8, Bytes),
+    /// The last.
+    End(Outcome),
+}
+
+/// What a session is of.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// An exec.
+    Exec(ExecRequest),
+    /// An attach.
+    Attach(AttachRequest),
+}
 
 /// What a session is made of.
 struct Streams {
@@ -41,49 +58,31 @@ struct Streams {
 }
 
 /// Runs a session to its end.
-pub(crate) async fn run(inner: &Arc<Inner>, socket: Socket, protocol: Subprotocol, pending: Pending) {
-    let (sink, stream) = socket.split();
-    let (messages, queue) = mpsc::channel(QUEUE);
-    let writer = tokio::spawn(write_messages(sink, queue));
-    let outcome = match pending {
-        Pending::Exec(request) => run_exec(inner, stream, protocol, request, &messages).await,
-        Pending::Attach(request) => run_attach(inner, stream, protocol, request, &messages).await,
+pub(crate) async fn run(inner: &Arc<Inner>, client: Client, command: Command) {
+    let Client { input, output } = client;
+    let outcome = match command {
+        Command::Exec(request) => run_exec(inner, input, request, &output).await,
+        Command::Attach(request) => run_attach(inner, input, request, &output).await,
     };
     let outcome = outcome.unwrap_or_else(|e| Outcome::Failed(e.to_string()));
-    let _ = messages.send(channel::encode(channel::ERROR, &channel::status(&outcome))).await;
-    drop(messages);
-    // A client that takes nothing any more is left.
-    let _ = tokio::time::timeout(FAREWELL, writer).await;
-}
-
-/// Sends messages, and a close frame after the last.
-async fn write_messages(mut sink: SplitSink<Socket, Message>, mut queue: mpsc::Receiver<Bytes>) {
-    while let Some(message) = queue.recv().await {
-        if sink.send(Message::Binary(message)).await.is_err() {
-            return;
-        }
-    }
-    // Clients take a close without this code for a failure. The connection may be gone already.
-    let normal = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
-    let _ = sink.send(Message::Close(Some(normal))).await;
-    let _ = sink.close().await;
+    // A client that is gone does not need to know.
+    let _ = output.send(Output::End(outcome)).await;
 }
 
 /// Tells the client that the session stands: an empty message on the first channel it reads.
-async fn greet(messages: &mpsc::Sender<Bytes>, stdout: bool, stderr: bool) {
+async fn greet(output: &mpsc::Sender<Output>, stdout: bool, stderr: bool) {
     let first = match (stdout, stderr) {
         (true, _) => channel::STDOUT,
         (false, true) => channel::STDERR,
         (false, false) => channel::ERROR,
     };
-    let _ = messages.send(channel::encode(first, &[])).await;
+    let _ = output.send(Output::Data(first, Bytes::new())).await;
 }
 
-/// Copies the client's input until it closes the connection, which ends `resize`; `stdin_closed` tells that no more
-/// input comes, or none is taken.
+/// Copies the client's input until it is gone, which ends `resize`; `stdin_closed` tells that no more input comes, or
+/// none is taken.
 async fn read_client(
-    mut stream: SplitStream<Socket>,
-    protocol: Subprotocol,
+    mut input: mpsc::Receiver<Input>,
     stdin: Option<Arc<AsyncFd<File>>>,
     resize: mpsc::Sender<(u16, u16)>,
     stdin_closed: watch::Sender<bool>,
@@ -103,14 +102,9 @@ async fn read_client(
         stdin_closed.send_replace(true);
     };
     let reader = async move {
-        while let Some(Ok(message)) = stream.next().await {
-            let data = match message {
-                Message::Binary(data) => data,
-                Message::Close(_) => break,
-                _ => continue,
-            };
-            match channel::decode(protocol, &data) {
-                Input::Stdin(bytes) if !bytes.is_empty() => {
+        while let Some(input) = input.recv().await {
+            match input {
+                Input::Stdin(bytes) => {
                     if let Some(c) = &chunks
                         && c.send(bytes).await.is_err()
                     {
@@ -121,7 +115,6 @@ async fn read_client(
                 Input::Resize(columns, rows) => {
                     let _ = resize.send((columns, rows)).await;
                 }
-                Input::Stdin(_) | Input::Ignored => {}
             }
         }
     };
@@ -132,14 +125,14 @@ async fn read_client(
 async fn write_client(
     outputs: Vec<(u8, Arc<AsyncFd<File>>)>,
     ended: watch::Receiver<bool>,
-    to: mpsc::Sender<Bytes>,
+    to: mpsc::Sender<Output>,
 ) {
     let copies = outputs.into_iter().map(|(channel, source)| {
         let (ended, to) = (ended.clone(), to.clone());
         async move {
             exec::read_out(&source, ended, |chunk| {
                 let to = to.clone();
-                async move { to.send(channel::encode(channel, &chunk)).await.is_ok() }
+                async move { to.send(Output::Data(channel, chunk.into())).await.is_ok() }
             })
             .await;
         }
@@ -171,20 +164,19 @@ fn exec_streams(fds: Vec<OwnedFd>, request: &ExecRequest) -> Result<Streams> {
 
 async fn run_exec(
     inner: &Arc<Inner>,
-    stream: SplitStream<Socket>,
-    protocol: Subprotocol,
+    input: mpsc::Receiver<Input>,
     request: ExecRequest,
-    messages: &mpsc::Sender<Bytes>,
+    output: &mpsc::Sender<Output>,
 ) -> Result<Outcome> {
     let wanted = [request.stdin, request.stdout, request.stderr];
     let started = exec::start(inner, &request.container_id, request.cmd.clone(), request.tty, wanted).await?;
     let streams = exec_streams(started.fds, &request)?;
-    greet(messages, request.stdout, request.stderr).await;
+    greet(output, request.stdout, request.stderr).await;
 
     let (ended, watching) = watch::channel(false);
     let (resize, mut sizes) = mpsc::channel(1);
     let (stdin_closed, _) = watch::channel(false);
-    let input = tokio::spawn(read_client(stream, protocol, streams.stdin, resize, stdin_closed));
+    let reading = tokio::spawn(read_client(input, streams.stdin, resize, stdin_closed));
     let terminal = streams.terminal;
     let client_gone = async move {
         while let Some((columns, rows)) = sizes.recv().await {
@@ -194,18 +186,18 @@ async fn run_exec(
             }
         }
     };
-    let output = write_client(streams.outputs, watching, messages.clone());
+    let writing = write_client(streams.outputs, watching, output.clone());
     let exit = async {
         let code = exec::exit_code(&started.conversation).await;
         ended.send_replace(true);
         code
     };
     let finished = tokio::select! {
-        (code, ()) = async { tokio::join!(exit, output) } => Some(code?),
+        (code, ()) = async { tokio::join!(exit, writing) } => Some(code?),
         // The streams close with this session: a terminal's program is hung up on, another finds its pipes broken.
         () = client_gone => None,
     };
-    input.abort();
+    reading.abort();
     Ok(match finished {
         Some(0) | None => Outcome::Success,
         Some(code) => Outcome::ExitCode(code),
@@ -214,10 +206,9 @@ async fn run_exec(
 
 async fn run_attach(
     inner: &Arc<Inner>,
-    stream: SplitStream<Socket>,
-    protocol: Subprotocol,
+    input: mpsc::Receiver<Input>,
     request: AttachRequest,
-    messages: &mpsc::Sender<Bytes>,
+    output: &mpsc::Sender<Output>,
 ) -> Result<Outcome> {
     let record = inner.running(&request.container_id)?;
     let container = inner.store.container(&record.id)?;
@@ -237,12 +228,12 @@ async fn run_attach(
     let stdin = next(has_stdin)?;
     let stdout = next(has_stdout)?.map(|f| (channel::STDOUT, f));
     let stderr = next(has_stderr)?.map(|f| (channel::STDERR, f));
-    greet(messages, request.stdout, request.stderr).await;
+    greet(output, request.stdout, request.stderr).await;
 
     let (ended, watching) = watch::channel(false);
     let (resize, mut sizes) = mpsc::channel(1);
     let (stdin_closed, mut closing) = watch::channel(false);
-    let input = tokio::spawn(read_client(stream, protocol, stdin, resize, stdin_closed));
+    let reading = tokio::spawn(read_client(input, stdin, resize, stdin_closed));
     let client_gone = async {
         while let Some((columns, rows)) = sizes.recv().await {
             // Only terminals have sizes; others refuse.
@@ -262,17 +253,17 @@ async fn run_attach(
         }
         std::future::pending::<()>().await;
     };
-    let output = write_client(stdout.into_iter().chain(stderr).collect(), watching, messages.clone());
+    let writing = write_client(stdout.into_iter().chain(stderr).collect(), watching, output.clone());
     let mut phase = container.phase.subscribe();
     let container_gone = async {
         let _ = phase.wait_for(|p| !p.running()).await;
         ended.send_replace(true);
     };
     tokio::select! {
-        _ = async { tokio::join!(container_gone, output) } => {}
+        _ = async { tokio::join!(container_gone, writing) } => {}
         () = client_gone => close_stdin().await,
         () = half_closed => {}
     }
-    input.abort();
+    reading.abort();
     Ok(Outcome::Success)
 }

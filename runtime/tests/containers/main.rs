@@ -11,6 +11,7 @@ mod kit;
 mod kit_image;
 mod lifetime;
 mod scene;
+mod spdy;
 mod streams;
 
 use std::ffi::OsString;
@@ -61,6 +62,9 @@ const TESTS: &[Test] = tests![
     confinement::pids_limit,
     confinement::sysctls,
     confinement::nothing_leaks_in,
+    spdy::exec_over_spdy,
+    spdy::spdy_terminal,
+    spdy::port_forward,
     streams::exec_sync,
     streams::exec_over_websocket,
     streams::exec_with_terminal,

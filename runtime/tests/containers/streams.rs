@@ -1,4 +1,4 @@
-//! Exec and attach, as kubectl's WebSocket client speaks them.
+//! Exec and attach, as kubectl's WebSocket client speaks them, and what the streaming server refuses.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -237,11 +237,12 @@ pub async fn what_streams_refuse(node: Arc<Node>) -> Outcome {
     let url = runtime.exec(request.clone()).await?.into_inner().url;
     let (address, path) = url.trim_start_matches("http://").split_once('/').unwrap_or_default();
     let cases = [
-        ("Upgrade: SPDY/3.1\r\nConnection: Upgrade", "501"),
+        ("Upgrade: SPDY/3.1\r\nConnection: Upgrade", "400"),
+        ("Upgrade: SPDY/3.1\r\nConnection: Upgrade\r\nX-Stream-Protocol-Version: v9.channel.k8s.io", "403"),
         ("Accept: */*", "400"),
         (
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: \
-             dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: channel.k8s.io",
+             dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: v9.channel.k8s.io",
             "400",
         ),
     ];
@@ -261,8 +262,10 @@ pub async fn what_streams_refuse(node: Arc<Node>) -> Outcome {
         runtime.exec(ExecRequest { container_id: "none".into(), ..request }).await.is_err(),
     ];
     ensure!(refused.iter().all(|r| *r), "{refused:?}");
-    let forward =
-        runtime.port_forward(PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![80] }).await;
-    ensure!(forward.is_err_and(|e| e.code() == tonic::Code::Unimplemented), "port forward");
+    let none = PortForwardRequest { pod_sandbox_id: "none".into(), port: vec![80] };
+    ensure!(runtime.port_forward(none).await.is_err(), "a port-forward to no pod");
+    let bad = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![70_000] };
+    let bad = runtime.port_forward(bad).await;
+    ensure!(bad.is_err_and(|e| e.code() == tonic::Code::InvalidArgument), "a port-forward to no port");
     Ok(())
 }

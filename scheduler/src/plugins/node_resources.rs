@@ -26,7 +26,7 @@ impl Plugin for NodeResourcesFit {
 impl Filter for NodeResourcesFit {
     fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>> {
         let mut short = Vec::new();
-        if i64::from(node.pods) + 1 > node.allowed_pods {
+        if node.residents().len() as i64 + 1 > node.allowed_pods {
             short.push(Reason::new("Too many pods"));
         }
         let wanted = &pod.requests;

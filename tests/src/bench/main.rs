@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod crds;
 mod load;
 mod nodes;
 mod report;
@@ -27,6 +28,8 @@ enum Part {
     Watches,
     /// 100,000 pods
     Memory,
+    /// Custom resource definitions in number
+    Crds,
     /// The etcd engine
     Etcd,
     /// Pods and Services on two nodes of a sandbox
@@ -101,6 +104,9 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     }
     if wanted(Part::Memory) {
         api::memory(&binary, &mut report).await?;
+    }
+    if wanted(Part::Crds) {
+        crds::run(&binary, &mut report).await?;
     }
     if wanted(Part::Etcd) {
         api::etcd(&mut report).await?;

@@ -6,11 +6,12 @@ use hawser_api::status::{FieldError, Status};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::access::Operation;
 use crate::hooks;
 use crate::kinds::Row;
 use crate::options::WriteOptions;
 use crate::registry::modify::Manner;
-use crate::registry::{Answer, Call, Registry};
+use crate::registry::{AdmissionStep, Answer, Call, Registry};
 use crate::request_info::RequestInfo;
 
 impl Registry {
@@ -44,6 +45,7 @@ impl Registry {
             headers: call.headers,
             accepted: call.accepted,
             warnings: Mutex::default(),
+            series: None,
         };
         self.bind_pod(&call, &binding, &options).await
     }
@@ -68,12 +70,24 @@ impl Registry {
         if !errors.is_empty() {
             return Err(Status::invalid("", "Binding", binding.name(), &errors));
         }
+        let mut binding = binding.clone();
+        let step = AdmissionStep {
+            operation: Operation::Create,
+            kind: "Binding",
+            old: None,
+            dry_run: options.dry_run,
+            options: &options.to_value("CreateOptions"),
+        };
+        self.admit(call, step, Some(&mut binding)).await?;
+        self.validate_admission(call, step, Some(&mut binding)).await?;
         let conflict = |why: String| Status::conflict("", "pods/binding", &name, why);
         let manner = Manner {
             subresource: "binding",
             options_kind: "CreateOptions",
             unconditional: true,
             trusted: true,
+            // kube-apiserver notes nobody for the node of a pod.
+            noted: true,
         };
         self.modify(call, options, manner, |current| {
             let mut pod = current.object.clone();
@@ -94,6 +108,9 @@ impl Registry {
             pod.remove_path(&["status", "nominatedNodeName"]);
             for (key, value) in binding.annotations().iter() {
                 pod.set_path(&["metadata", "annotations", key], json!(value));
+            }
+            for (key, value) in binding.labels().iter() {
+                pod.set_path(&["metadata", "labels", key], json!(value));
             }
             scheduled(&mut pod);
             Ok(pod)
