@@ -52,7 +52,13 @@ pub fn schemas(kind: &Kind, prefix: &str, dialect: Dialect) -> Vec<(String, Valu
         // kubectl would take the fields of v2 for all that there are.
         dialect == Dialect::V3 || custom.compiled().prunes && !is_set(schema, KEEPS_UNKNOWN)
     });
-    let meta = |name: &str| json!({"description": METADATA, "allOf": [{"$ref": format!("{prefix}{name}")}]});
+    let meta = |name: &str| {
+        let target = format!("{prefix}{name}");
+        match dialect {
+            Dialect::V2 => json!({"description": METADATA, "$ref": target}),
+            Dialect::V3 => json!({"description": METADATA, "allOf": [{"$ref": target}]}),
+        }
+    };
     let mut schema = json!({"type": "object"});
     if let Some(published) = published {
         schema = published;

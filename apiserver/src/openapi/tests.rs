@@ -73,6 +73,75 @@ fn kubectl_finds_field_validation_and_schemas() {
     assert_eq!(deployment["x-kubernetes-group-version-kind"][0]["version"], "v1");
 }
 
+/// A table of a definition: a field that is a map-list, one that keeps everything.
+fn defined() -> Arc<Table> {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "ports": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port"],
+            "items": {"type": "object", "required": ["port"], "properties": {
+                "port": {"type": "integer", "description": "A port.", "default": 80}}}},
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}});
+    let crd = json!({"metadata": {"name": "widgets.e.com", "uid": "u", "generation": 1}, "spec": {"group": "e.com",
+        "scope": "Namespaced", "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": schema}, "subresources": {"status": {}}}]},
+        "status": {"acceptedNames": {"kind": "Widget", "plural": "widgets", "listKind": "WidgetList"},
+            "conditions": [{"type": "Established", "status": "True"}]}});
+    let source: hawser_api::crd::custom::Source = Arc::new(crd.to_string().into_bytes());
+    let kinds: Vec<_> = hawser_api::crd::rows::rows(&crd, &source).into_iter().map(Arc::new).collect();
+    KindsRegistry::new(&kinds).snapshot()
+}
+
+#[test]
+fn kinds_defined_at_run_time_are_published() {
+    let table = defined();
+    let document = v3(&table, "apis/e.com/v1");
+    let schemas = document["components"]["schemas"].as_object().expect("schemas");
+    assert_eq!(dangling(&document, schemas::PREFIX, schemas), Vec::<String>::new());
+    let paths = document["paths"].as_object().expect("paths");
+    let names: Vec<&str> = paths.keys().map(|p| p.trim_start_matches("/apis/e.com/v1/")).collect();
+    assert_eq!(
+        names,
+        [
+            "namespaces/{namespace}/widgets",
+            "namespaces/{namespace}/widgets/{name}",
+            "namespaces/{namespace}/widgets/{name}/status",
+            "widgets"
+        ]
+    );
+    let list = &document["paths"]["/apis/e.com/v1/widgets"]["get"]["responses"]["200"]["content"];
+    assert_eq!(list["application/json"]["schema"], paths::reference("com.e.v1.WidgetList"));
+    assert_eq!(list.as_object().map(Map::len), Some(2), "no protobuf");
+    let widget = &schemas["com.e.v1.Widget"];
+    assert_eq!(
+        widget["x-kubernetes-group-version-kind"],
+        json!([{"group": "e.com", "version": "v1", "kind": "Widget"}])
+    );
+    let v2 = documents::write_v2(&table, Writer::Json(Json::new()));
+    let v2: Value = serde_json::from_slice(&v2).expect("json");
+    let definitions = v2["definitions"].as_object().expect("definitions");
+    assert_eq!(dangling(&v2, "#/definitions/", definitions), Vec::<String>::new());
+    let older = &definitions["com.e.v1.Widget"];
+    assert_eq!(
+        older["properties"]["metadata"]["$ref"],
+        "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+    );
+    for schema in [widget, older] {
+        let spec = &schema["properties"]["spec"]["properties"];
+        assert_eq!(spec["ports"]["x-kubernetes-list-type"], "map");
+        assert_eq!(spec["ports"]["x-kubernetes-list-map-keys"], json!(["port"]));
+        assert_eq!(spec["ports"]["items"]["properties"]["port"]["default"], 80);
+        assert_eq!(spec["free"]["x-kubernetes-preserve-unknown-fields"], true);
+    }
+    for (document, dialect) in [("apis/e.com/v1", Dialect::V3), ("", Dialect::V2)] {
+        let writer = Writer::Protobuf(gnostic::Writer::new(dialect));
+        let bytes = match dialect {
+            Dialect::V3 => documents::write_v3(&table, document, writer),
+            Dialect::V2 => documents::write_v2(&table, writer),
+        };
+        let key = b"x-kubernetes-list-map-keys";
+        assert!(bytes.windows(key.len()).any(|w| w == key));
+    }
+}
+
 /// What Kubernetes publishes and this does not, or otherwise; CBOR, which is off by default, is left out as well.
 const KNOWN: &[&str] = &[
     // The node's log files are not served.

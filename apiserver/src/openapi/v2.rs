@@ -106,7 +106,7 @@ pub(super) fn schema(value: Value) -> Value {
 /// The schema of a kind defined at run time: it was made for this dialect, only references lead elsewhere.
 pub(super) fn defined(value: Value) -> Value {
     let inner = |(key, value): (String, Value)| {
-        let value = if key == "$ref" { rename(&value) } else { defined(value) };
+        let value = if key == "$ref" && value.is_string() { rename(&value) } else { defined(value) };
         (key, value)
     };
     match value {
