@@ -16,11 +16,8 @@ use crate::kinds::{Row, Table};
 use crate::negotiate::{DiscoveryForm, Encoding, accept_discovery};
 use crate::respond;
 
-/// Media types of aggregated discovery, `v2` and `v2beta1`.
-const AGGREGATED_TYPES: [&str; 2] = [
-    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-    "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
-];
+/// Media type of aggregated discovery; `v2beta1` is gone since 1.35.
+const AGGREGATED_TYPE: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// Answers discovery paths; keeps the aggregated documents of the current table.
 #[derive(Default)]
@@ -32,9 +29,10 @@ pub struct Discovery {
 struct Aggregated {
     /// What the documents are of.
     table: Arc<Table>,
-    /// `/api` and `/apis`, each as `v2` and as `v2beta1`.
-    core: [Document; 2],
-    groups: [Document; 2],
+    /// `/api`
+    core: Document,
+    /// `/apis`
+    groups: Document,
 }
 
 /// A document and its ETag.
@@ -61,11 +59,10 @@ impl Discovery {
             Ok(found) => found,
             Err(status) => return Some(respond::status(&status, Encoding::Json)),
         };
-        if let DiscoveryForm::Aggregated(beta) = form {
+        if form == DiscoveryForm::Aggregated {
             let documents = self.aggregated(table);
             let document = if parts == ["api"] { documents.core } else { documents.groups };
-            let at = usize::from(beta);
-            return Some(with_etag(&document[at], AGGREGATED_TYPES[at], headers));
+            return Some(with_etag(&document, AGGREGATED_TYPE, headers));
         }
         let document = match parts.as_slice() {
             ["api"] => Some(api_versions(address)),
@@ -97,11 +94,8 @@ impl Discovery {
         }
         let document = |groups: &[&str]| {
             let items: Vec<Value> = groups.iter().map(|g| aggregated_group(table, g)).collect();
-            let mut value = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
-                "metadata": {}, "items": items});
-            let newer = tagged(&value);
-            value["apiVersion"] = json!("apidiscovery.k8s.io/v2beta1");
-            [newer, tagged(&value)]
+            tagged(&json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
+                "metadata": {}, "items": items}))
         };
         let documents =
             Aggregated { table: table.clone(), core: document(&[""]), groups: document(&groups(table)) };

@@ -242,8 +242,8 @@ pub fn pretty(param: Option<&str>, user_agent: Option<&str>) -> bool {
 pub enum DiscoveryForm {
     /// One document per group version.
     Plain,
-    /// Everything at once, `v2` or (the flag) `v2beta1`.
-    Aggregated(bool),
+    /// Everything at once, as `v2`.
+    Aggregated,
 }
 
 /// Negotiates a discovery document; `aggregated` is whether the path has the aggregated form.
@@ -258,10 +258,10 @@ pub fn accept_discovery(header: Option<&str>, aggregated: bool) -> Result<(Encod
             match clause.target() {
                 None => return Ok((encoding, DiscoveryForm::Plain)),
                 // The types of aggregated discovery are not among those with messages here.
-                Some(("apidiscovery.k8s.io", version @ ("v2" | "v2beta1"), "APIGroupDiscoveryList"))
+                Some(("apidiscovery.k8s.io", "v2", "APIGroupDiscoveryList"))
                     if aggregated && encoding == Encoding::Json =>
                 {
-                    return Ok((encoding, DiscoveryForm::Aggregated(version == "v2beta1")));
+                    return Ok((encoding, DiscoveryForm::Aggregated));
                 }
                 Some(_) => {}
             }
@@ -373,11 +373,11 @@ mod tests {
         };
         let both = format!("{},{},application/json", form("v2"), form("v2beta1"));
         for (header, aggregated, want) in [
-            (Some(form("v2")), true, Some(Aggregated(false))),
-            (Some(form("v2beta1")), true, Some(Aggregated(true))),
+            (Some(form("v2")), true, Some(Aggregated)),
+            (Some(form("v2beta1")), true, None),
             (Some(form("v3")), true, None),
             (Some(form("v2")), false, None),
-            (Some(both.clone()), true, Some(Aggregated(false))),
+            (Some(both.clone()), true, Some(Aggregated)),
             (Some(both), false, Some(Plain)),
             (None, true, Some(Plain)),
         ] {

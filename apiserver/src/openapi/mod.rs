@@ -34,6 +34,8 @@ use crate::respond;
 
 const V2: &str = "/openapi/v2";
 const V3: &str = "/openapi/v3";
+/// kube-apiserver sets none for the index, so Go's guess is sent.
+const INDEX_TYPE: &str = "text/plain; charset=utf-8";
 
 /// Answers `/openapi/v2`, and `/openapi/v3` and below.
 #[derive(Default)]
@@ -70,9 +72,9 @@ impl OpenApi {
         let index = self.index(table);
         if name.is_empty() {
             let mut response = if is_known(text(IF_NONE_MATCH), &index.hash) {
-                respond::bytes_answer(304, Bytes::new(), "application/json")
+                respond::bytes_answer(304, Bytes::new(), INDEX_TYPE)
             } else {
-                respond::bytes_answer(200, index.document.clone(), "application/json")
+                respond::bytes_answer(200, index.document.clone(), INDEX_TYPE)
             };
             tag(&mut response, &index.hash);
             return Some(response);
