@@ -170,7 +170,11 @@ impl Type {
                 return format!("{full}{rest}");
             }
         }
-        format!("io.k8s.api.{}", self.name)
+        if self.name.starts_with("io.k8s.") {
+            self.name.to_owned()
+        } else {
+            format!("io.k8s.api.{}", self.name)
+        }
     }
 }
 
@@ -203,6 +207,16 @@ fn schema() -> &'static Schema {
 /// The type of a short name, `core.v1.PodSpec`.
 pub fn find(name: &str) -> Option<&'static Type> {
     schema().by_name.get(name).map(|i| &schema().types[usize::from(*i)])
+}
+
+/// The type of an OpenAPI name, `io.k8s.api.core.v1.PodSpec`.
+pub fn find_openapi(name: &str) -> Option<&'static Type> {
+    for (short, full) in &schema().prefixes {
+        if let Some(rest) = name.strip_prefix(full) {
+            return find(&format!("{short}{rest}"));
+        }
+    }
+    find(name).or_else(|| find(name.strip_prefix("io.k8s.api.")?))
 }
 
 /// The type of a kind, given `apiVersion` and `kind`.
@@ -402,6 +416,9 @@ mod tests {
         let extra = find("authentication.v1.UserInfo").and_then(|t| t.field("extra")).expect("extra");
         assert!(matches!(extra.ty.shape(), Shape::Map(inner) if matches!(inner.shape(), Shape::List(_))));
         assert_eq!(spec.openapi_name(), "io.k8s.api.core.v1.PodSpec");
+        assert!(
+            all().iter().all(|t| find_openapi(&t.openapi_name()).is_some_and(|found| found.name == t.name))
+        );
         assert_eq!(
             object_meta().map(Type::openapi_name).as_deref(),
             Some("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")

@@ -13,34 +13,30 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::body::Body;
 use crate::kinds::{Row, Table};
-use crate::negotiate::{Encoding, accept_discovery};
+use crate::negotiate::{DiscoveryForm, Encoding, accept_discovery};
 use crate::respond;
 
+/// Media type of aggregated discovery; `v2beta1` is gone since 1.35.
 const AGGREGATED_TYPE: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// Answers discovery paths; keeps the aggregated documents of the current table.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Discovery {
     aggregated: Mutex<Option<Aggregated>>,
 }
 
-#[derive(Debug, Clone)]
-struct Aggregated {
-    /// Address of the table that the documents are of, which is kept alive with them.
-    table: usize,
-    _held: HeldTable,
-    core: (Bytes, String),
-    groups: (Bytes, String),
-}
-
 #[derive(Clone)]
-struct HeldTable(#[expect(dead_code, reason = "held so that its address stays its name")] Arc<Table>);
-
-impl std::fmt::Debug for HeldTable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HeldTable")
-    }
+struct Aggregated {
+    /// What the documents are of.
+    table: Arc<Table>,
+    /// `/api`
+    core: Document,
+    /// `/apis`
+    groups: Document,
 }
+
+/// A document and its ETag.
+type Document = (Bytes, String);
 
 impl Discovery {
     /// Answers `/api`, `/apis` and what is directly below them; None for other paths.
@@ -59,14 +55,14 @@ impl Discovery {
             _ => return None,
         };
         let accept = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok());
-        let (encoding, aggregated) = match accept_discovery(accept, root) {
+        let (encoding, form) = match accept_discovery(accept, root) {
             Ok(found) => found,
             Err(status) => return Some(respond::status(&status, Encoding::Json)),
         };
-        if aggregated {
+        if form == DiscoveryForm::Aggregated {
             let documents = self.aggregated(table);
             let document = if parts == ["api"] { documents.core } else { documents.groups };
-            return Some(with_etag(document, headers));
+            return Some(with_etag(&document, AGGREGATED_TYPE, headers));
         }
         let document = match parts.as_slice() {
             ["api"] => Some(api_versions(address)),
@@ -93,37 +89,35 @@ impl Discovery {
 
     fn aggregated(&self, table: &Arc<Table>) -> Aggregated {
         let mut kept = self.aggregated.lock();
-        let address = Arc::as_ptr(table) as usize;
-        if let Some(documents) = kept.as_ref().filter(|d| d.table == address) {
+        if let Some(documents) = kept.as_ref().filter(|d| Arc::ptr_eq(&d.table, table)) {
             return documents.clone();
         }
         let document = |groups: &[&str]| {
             let items: Vec<Value> = groups.iter().map(|g| aggregated_group(table, g)).collect();
-            let value = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
-                "metadata": {}, "items": items});
-            let bytes = Bytes::from(value.to_string());
-            let tag = format!("\"{}\"", hex::encode_upper(Sha512::digest(&bytes)));
-            (bytes, tag)
+            tagged(&json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
+                "metadata": {}, "items": items}))
         };
-        let documents = Aggregated {
-            table: address,
-            _held: HeldTable(table.clone()),
-            core: document(&[""]),
-            groups: document(&groups(table)),
-        };
+        let documents =
+            Aggregated { table: table.clone(), core: document(&[""]), groups: document(&groups(table)) };
         *kept = Some(documents.clone());
         documents
     }
 }
 
-fn with_etag((bytes, tag): (Bytes, String), headers: &http::HeaderMap) -> Response<Body> {
+fn tagged(value: &Value) -> Document {
+    let bytes = Bytes::from(value.to_string());
+    let tag = format!("\"{}\"", hex::encode_upper(Sha512::digest(&bytes)));
+    (bytes, tag)
+}
+
+fn with_etag((bytes, tag): &Document, media: &'static str, headers: &http::HeaderMap) -> Response<Body> {
     let known = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()) == Some(tag.as_str());
     let mut response = if known {
-        respond::bytes_answer(304, Bytes::new(), AGGREGATED_TYPE)
+        respond::bytes_answer(304, Bytes::new(), media)
     } else {
-        respond::bytes_answer(200, bytes, AGGREGATED_TYPE)
+        respond::bytes_answer(200, bytes.clone(), media)
     };
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
+    if let Ok(tag) = HeaderValue::from_str(tag) {
         response.headers_mut().insert(ETAG, tag);
     }
     response.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));

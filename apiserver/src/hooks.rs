@@ -58,7 +58,7 @@ pub fn strategy(kind: &Kind) -> Strategy {
                     | "csinodes"
                     | "csidrivers"
                     | "volumeattributesclasses"
-            )
+            ) | ("resource.k8s.io", _)
         ),
     }
 }

@@ -32,6 +32,7 @@ pub mod openapi;
 pub mod options;
 pub mod pipeline;
 pub mod pki;
+mod pretty;
 pub mod reader;
 pub mod registry;
 pub mod request_info;
@@ -196,7 +197,7 @@ impl ApiServer {
         let pipeline = Arc::new(Pipeline {
             registry,
             discovery: discovery::Discovery::default(),
-            openapi: openapi::OpenApi,
+            openapi: openapi::OpenApi::default(),
             health: Arc::default(),
             metrics: Arc::default(),
             storage,

@@ -6,7 +6,7 @@ use std::time::Instant;
 use futures::StreamExt as _;
 use hawser_api::exposition;
 use hawser_api::status::Status;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WARNING};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT, WARNING};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, StreamBody};
 use parking_lot::Mutex;
@@ -22,7 +22,7 @@ use crate::inflight::{self, Inflight};
 use crate::kinds::{Row, Table};
 use crate::metrics::storage::Measured;
 use crate::metrics::{Metrics, Running, Series};
-use crate::negotiate::{self, Accepted, Encoding};
+use crate::negotiate::{self, Accepted, Encoding, Offer};
 use crate::openapi::OpenApi;
 use crate::registry::subresource::binding;
 use crate::registry::virtual_read;
@@ -124,11 +124,20 @@ impl Pipeline {
         request.extensions_mut().insert(Arc::clone(&series));
         let accept_encoding =
             request.headers().get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let (errors, pretty) = {
+            let text = |name| request.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+            let pretty = !info.path.starts_with("/openapi/")
+                && negotiate::pretty(info.param("pretty"), text(USER_AGENT));
+            (negotiate::accept_error(text(ACCEPT)), pretty)
+        };
         let mut response = match self.identify(&mut request, &info).await {
             Ok(user) => self.admit(request, &info, user).await,
             Err(status) => Err(status),
         }
-        .unwrap_or_else(|status| respond::status(&status, Encoding::Json));
+        .unwrap_or_else(|status| respond::status(&status, errors));
+        if pretty {
+            respond::indent(&mut response);
+        }
         respond::gzip(&mut response, accept_encoding.as_deref());
         self.metrics.end(&series, response.status().as_u16(), begun.elapsed());
         response
@@ -249,12 +258,13 @@ impl Pipeline {
     ) -> Result<Response<Body>, Status> {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(ACCEPT).and_then(|v| v.to_str().ok());
-        let list = matches!(info.verb, "list" | "deletecollection");
-        let mut accepted = negotiate::accept(accept, list, true)?;
-        accepted.pretty = info.flag("pretty");
-        if info.verb == "watch" && accepted.encoding == Encoding::Yaml {
-            return Err(Status::not_acceptable());
-        }
+        let offer = Offer {
+            list: matches!(info.verb, "list" | "deletecollection"),
+            watch: info.verb == "watch",
+            protobuf: row.kind.builtin || info.subresource == "scale",
+        };
+        let accepted = negotiate::accept(accept, offer)?;
+        let errors = negotiate::accept_error(accept);
         let include = table::include(info.param("includeObject"), accepted.transform)?;
         let call = Call {
             info,
@@ -274,7 +284,10 @@ impl Pipeline {
             Ok(answer) => self.render(&call, answer, &renderer),
             Err(status) => Err(status),
         }
-        .unwrap_or_else(|status| respond::status(&status, accepted.encoding));
+        .unwrap_or_else(|status| respond::status(&status, errors));
+        if accepted.pretty {
+            respond::indent(&mut response);
+        }
         for text in call.warnings.lock().iter() {
             if let Some(value) = respond::warning(text) {
                 response.headers_mut().append(WARNING, value);
@@ -326,6 +339,7 @@ impl Pipeline {
         let Accepted { encoding, .. } = call.accepted;
         let content_type = encoding.content_type();
         Ok(match answer {
+            Answer::Entry(entry) => respond::bytes_answer(200, renderer.entry(&entry)?, content_type),
             Answer::Stored(code, value, revision) => {
                 respond::bytes_answer(code, renderer.stored(&value, revision)?, content_type)
             }
@@ -350,8 +364,11 @@ impl Pipeline {
                     }
                     Ok::<_, std::convert::Infallible>(http_body::Frame::data(chunk))
                 });
-                let mut response =
-                    respond::bytes_answer(200, Body::new(StreamBody::new(stream)), content_type);
+                let mut response = respond::bytes_answer(
+                    200,
+                    Body::new(StreamBody::new(stream)),
+                    encoding.stream_content_type(),
+                );
                 response
                     .headers_mut()
                     .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));

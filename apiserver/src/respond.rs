@@ -1,13 +1,16 @@
-//! From an [`Answer`] to bytes: JSON, YAML, Table and PartialObjectMetadata, lists and watch events.
+//! From an [`Answer`] to bytes: JSON, YAML, protobuf, Table and PartialObjectMetadata, lists and watch events.
 //!
 //! The ordinary case joins slices of stored bytes. Only other forms, and versions that differ in more than their
 //! name, decode objects.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use hawser_api::object::ObjectExt as _;
+use hawser_api::protobuf::{self, EncodeError};
+use hawser_api::schema;
 use hawser_api::status::Status;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
@@ -20,13 +23,13 @@ use crate::convert;
 use crate::kinds::Row;
 use crate::negotiate::{Accepted, Encoding, Transform};
 use crate::registry::list::Page;
-use crate::table;
+use crate::{pretty, table};
 
 /// Bytes of one piece of a list: small enough to stay in the processor's cache until it is encrypted.
 const CHUNK: usize = 64 << 10;
 /// What closes a list.
 const LIST_END: &[u8] = b"]}";
-/// Answers from this size on are compressed for clients that take gzip (as kube-apiserver).
+/// Answers larger than this are compressed for clients that take gzip (as kube-apiserver).
 const GZIP_FROM: usize = 128 << 10;
 
 /// Renders the objects of one row in one form.
@@ -86,10 +89,47 @@ impl Renderer {
     /// # Errors
     /// When the stored bytes are no object.
     pub fn stored(&self, value: &[u8], revision: u64) -> Result<Bytes, Status> {
-        if self.accepted.transform == Transform::None && self.accepted.encoding == Encoding::Json {
-            return self.json(value, revision);
+        match (self.accepted.transform, self.accepted.encoding) {
+            (Transform::None, Encoding::Json) => self.json(value, revision),
+            (Transform::None, Encoding::Protobuf) => Ok(self.in_envelope(&self.message(value, revision)?)),
+            _ => self.object(self.decode(value, revision)?),
         }
-        self.object(self.decode(value, revision)?)
+    }
+
+    /// One object of the cache as the body of an answer.
+    ///
+    /// # Errors
+    /// When the stored bytes are no object.
+    pub fn entry(&self, entry: &Entry) -> Result<Bytes, Status> {
+        if self.accepted.transform == Transform::None && self.accepted.encoding == Encoding::Protobuf {
+            return Ok(self.in_envelope(&self.entry_message(entry)?));
+        }
+        self.stored(&entry.value, entry.revision)
+    }
+
+    /// A stored object as a protobuf message in the row's version.
+    fn message(&self, value: &[u8], revision: u64) -> Result<Bytes, Status> {
+        let kind = &self.row.kind;
+        let ty = schema::of(kind).ok_or_else(Status::not_acceptable)?;
+        let json = self.json(value, revision)?;
+        protobuf::message_of_json(ty, &json).map(Bytes::from).map_err(Status::internal)
+    }
+
+    /// The message of an object of the cache, made once for all who ask.
+    fn entry_message(&self, entry: &Entry) -> Result<Bytes, Status> {
+        if !self.row.is_stored_version() {
+            return self.message(&entry.value, entry.revision);
+        }
+        if let Some(known) = entry.message.get() {
+            return Ok(known.clone());
+        }
+        let made = self.message(&entry.value, entry.revision)?;
+        Ok(entry.message.get_or_init(|| made).clone())
+    }
+
+    fn in_envelope(&self, message: &[u8]) -> Bytes {
+        let kind = &self.row.kind;
+        protobuf::envelope(&kind.api_version(), &kind.kind, message).into()
     }
 
     /// One decoded object of the row's kind as the body of an answer.
@@ -105,23 +145,41 @@ impl Renderer {
     /// # Errors
     /// When a stored object cannot be decoded.
     pub fn list(&self, page: Page) -> Result<Body, Status> {
-        let plain = self.accepted.transform == Transform::None && self.accepted.encoding == Encoding::Json;
-        if plain && self.direct() {
-            return Ok(self.list_of_bytes(page));
+        match (self.accepted.transform, self.accepted.encoding) {
+            (Transform::None, Encoding::Json) if self.direct() => return Ok(self.list_of_bytes(page)),
+            (Transform::None, Encoding::Protobuf) => return self.list_of_messages(page),
+            _ => {}
         }
         let mut objects = Vec::with_capacity(page.entries.len());
         for entry in &page.entries {
             objects.push(self.decode(&entry.value, entry.revision)?);
         }
-        let mut meta = Map::new();
-        meta.insert("resourceVersion".into(), page.revision.to_string().into());
-        if let Some(next) = page.next {
-            meta.insert("continue".into(), next.into());
+        self.objects(objects, list_meta(&page)).map(Body::Full)
+    }
+
+    /// Joins the messages of a page's objects in one envelope.
+    fn list_of_messages(&self, page: Page) -> Result<Body, Status> {
+        let kind = &self.row.kind;
+        let mut head = Vec::new();
+        let meta = Value::Object(list_meta(&page));
+        protobuf::list_meta(&meta, &mut head).map_err(Status::internal)?;
+        let mut chunks = VecDeque::new();
+        let mut out = head;
+        let mut total = 0;
+        for entry in &page.entries {
+            let message = self.entry_message(entry)?;
+            protobuf::item_head(message.len(), &mut out);
+            out.extend_from_slice(&message);
+            if out.len() >= CHUNK {
+                total += out.len();
+                chunks.push_back(Bytes::from(std::mem::replace(&mut out, Vec::with_capacity(CHUNK))));
+            }
         }
-        if let Some(remaining) = page.remaining {
-            meta.insert("remainingItemCount".into(), remaining.into());
-        }
-        self.objects(objects, meta).map(Body::Full)
+        total += out.len();
+        chunks.push_back(out.into());
+        let envelope = protobuf::envelope_head(&kind.api_version(), &kind.list_kind, total);
+        chunks.push_front(envelope.into());
+        Ok(Body::Chunks(chunks))
     }
 
     /// Decoded objects as a list.
@@ -212,6 +270,9 @@ impl Renderer {
     /// # Errors
     /// When the stored bytes are no object.
     pub fn event(&mut self, kind: EventType, entry: &Entry, revision: u64) -> Result<Bytes, Status> {
+        if self.accepted.encoding == Encoding::Protobuf {
+            return self.protobuf_event(kind, entry, revision);
+        }
         let object = match self.accepted.transform {
             Transform::None => self.json(&entry.value, revision)?,
             Transform::Partial(beta) => to_json(&partial(&self.decode(&entry.value, revision)?, beta))?,
@@ -227,6 +288,18 @@ impl Renderer {
         Ok(frame(kind.name(), &object))
     }
 
+    fn protobuf_event(&self, kind: EventType, entry: &Entry, revision: u64) -> Result<Bytes, Status> {
+        let object = match self.accepted.transform {
+            // The last state of a deleted object has the revision of the deletion.
+            Transform::None if revision == entry.revision => self.in_envelope(&self.entry_message(entry)?),
+            Transform::None => self.in_envelope(&self.message(&entry.value, revision)?),
+            Transform::Partial(_) | Transform::Table(_) => {
+                encode(&self.transform(self.decode(&entry.value, revision)?), Encoding::Protobuf)?
+            }
+        };
+        Ok(protobuf::watch_frame(kind.name(), &object).into())
+    }
+
     /// A watch event whose bytes are shared with all watchers that want the same form.
     ///
     /// # Errors
@@ -239,6 +312,7 @@ impl Renderer {
             // The first Table of a watch has columns, and rows show ages.
             Transform::Table(_) => return self.event(kind, entry, event.revision),
         };
+        let form = if self.accepted.encoding == Encoding::Protobuf { form + 3 } else { form };
         let key = (Arc::as_ptr(&self.row) as usize, form, kind);
         event.frame(key, || self.event(kind, entry, event.revision))
     }
@@ -262,13 +336,34 @@ impl Renderer {
                 json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": meta})
             }
         };
-        frame("BOOKMARK", object.to_string().as_bytes())
+        self.framed("BOOKMARK", &object)
     }
 
     /// The event that ends a watch with an error.
     pub fn error(&self, status: &Status) -> Bytes {
-        frame("ERROR", status.to_value().to_string().as_bytes())
+        self.framed("ERROR", &status.to_value())
     }
+
+    fn framed(&self, kind: &str, object: &Value) -> Bytes {
+        if self.accepted.encoding == Encoding::Protobuf
+            && let Ok(object) = protobuf::encode(object)
+        {
+            return protobuf::watch_frame(kind, &object).into();
+        }
+        frame(kind, object.to_string().as_bytes())
+    }
+}
+
+fn list_meta(page: &Page) -> Map<String, Value> {
+    let mut meta = Map::new();
+    meta.insert("resourceVersion".into(), page.revision.to_string().into());
+    if let Some(next) = &page.next {
+        meta.insert("continue".into(), next.as_str().into());
+    }
+    if let Some(remaining) = page.remaining {
+        meta.insert("remainingItemCount".into(), remaining.into());
+    }
+    meta
 }
 
 fn frame(kind: &str, object: &[u8]) -> Bytes {
@@ -298,9 +393,14 @@ fn to_json(value: &Value) -> Result<Bytes, Status> {
 /// Encodes a value.
 ///
 /// # Errors
-/// When it cannot be written as YAML.
+/// When it cannot be written as YAML; 406 when its kind has no protobuf message.
 pub fn encode(value: &Value, encoding: Encoding) -> Result<Bytes, Status> {
     match encoding {
+        Encoding::Protobuf => match protobuf::encode(value) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(EncodeError::UnknownKind { .. }) => Err(Status::not_acceptable()),
+            Err(error @ EncodeError::Json(_)) => Err(Status::internal(error)),
+        },
         Encoding::Json => to_json(value),
         Encoding::Yaml => serde_yaml_ng::to_string(value).map(Bytes::from).map_err(Status::internal),
     }
@@ -345,6 +445,23 @@ pub fn warning(text: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("299 - \"{quoted}\"")).ok()
 }
 
+/// Breaks JSON into lines of two spaces' indent, for people.
+pub fn indent(response: &mut Response<Body>) {
+    if response.headers().get(CONTENT_TYPE).is_none_or(|t| t != "application/json") {
+        return;
+    }
+    let pieces: Vec<Bytes> = match std::mem::take(response.body_mut()) {
+        Body::Full(bytes) => vec![bytes],
+        Body::Chunks(chunks) => chunks.into(),
+        Body::Pieces(pieces) => pieces.collect(),
+        other @ (Body::Empty | Body::Stream(_)) => {
+            *response.body_mut() = other;
+            return;
+        }
+    };
+    *response.body_mut() = Body::from(pretty::indent(&pieces));
+}
+
 /// Compresses a large answer for a client that takes gzip.
 pub fn gzip(response: &mut Response<Body>, accept_encoding: Option<&str>) {
     let wanted = accept_encoding
@@ -358,7 +475,7 @@ pub fn gzip(response: &mut Response<Body>, accept_encoding: Option<&str>) {
         Body::Pieces(p) => usize::try_from(p.left()).unwrap_or(usize::MAX),
         Body::Empty | Body::Stream(_) => return,
     };
-    if size < GZIP_FROM {
+    if size <= GZIP_FROM {
         return;
     }
     let mut encoder =

@@ -11,7 +11,7 @@ use crate::schema::{self, Base, Presence, Shape, Ty, Type};
 use crate::time::{rfc3339, rfc3339_micro};
 
 /// What every body begins with.
-const MAGIC: &[u8] = b"k8s\0";
+pub(super) const MAGIC: &[u8] = b"k8s\0";
 /// Deeper bodies are refused; the deepest built-in schema needs far less, JSON schemas in CRDs nest.
 const MAX_DEPTH: u32 = 128;
 
@@ -115,7 +115,7 @@ fn put(
 ) -> Result<(), Error> {
     let name = field.name;
     match field.ty.shape() {
-        Shape::List(inner) if mark == Mark::None => {
+        Shape::List(inner) if matches!(mark, Mark::None | Mark::Json) => {
             let list = object.entry(name).or_insert_with(|| Value::Array(Vec::new()));
             let Value::Array(list) = list else { return Err(Error::Malformed) };
             // Numbers may come packed.

@@ -8,6 +8,17 @@ use std::sync::LazyLock;
 pub struct Message {
     /// By field number.
     pub fields: HashMap<u32, Entry>,
+    /// By the name in JSON, fields of inlined messages included.
+    pub by_name: HashMap<&'static str, Place>,
+}
+
+/// Where a field of a JSON object is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Numbers of the inlined messages around it, outermost first.
+    pub path: Vec<u32>,
+    pub number: u32,
+    pub mark: Mark,
 }
 
 /// What a field number stands for.
@@ -58,7 +69,29 @@ fn parse(text: &'static str) -> HashMap<&'static str, Message> {
             message.fields.insert(number, entry);
         }
     }
+    let names: Vec<_> = messages.keys().map(|name| (*name, places(&messages, name))).collect();
+    for (name, places) in names {
+        messages.entry(name).or_default().by_name = places;
+    }
     messages
+}
+
+fn places(messages: &HashMap<&'static str, Message>, name: &str) -> HashMap<&'static str, Place> {
+    let mut found = HashMap::new();
+    for (number, entry) in messages.get(name).into_iter().flat_map(|message| &message.fields) {
+        match entry {
+            Entry::Field { name, mark } => {
+                found.insert(*name, Place { path: Vec::new(), number: *number, mark: *mark });
+            }
+            Entry::Inline(inner) => {
+                found.extend(places(messages, inner).into_iter().map(|(name, mut place)| {
+                    place.path.insert(0, *number);
+                    (name, place)
+                }))
+            }
+        }
+    }
+    found
 }
 
 fn parse_field(line: &'static str) -> Option<(u32, Entry)> {

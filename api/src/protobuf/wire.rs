@@ -75,3 +75,54 @@ impl<'a> Iterator for Fields<'a> {
         Some(read)
     }
 }
+
+/// Writes a varint.
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Writes a field's key: its number and how its value is written.
+pub fn put_key(out: &mut Vec<u8>, number: u32, wire: u8) {
+    put_varint(out, u64::from(number) << 3 | u64::from(wire));
+}
+
+/// Writes a number.
+pub fn put_varint_field(out: &mut Vec<u8>, number: u32, value: u64) {
+    put_key(out, number, 0);
+    put_varint(out, value);
+}
+
+/// Writes eight bytes.
+pub fn put_fixed64(out: &mut Vec<u8>, number: u32, bits: u64) {
+    put_key(out, number, 1);
+    out.extend_from_slice(&bits.to_le_bytes());
+}
+
+/// Writes a string or bytes.
+pub fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+    put_key(out, number, 2);
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// Writes a message whose bytes `write` adds. Its length stands before it and is known only after: room for a short
+/// one is left, and a long one moves the bytes.
+pub fn nested<T>(out: &mut Vec<u8>, number: u32, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    put_key(out, number, 2);
+    let at = out.len();
+    out.push(0);
+    let result = write(out);
+    let len = out.len() - at - 1;
+    if let (Ok(short @ ..0x80), Some(place)) = (u8::try_from(len), out.get_mut(at)) {
+        *place = short;
+        return result;
+    }
+    let mut head = Vec::with_capacity(5);
+    put_varint(&mut head, len as u64);
+    out.splice(at..=at, head);
+    result
+}

@@ -1,6 +1,6 @@
 //! The cells of the kinds: dispatch, the small kinds, and what all share.
 
-use super::{network, storage, workloads};
+use super::{network, preview, storage, workloads};
 use crate::kinds::Kind;
 use crate::object::{Labels, ObjectExt as _};
 use crate::selector::LabelSelector;
@@ -100,6 +100,7 @@ pub fn of(kind: &Kind, o: &Value, now: Timestamp) -> Option<Vec<Value>> {
         .or_else(|| network::cells(kind, &cx))
         .or_else(|| storage::cells(kind, &cx))
         .or_else(|| small(kind, &cx))
+        .or_else(|| preview::cells(kind, &cx))
 }
 
 fn small(kind: &Kind, cx: &Cx<'_>) -> Option<Vec<Value>> {

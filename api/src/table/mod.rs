@@ -7,6 +7,7 @@ mod cells;
 mod jsonpath;
 mod network;
 mod pods;
+mod preview;
 mod storage;
 mod workloads;
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use hawser_api::kinds::Kind;
@@ -86,11 +86,18 @@ pub struct Entry {
     pub value: Bytes,
     /// What selectors ask for.
     pub facts: Facts,
+    /// The object as a protobuf message of the stored version, once someone has asked for it.
+    pub message: OnceLock<Bytes>,
     /// `apiVersion` of what was stored, where it is not the stored version's and only a webhook can convert it.
     pub stored_as: Option<Box<str>>,
 }
 
 impl Entry {
+    /// An entry whose facts are known.
+    pub fn new(key: Arc<str>, revision: u64, value: Bytes, facts: Facts) -> Self {
+        Self { key, revision, value, facts, message: OnceLock::new(), stored_as: None }
+    }
+
     /// Makes an entry from stored bytes. Bytes that another program wrote in another order are encoded anew.
     ///
     /// # Errors
@@ -104,7 +111,7 @@ impl Entry {
     ) -> Result<Self, serde_json::Error> {
         if head.fits(&value) && kind.custom.is_none() {
             let facts = Facts::parse(kind, &value)?;
-            return Ok(Self { key, revision, value, facts, stored_as: None });
+            return Ok(Self::new(key, revision, value, facts));
         }
         let mut object: Value = serde_json::from_slice(&value)?;
         let mut stored_as = None;
@@ -113,7 +120,7 @@ impl Entry {
             stored_as = Some(object.api_version()).filter(|v| *v != kind.api_version()).map(Into::into);
         }
         let facts = Facts::of(kind, &object);
-        Ok(Self { key, revision, value: head.encode(&object), facts, stored_as })
+        Ok(Self { stored_as, ..Self::new(key, revision, head.encode(&object), facts) })
     }
 
     /// The bytes after the stored version's head.

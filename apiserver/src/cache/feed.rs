@@ -245,7 +245,7 @@ impl Feed {
                 let value = p.value.clone();
                 prepared.remove(&address);
                 let key = kv.key.strip_prefix(cache.prefix()).unwrap_or(&kv.key).into();
-                return Ok(Entry { key, revision: kv.mod_revision, value, facts, stored_as: None });
+                return Ok(Entry::new(key, kv.mod_revision, value, facts));
             }
         }
         let unreadable = |why: String| FeedError::Unreadable { key: kv.key.to_string(), why };

@@ -238,13 +238,7 @@ mod tests {
     use crate::cache::entry::Facts;
 
     fn event(revision: u64) -> Arc<Event> {
-        let entry = Entry {
-            key: "a".into(),
-            revision,
-            value: Bytes::from_static(b"{}"),
-            facts: Facts::default(),
-            stored_as: None,
-        };
+        let entry = Entry::new("a".into(), revision, Bytes::from_static(b"{}"), Facts::default());
         Arc::new(Event::new(revision, EventType::Added, Arc::new(entry), None))
     }
 
@@ -285,13 +279,7 @@ mod tests {
         let ring = Ring::new(0, []);
         let value = Bytes::from(vec![b'x'; 1 << 20]);
         for revision in 1..=200 {
-            let entry = Arc::new(Entry {
-                key: "a".into(),
-                revision,
-                value: value.clone(),
-                facts: Facts::default(),
-                stored_as: None,
-            });
+            let entry = Arc::new(Entry::new("a".into(), revision, value.clone(), Facts::default()));
             ring.push(Arc::new(Event::new(revision, EventType::Modified, entry.clone(), Some(entry))));
         }
         let held = revisions(&ring, ring.floor(), usize::MAX).expect("in reach").len();

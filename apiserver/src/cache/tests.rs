@@ -54,13 +54,7 @@ fn events_meanwhile_wait_for_the_list() {
     put(&cache, "a/old", 3, "");
     put(&cache, "a/new", 6, "");
     let listed = entry(&cache, "a/old", 3, "");
-    let listed = Entry {
-        key: listed.key.clone(),
-        revision: 3,
-        value: listed.value.clone(),
-        facts: entry::Facts::default(),
-        stored_as: None,
-    };
+    let listed = Entry::new(listed.key.clone(), 3, listed.value.clone(), entry::Facts::default());
     cache.finish_loading(vec![listed], 5);
     assert_eq!(keys(&cache, None, None), ["a/new", "a/old"]);
     assert_eq!(types(&cache.ring(&Scope::All, 5), 5), [(6, EventType::Added)]);

@@ -101,13 +101,8 @@ impl Converter {
         let objects = self.convert(&row.kind, objects).await?;
         let present = |(mut object, entry): (Value, Arc<Entry>)| {
             custom.refresh(&mut object);
-            Arc::new(Entry {
-                key: entry.key.clone(),
-                revision: entry.revision,
-                value: cache.head().encode(&object),
-                facts: Facts::default(),
-                stored_as: None,
-            })
+            let value = cache.head().encode(&object);
+            Arc::new(Entry::new(entry.key.clone(), entry.revision, value, Facts::default()))
         };
         Ok(objects.into_iter().zip(entries).map(present).collect())
     }

@@ -1,206 +1,185 @@
-//! OpenAPI v3: an index with hashes and one document per group version, made from the schema table when asked for.
+//! OpenAPI: v3 as an index with hashes and one document per group version, v2 as one document; JSON and protobuf.
 //!
-//! Documents are large and asked for seldom; none is kept. The hash of a document is that of what it is made from.
+//! Documents are large and asked for seldom, and clients keep what they have by its hash. So none is kept here: one is
+//! written, part by part, when it is asked for. The hash of a document is that of what it is made from.
 
+mod descriptions;
+mod documents;
+mod gnostic;
+mod parameters;
 mod paths;
 mod schemas;
+mod v2;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use hawser_api::status::Status;
+use hawser_api::crd::publish::Dialect;
 use http::Response;
-use http::header::{ACCEPT, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::header::{
+    ACCEPT, CACHE_CONTROL, ETAG, EXPIRES, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION, VARY,
+};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha512};
 
+use self::writer::{Json, Writer};
 use crate::body::Body;
-use crate::discovery::{groups, versions};
 use crate::kinds::Table;
-use crate::negotiate::Encoding;
+use crate::negotiate;
 use crate::request_info::RequestInfo;
-use crate::{respond, version};
+use crate::respond;
 
-const ROOT: &str = "/openapi/v3";
+const V2: &str = "/openapi/v2";
+const V3: &str = "/openapi/v3";
+/// kube-apiserver sets none for the index, so Go's guess is sent.
+const INDEX_TYPE: &str = "text/plain; charset=utf-8";
 
-/// Answers `/openapi/v3` and below, and `/openapi/v2`.
-#[derive(Debug, Default)]
-pub struct OpenApi;
+/// Answers `/openapi/v2`, and `/openapi/v3` and below.
+#[derive(Default)]
+pub struct OpenApi {
+    index: Mutex<Option<(Arc<Table>, Arc<Index>)>>,
+}
+
+/// The documents of a table.
+struct Index {
+    /// Name → hash.
+    hashes: BTreeMap<String, String>,
+    /// The index as it is sent.
+    document: Bytes,
+    /// Hash of the index, and of the document of v2.
+    hash: String,
+}
 
 impl OpenApi {
     /// Answers a path; None when it is none of OpenAPI's.
     pub fn answer(
         &self,
-        table: &Table,
+        table: &Arc<Table>,
         info: &RequestInfo,
-        headers: &http::HeaderMap,
+        headers: &HeaderMap,
     ) -> Option<Response<Body>> {
-        if info.path == "/openapi/v2" {
-            return Some(self.v2(table, headers));
+        let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+        if info.path == V2 {
+            let index = self.index(table);
+            let answer = Negotiated { dialect: Dialect::V2, hash: &index.hash, forever: false };
+            return Some(answer.send(text(ACCEPT), text(IF_NONE_MATCH), |w| documents::write_v2(table, w)));
         }
-        let name = info.path.strip_prefix(ROOT)?.trim_matches('/');
+        let name = info.path.strip_prefix(V3).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+        let name = name.trim_matches('/');
+        let index = self.index(table);
         if name.is_empty() {
-            let index = index(table).to_string();
-            return Some(respond::bytes_answer(200, index, "text/plain; charset=utf-8"));
+            let mut response = if is_known(text(IF_NONE_MATCH), &index.hash) {
+                respond::bytes_answer(304, Bytes::new(), INDEX_TYPE)
+            } else {
+                respond::bytes_answer(200, index.document.clone(), INDEX_TYPE)
+            };
+            tag(&mut response, &index.hash);
+            return Some(response);
         }
-        let known = names(table).into_iter().find(|n| n == name);
-        let Some(name) = known else { return Some(respond::text(404, "404 page not found\n")) };
-        if !takes_json(headers) {
-            return Some(respond::status(&Status::not_acceptable(), Encoding::Json));
+        let Some(hash) = index.hashes.get(name) else {
+            return Some(respond::text(404, "404 page not found\n"));
+        };
+        let asked = info.param("hash").filter(|h| !h.is_empty());
+        if asked.is_some_and(|asked| asked != hash) {
+            return Some(moved(&url(name, hash)));
         }
-        let hash = hash(table, &name);
-        let tag = format!("\"{hash}\"");
-        if headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()) == Some(tag.as_str()) {
-            return Some(respond::bytes_answer(304, Bytes::new(), "application/json"));
-        }
-        let mut response = respond::value(200, &document(table, &name), Encoding::Json);
-        if let Ok(tag) = HeaderValue::from_str(&tag) {
-            response.headers_mut().insert(ETAG, tag);
-        }
-        if info.param("hash") == Some(hash.as_str()) {
-            // Named by its hash a document never changes.
-            let forever = HeaderValue::from_static("public, immutable");
-            response.headers_mut().insert(http::header::CACHE_CONTROL, forever);
-        }
-        Some(response)
+        let answer = Negotiated { dialect: Dialect::V3, hash, forever: asked.is_some() };
+        let write = |writer| documents::write_v3(table, name, writer);
+        Some(answer.send(text(ACCEPT), text(IF_NONE_MATCH), write))
     }
 
-    /// The older form in one document: the same schemas under `definitions`.
-    fn v2(&self, table: &Table, headers: &http::HeaderMap) -> Response<Body> {
-        if !takes_json(headers) {
-            return respond::status(&Status::not_acceptable(), Encoding::Json);
+    /// The index of a table, made once.
+    fn index(&self, table: &Arc<Table>) -> Arc<Index> {
+        let mut kept = self.index.lock();
+        if let Some((_, index)) = kept.as_ref().filter(|(of, _)| Arc::ptr_eq(of, table)) {
+            return index.clone();
         }
-        let mut types = schemas::Collector::default();
-        let mut all = Map::new();
-        for row in table.rows() {
-            paths::add_v2(&mut all, &row.kind);
-            types.add_kind(&row.kind);
-        }
-        let definitions = types.finish("#/definitions/");
-        let document =
-            json!({"swagger": "2.0", "info": info_object(), "paths": all, "definitions": definitions});
-        respond::value(200, &document, Encoding::Json)
+        let hashes = documents::hashes(table);
+        let paths: Map<String, Value> = hashes
+            .iter()
+            .map(|(name, hash)| (name.clone(), json!({"serverRelativeURL": url(name, hash)})))
+            .collect();
+        let document = Bytes::from(json!({"paths": paths}).to_string());
+        let hash = hex::encode_upper(Sha512::digest(&document));
+        let index = Arc::new(Index { hashes, document, hash });
+        *kept = Some((table.clone(), index.clone()));
+        index
     }
 }
 
-/// Clients of OpenAPI also ask for a protobuf form, which is not served.
-fn takes_json(headers: &http::HeaderMap) -> bool {
-    match headers.get(ACCEPT).and_then(|v| v.to_str().ok()) {
-        None | Some("") => true,
-        Some(accept) => accept.split(',').any(|clause| {
-            let media = clause.split(';').next().unwrap_or_default().trim();
-            matches!(media, "*/*" | "application/*" | "application/json")
-        }),
+fn url(name: &str, hash: &str) -> String {
+    format!("{V3}/{name}?hash={hash}")
+}
+
+fn is_known(if_none_match: Option<&str>, hash: &str) -> bool {
+    if_none_match.is_some_and(|tags| {
+        tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_matches('"') == hash)
+    })
+}
+
+fn tag(response: &mut Response<Body>, hash: &str) {
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{hash}\"")) {
+        response.headers_mut().insert(ETAG, tag);
     }
 }
 
-fn info_object() -> Value {
-    json!({"title": "Kubernetes", "version": version::git_version()})
-}
-
-/// Names of the documents: path prefixes without the leading slash.
-fn names(table: &Table) -> Vec<String> {
-    let mut names: Vec<String> = [".well-known/openid-configuration", "api", "api/v1", "apis"]
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
-    for group in groups(table) {
-        names.push(format!("apis/{group}"));
-        names.extend(versions(table, group).iter().map(|v| format!("apis/{group}/{v}")));
+/// 301 to the document as it is now.
+fn moved(url: &str) -> Response<Body> {
+    let mut response = respond::bytes_answer(301, Bytes::new(), "text/html; charset=utf-8");
+    if let Ok(url) = HeaderValue::from_str(url) {
+        response.headers_mut().insert(LOCATION, url);
     }
-    names.extend(["openid/v1/jwks".to_owned(), "version".to_owned()]);
-    names
+    response
 }
 
-fn index(table: &Table) -> Value {
-    let paths: Map<String, Value> = names(table)
-        .into_iter()
-        .map(|name| {
-            let url = format!("{ROOT}/{name}?hash={}", hash(table, &name));
-            (name, json!({"serverRelativeURL": url}))
-        })
-        .collect();
-    json!({"paths": paths})
+/// A document that can be had as JSON and as protobuf.
+struct Negotiated<'a> {
+    dialect: Dialect,
+    hash: &'a str,
+    /// Whether it was asked for by its hash: then it never changes.
+    forever: bool,
 }
 
-/// The hash of what a document is made from: the program's version and the rows.
-fn hash(table: &Table, name: &str) -> String {
-    let mut digest = Sha512::new();
-    digest.update(version::git_version());
-    digest.update(name);
-    for row in table.rows().iter().filter(|row| is_of(&row.kind, name)) {
-        digest.update(format!("{:?}", row.kind));
+impl Negotiated<'_> {
+    fn send(
+        &self,
+        accept: Option<&str>,
+        if_none_match: Option<&str>,
+        write: impl FnOnce(Writer) -> Vec<u8>,
+    ) -> Response<Body> {
+        let (version, protobuf) = match self.dialect {
+            Dialect::V2 => ("v2", "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"),
+            Dialect::V3 => ("v3", "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"),
+        };
+        let older = format!("com.github.proto-openapi.spec.{version}@v1.0+protobuf");
+        let newer = protobuf.trim_start_matches("application/");
+        let (content_type, writer) = match negotiate::choose(accept, &["json", newer, &older]) {
+            Some(0) => ("application/json", Writer::Json(Json::new())),
+            Some(_) => (protobuf, Writer::Protobuf(gnostic::Writer::new(self.dialect))),
+            None => return respond::bytes_answer(406, Bytes::new(), "text/plain; charset=utf-8"),
+        };
+        let mut response = if is_known(if_none_match, self.hash) {
+            respond::bytes_answer(304, Bytes::new(), content_type)
+        } else {
+            respond::bytes_answer(200, write(writer), content_type)
+        };
+        tag(&mut response, self.hash);
+        let headers = response.headers_mut();
+        headers.insert(VARY, HeaderValue::from_static("Accept"));
+        if self.forever {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+            let year = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(365 * 24);
+            let text = year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            if let Ok(text) = HeaderValue::from_str(&text) {
+                headers.insert(EXPIRES, text);
+            }
+        }
+        response
     }
-    hex::encode_upper(digest.finalize())
-}
-
-fn is_of(kind: &hawser_api::kinds::Kind, name: &str) -> bool {
-    let prefix = if kind.group.is_empty() { "api".to_owned() } else { format!("apis/{}", kind.group) };
-    name.strip_prefix(&prefix).and_then(|r| r.strip_prefix('/')) == Some(kind.version.as_str())
-}
-
-fn document(table: &Table, name: &str) -> Value {
-    let mut all = Map::new();
-    let mut types = schemas::Collector::default();
-    for row in table.rows().iter().filter(|row| is_of(&row.kind, name)) {
-        paths::add(&mut all, &row.kind);
-        types.add_kind(&row.kind);
-    }
-    if all.is_empty() {
-        let path = format!("/{name}{}", if name.starts_with("api") { "/" } else { "" });
-        all.insert(path, paths::plain());
-    }
-    json!({"openapi": "3.0.0", "info": info_object(), "paths": all,
-        "components": {"schemas": types.finish("#/components/schemas/")}})
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kinds::KindsRegistry;
-
-    /// Every `$ref` of a document must lead somewhere.
-    fn dangling(value: &Value, prefix: &str, schemas: &Map<String, Value>, out: &mut Vec<String>) {
-        match value {
-            Value::Object(map) => {
-                if let Some(Value::String(target)) = map.get("$ref") {
-                    let name = target.strip_prefix(prefix).unwrap_or_default();
-                    if !schemas.contains_key(name) {
-                        out.push(target.clone());
-                    }
-                }
-                map.values().for_each(|v| dangling(v, prefix, schemas, out));
-            }
-            Value::Array(items) => items.iter().for_each(|v| dangling(v, prefix, schemas, out)),
-            _ => {}
-        }
-    }
-
-    #[test]
-    fn documents_are_whole() {
-        let registry = KindsRegistry::builtin(&[]);
-        let table = registry.snapshot();
-        for name in names(&table) {
-            let document = document(&table, &name);
-            let schemas = document["components"]["schemas"].as_object().expect("schemas");
-            let mut missing = Vec::new();
-            dangling(&document, "#/components/schemas/", schemas, &mut missing);
-            assert!(missing.is_empty(), "{name}: {missing:?}");
-            assert!(!document["paths"].as_object().expect("paths").is_empty(), "{name}");
-        }
-    }
-
-    #[test]
-    fn kubectl_finds_field_validation_and_schemas() {
-        let registry = KindsRegistry::builtin(&[]);
-        let document = document(&registry.snapshot(), "apis/apps/v1");
-        let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
-        let parameters = patch["parameters"].as_array().expect("parameters");
-        assert!(parameters.iter().any(|p| p["name"] == "fieldValidation"));
-        let schemas = document["components"]["schemas"].as_object().expect("schemas");
-        let spec = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
-        assert_eq!(spec["x-kubernetes-list-map-keys"], json!(["name"]));
-        assert_eq!(spec["x-kubernetes-patch-merge-key"], "name");
-        let deployment = &schemas["io.k8s.api.apps.v1.Deployment"];
-        assert_eq!(deployment["x-kubernetes-group-version-kind"][0]["version"], "v1");
-    }
-}
+mod tests;

@@ -30,7 +30,7 @@ impl Registry {
             user,
             row: row.clone(),
             headers,
-            accepted: negotiate::accept(None, false, true)?,
+            accepted: negotiate::Accepted::default(),
             warnings: Mutex::default(),
             series: None,
         };

@@ -28,7 +28,6 @@ impl Registry {
         let entry =
             cache.get(call.namespace(), name).map_err(reloading)?.ok_or_else(|| call.not_found(name))?;
         let shown = self.converter.present(&call.row, vec![entry.clone()]).await?;
-        let entry = shown.first().unwrap_or(&entry);
-        Ok(Answer::Stored(200, entry.value.clone(), entry.revision))
+        Ok(Answer::Entry(shown.into_iter().next().unwrap_or(entry)))
     }
 }

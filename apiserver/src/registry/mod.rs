@@ -80,6 +80,8 @@ pub struct Call<'a> {
 
 /// What a verb answers; [`crate::respond`] makes bytes of it.
 pub enum Answer {
+    /// An object of the cache.
+    Entry(Arc<Entry>),
     /// An object as stored: HTTP status, value, revision.
     Stored(u16, Bytes, u64),
     /// An object in the row's version, or of another kind (`Scale`, reviews).
