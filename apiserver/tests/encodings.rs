@@ -55,7 +55,7 @@ fn fields(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
 }
 
 /// The bytes of a field.
-fn field<'a>(bytes: &'a [u8], number: u8) -> &'a [u8] {
+fn field(bytes: &[u8], number: u8) -> &[u8] {
     fields(bytes).into_iter().find(|(n, _)| *n == number).map(|(_, bytes)| bytes).expect("the field")
 }
 
