@@ -224,6 +224,8 @@ pub struct Reinvocation {
     pub second: bool,
     /// What the webhooks remember.
     pub webhooks: ReinvokedCalls,
+    /// What the mutating policies remember.
+    pub policies: ReinvokedCalls,
 }
 
 /// Calls of one kind (webhooks) that may be repeated.

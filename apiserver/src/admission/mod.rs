@@ -11,6 +11,7 @@ mod namespace;
 mod node_csr;
 mod node_restriction;
 mod pod_security;
+mod policy;
 mod priority;
 mod quota;
 mod resize;
@@ -33,6 +34,7 @@ use crate::request_info::RequestInfo;
 /// All plugins, in the order in which they run.
 pub fn plugins(host: &Host, authorizers: &Arc<Authorizers>) -> Vec<Arc<dyn Admission>> {
     let reader = Lookup(Arc::clone(&host.reader));
+    let conditions: Arc<dyn webhooks::Conditions> = Arc::new(policy::MatchConditions::new(authorizers));
     vec![
         Arc::new(namespace::NamespaceLifecycle { reader: reader.clone() }),
         Arc::new(limit_ranger::LimitRanger { reader: reader.clone() }),
@@ -54,8 +56,10 @@ pub fn plugins(host: &Host, authorizers: &Arc<Authorizers>) -> Vec<Arc<dyn Admis
         Arc::new(topology::PodTopologyLabels { reader: reader.clone() }),
         Arc::new(resize::PodResize { reader: reader.clone() }),
         Arc::new(escalation::RbacEscalation { authorizers: Arc::clone(authorizers) }),
-        Arc::new(webhooks::MutatingWebhooks::new(host, Arc::new(webhooks::NoConditions))),
-        Arc::new(webhooks::ValidatingWebhooks::new(host, Arc::new(webhooks::NoConditions))),
+        Arc::new(policy::MutatingPolicies::new(host, authorizers)),
+        Arc::new(webhooks::MutatingWebhooks::new(host, Arc::clone(&conditions))),
+        Arc::new(policy::ValidatingPolicies::new(host, authorizers)),
+        Arc::new(webhooks::ValidatingWebhooks::new(host, conditions)),
         // Last: what another plugin refuses is not charged.
         Arc::new(quota::ResourceQuota { reader, local: host.local.clone(), desks: Arc::default() }),
     ]

@@ -59,10 +59,11 @@ pub enum Place {
 }
 
 /// A selector, or why it cannot be read.
-type Selector = Result<LabelSelector, String>;
+pub type Selector = Result<LabelSelector, String>;
 
+/// One of `rules`: operations on resources.
 #[derive(Debug)]
-struct Rule {
+pub struct Rule {
     groups: Vec<String>,
     versions: Vec<String>,
     resources: Vec<String>,
@@ -94,6 +95,11 @@ pub enum Match {
     Equivalent(Arc<Kind>),
 }
 
+/// The selector in a field; one that is absent selects everything.
+pub fn selector(o: &Value, field: &str) -> Selector {
+    LabelSelector::from_object(Some(o.get(field).unwrap_or(&EMPTY))).map_err(|e| e.0)
+}
+
 fn strings(o: &Value, at: &str) -> Vec<String> {
     o.items_at(at).iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
@@ -113,7 +119,24 @@ pub fn word(operation: Operation) -> &'static str {
 }
 
 impl Rule {
-    fn matches(&self, operation: Operation, gvr: &Gvr<'_>, info: &RequestInfo) -> bool {
+    /// Reads a `RuleWithOperations`.
+    pub fn read(r: &Value) -> Self {
+        Self {
+            groups: strings(r, "apiGroups"),
+            versions: strings(r, "apiVersions"),
+            resources: strings(r, "resources"),
+            operations: strings(r, "operations"),
+            scope: r.str_at("scope").to_owned(),
+        }
+    }
+
+    /// The resources that the rule names, `*` included; the first part of each.
+    pub fn resources(&self) -> impl Iterator<Item = &str> {
+        self.resources.iter().map(|p| p.split_once('/').map_or(p.as_str(), |(resource, _)| resource))
+    }
+
+    /// Whether the rule is for an operation on a resource.
+    pub fn matches(&self, operation: Operation, gvr: &Gvr<'_>, info: &RequestInfo) -> bool {
         let is_namespace = gvr.group.is_empty() && gvr.resource == "namespaces";
         let scope = match self.scope.as_str() {
             "Namespaced" => !is_namespace && !info.namespace.is_empty(),
@@ -132,7 +155,7 @@ impl Rule {
 }
 
 /// Other versions under which the resource of a request is served too.
-fn equivalents(gvr: &Gvr<'_>) -> impl Iterator<Item = &'static Arc<Kind>> {
+pub fn equivalents(gvr: &Gvr<'_>) -> impl Iterator<Item = &'static Arc<Kind>> {
     let (group, version, resource) = (gvr.group.to_owned(), gvr.version.to_owned(), gvr.resource.to_owned());
     let events = |group: &str, resource: &str| resource == "events" && matches!(group, "" | "events.k8s.io");
     kinds::builtin().iter().filter(move |k| {
@@ -158,8 +181,7 @@ impl Hook {
     }
 
     fn one(id: String, o: &Value) -> Self {
-        let selector =
-            |field: &str| LabelSelector::from_object(Some(o.get(field).unwrap_or(&EMPTY))).map_err(|e| e.0);
+        let selector = |field: &str| selector(o, field);
         let place = match o.at("clientConfig.service").filter(|s| !s.is_null()) {
             Some(s) => Place::Service {
                 namespace: s.str_at("namespace").to_owned(),
@@ -170,13 +192,7 @@ impl Hook {
             None => Place::Url(o.str_at("clientConfig.url").to_owned()),
         };
         let seconds = o.int_at("timeoutSeconds").unwrap_or(TIMEOUT);
-        let rules = o.items_at("rules").iter().map(|r| Rule {
-            groups: strings(r, "apiGroups"),
-            versions: strings(r, "apiVersions"),
-            resources: strings(r, "resources"),
-            operations: strings(r, "operations"),
-            scope: r.str_at("scope").to_owned(),
-        });
+        let rules = o.items_at("rules").iter().map(Rule::read);
         let versions = strings(o, "admissionReviewVersions");
         let conditions = o.items_at("matchConditions").iter();
         Self {
@@ -218,8 +234,7 @@ impl Hook {
 
     /// The resources that the rules name, `*` included; the first part of each, and of all their versions.
     pub fn resources(&self) -> impl Iterator<Item = &str> {
-        let patterns = self.rules.iter().flat_map(|r| &r.resources);
-        patterns.map(|p| p.split_once('/').map_or(p.as_str(), |(resource, _)| resource))
+        self.rules.iter().flat_map(Rule::resources)
     }
 
     /// The selector of namespaces, when it is not all of them.
@@ -243,7 +258,11 @@ impl Hook {
 
 static EMPTY: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| serde_json::json!({}));
 
-fn narrowing(selector: &Selector) -> Result<Option<&LabelSelector>, &str> {
+/// A selector that leaves something out.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn narrowing(selector: &Selector) -> Result<Option<&LabelSelector>, &str> {
     let selector = selector.as_ref().map_err(String::as_str)?;
     Ok((!selector.is_everything()).then_some(selector))
 }

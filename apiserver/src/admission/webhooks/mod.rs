@@ -3,8 +3,8 @@
 //! Configurations are kept in an index by resource, so that a request that no webhook is for costs one look.
 
 mod client;
-mod hook;
-mod review;
+pub(super) mod hook;
+pub(super) mod review;
 mod trust;
 
 use std::collections::{BTreeMap, HashMap};
@@ -260,8 +260,8 @@ fn apply(held: &mut BTreeMap<String, Vec<Arc<Hook>>>, change: Change) {
     }
 }
 
-/// An object in the version that a webhook sees.
-fn shown(how: &Match, info: &RequestInfo, object: Option<&Value>) -> Option<Value> {
+/// An object in the version that a webhook or policy sees.
+pub(super) fn shown(how: &Match, info: &RequestInfo, object: Option<&Value>) -> Option<Value> {
     let object = object?;
     match how {
         Match::Exact => Some(object.clone()),
@@ -271,7 +271,7 @@ fn shown(how: &Match, info: &RequestInfo, object: Option<&Value>) -> Option<Valu
     }
 }
 
-fn converted(from: &Kind, to: &Kind, object: &Value) -> Value {
+pub(super) fn converted(from: &Kind, to: &Kind, object: &Value) -> Value {
     let mut object = object.clone();
     hawser_api::convert::convert(from, to, &mut object);
     if let Some(ty) = schema::of(to)
@@ -347,7 +347,7 @@ impl MutatingWebhooks {
 }
 
 /// Makes a patched object what a decoded one is: of its type, with defaults.
-fn settle(object: &mut Value) -> Result<(), Status> {
+pub(super) fn settle(object: &mut Value) -> Result<(), Status> {
     let (api_version, kind) = (object.api_version().to_owned(), object.kind().to_owned());
     if let Some(ty) = schema::find_kind(&api_version, &kind) {
         decode::normalize(ty, object, &mut Dropped::default()).map_err(Status::internal)?;
