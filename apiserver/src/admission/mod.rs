@@ -18,7 +18,8 @@ mod resize;
 mod runtime_class;
 mod service_account;
 mod topology;
-pub mod webhooks;
+mod versions;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -34,7 +35,6 @@ use crate::request_info::RequestInfo;
 /// All plugins, in the order in which they run.
 pub fn plugins(host: &Host, authorizers: &Arc<Authorizers>) -> Vec<Arc<dyn Admission>> {
     let reader = Lookup(Arc::clone(&host.reader));
-    let conditions: Arc<dyn webhooks::Conditions> = Arc::new(policy::MatchConditions::new(authorizers));
     vec![
         Arc::new(namespace::NamespaceLifecycle { reader: reader.clone() }),
         Arc::new(limit_ranger::LimitRanger { reader: reader.clone() }),
@@ -57,21 +57,26 @@ pub fn plugins(host: &Host, authorizers: &Arc<Authorizers>) -> Vec<Arc<dyn Admis
         Arc::new(resize::PodResize { reader: reader.clone() }),
         Arc::new(escalation::RbacEscalation { authorizers: Arc::clone(authorizers) }),
         Arc::new(policy::MutatingPolicies::new(host, authorizers)),
-        Arc::new(webhooks::MutatingWebhooks::new(host, Arc::clone(&conditions))),
+        Arc::new(webhooks::MutatingWebhooks::new(host, authorizers)),
         Arc::new(policy::ValidatingPolicies::new(host, authorizers)),
-        Arc::new(webhooks::ValidatingWebhooks::new(host, conditions)),
+        Arc::new(webhooks::ValidatingWebhooks::new(host, authorizers)),
         // Last: what another plugin refuses is not charged.
         Arc::new(quota::ResourceQuota { reader, local: host.local.clone(), desks: Arc::default() }),
     ]
 }
 
-/// Reads objects for plugins.
+pub use self::versions::Versions;
+
+/// Reads objects for plugins and their webhooks.
 #[derive(Clone)]
-struct Lookup(Arc<dyn ObjectReader>);
+pub struct Lookup(pub Arc<dyn ObjectReader>);
 
 impl Lookup {
     /// One object: from the cache, or when it is not there (yet) from as far as the store has come.
-    async fn get(
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn get(
         &self,
         group: &str,
         resource: &str,

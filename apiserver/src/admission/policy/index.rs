@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::super::Versions;
 use super::compiled::{Binding, Policy};
 use crate::access::{Change, ObjectRef, Operation};
 use crate::request_info::RequestInfo;
@@ -81,8 +82,13 @@ fn note<T>(held: &mut BTreeMap<String, Arc<T>>, change: Change, read: impl Fn(&V
 }
 
 impl Index {
-    /// The policies whose rules are for a request, by name.
-    pub fn matching(&self, operation: Operation, info: &RequestInfo) -> Vec<Arc<Active>> {
+    /// The policies whose rules may be for a request, by name.
+    pub fn concern(
+        &self,
+        versions: &Versions,
+        operation: Operation,
+        info: &RequestInfo,
+    ) -> Vec<Arc<Active>> {
         if self.active.is_empty() {
             return Vec::new();
         }
@@ -91,6 +97,6 @@ impl Index {
         places.sort_unstable();
         places.dedup();
         let active = places.into_iter().filter_map(|i| self.active.get(i));
-        active.filter(|a| a.policy.criteria.resource(operation, info).is_some()).cloned().collect()
+        active.filter(|a| a.policy.criteria.concern(versions, operation, info)).cloned().collect()
     }
 }

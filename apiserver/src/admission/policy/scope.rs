@@ -1,8 +1,8 @@
 //! What expressions see of a request, and the budget they run on.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt as _;
 use hawser_api::cel::cost::{MATCH_CONDITIONS_BUDGET, PER_CALL_LIMIT};
@@ -10,6 +10,7 @@ use hawser_api::cel::{
     Answer, Authorize, Check, EvalError, Fields, Map, Outcome, Question, Value, Variables, policy,
 };
 use hawser_api::object::ObjectExt as _;
+use parking_lot::Mutex;
 use serde_json::Value as Json;
 
 use super::super::webhooks::hook::{Gvr, Match};
@@ -114,20 +115,20 @@ pub struct Input<'a> {
 pub struct Lazy<'a> {
     input: Input<'a>,
     variables: &'a [Named],
-    known: RefCell<HashMap<String, Outcome<'a>>>,
-    spent: Cell<u64>,
+    known: Mutex<HashMap<String, Outcome<'a>>>,
+    spent: AtomicU64,
 }
 
 impl<'a> Lazy<'a> {
     /// Variables over an input.
     pub fn new(input: Input<'a>, variables: &'a [Named]) -> Self {
-        Self { input, variables, known: RefCell::default(), spent: Cell::new(0) }
+        Self { input, variables, known: Mutex::default(), spent: AtomicU64::new(0) }
     }
 }
 
 impl<'a> Fields<'a> for Lazy<'a> {
     fn field(&'a self, name: &str) -> Option<Outcome<'a>> {
-        if let Some(known) = self.known.borrow().get(name) {
+        if let Some(known) = self.known.lock().get(name) {
             return Some(known.clone());
         }
         let variable = self.variables.iter().find(|v| v.name == name)?;
@@ -138,14 +139,14 @@ impl<'a> Fields<'a> for Lazy<'a> {
             Ok(program) => {
                 let run =
                     program.evaluate(&Scope { input: self.input, variables: Some(self) }, PER_CALL_LIMIT);
-                self.spent.set(self.spent.get().saturating_add(run.cost));
+                self.spent.fetch_add(run.cost, Ordering::Relaxed);
                 run.result.map_err(|e| match e {
                     EvalError::CostLimit => e,
                     e => EvalError::value(format!("composited variable {name:?} fails to evaluate: {e}")),
                 })
             }
         };
-        self.known.borrow_mut().insert(name.to_owned(), outcome.clone());
+        self.known.lock().insert(name.to_owned(), outcome.clone());
         Some(outcome)
     }
 }
@@ -198,7 +199,7 @@ pub fn run<'a>(expression: &Expression, scope: &Scope<'a>, budget: &mut u64) -> 
         Err(why) => return Err(Failure::Expression(format!("compilation error: {why}"))),
     };
     let run = program.evaluate(scope, PER_CALL_LIMIT);
-    let variables = scope.variables.map_or(0, |v| v.spent.replace(0));
+    let variables = scope.variables.map_or(0, |v| v.spent.swap(0, Ordering::Relaxed));
     let spent = run.cost.saturating_add(variables);
     *budget = budget.checked_sub(spent).ok_or(Failure::Budget)?;
     run.result.map_err(|e| {

@@ -4,7 +4,7 @@ use hawser_api::cel::{Answer, Authorize, Question};
 use serde_json::{Value, json};
 
 use super::compiled::Policy;
-use super::mutate::mutate;
+use super::mutate::{Fault, mutate, node_of};
 use super::scope::{Input, conditions_hold};
 use super::validate::judge;
 
@@ -127,12 +127,25 @@ fn mutations() {
             json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{metadata: Object.wrong{}}"}}),
             Err("type mismatch"),
         ),
+        (
+            json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{nothing: 1}"}}),
+            Err("error applying patch: failed to convert patch object to typed object: .nothing: field not declared in schema"),
+        ),
+        (
+            json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{metadata: Object.metadata{ownerReferences: [Object.metadata.ownerReferences{uid: 'u'}]}}"}}),
+            Ok(json!({"a": "1"})),
+        ),
     ] {
         let policy = policy(json!({"mutations": [mutation]}));
-        let result = with(&object, |input| mutate(&policy, &policy.mutations[0], input));
+        let mutation = &policy.mutations[0];
+        let result = with(&object, |input| mutate(&policy, mutation, node_of(&object), input));
+        let result = result.map(|o| o["data"].clone()).map_err(|fault| match fault {
+            Fault::Policy(why) => why,
+            Fault::Request(status) => status.message,
+        });
         match wanted {
-            Ok(data) => assert_eq!(result.map(|o| o["data"].clone()), Ok(data), "{mutation}"),
-            Err(part) => assert!(result.clone().is_err_and(|e| e.contains(part)), "{mutation} {result:?}"),
+            Ok(data) => assert_eq!(result, Ok(data), "{mutation:?}"),
+            Err(part) => assert!(result.as_ref().is_err_and(|e| e.contains(part)), "{mutation:?} {result:?}"),
         }
     }
 }

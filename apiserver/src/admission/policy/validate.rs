@@ -8,8 +8,10 @@ use super::compiled::{Policy, Validation};
 use super::scope::{Failure, Input, Lazy, OUT_OF_BUDGET, Scope, conditions_hold, run};
 
 /// A reason to refuse a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Denial {
+    /// Position of the validation.
+    pub at: usize,
     pub message: String,
     /// `Invalid` when empty.
     pub reason: String,
@@ -29,16 +31,16 @@ pub struct Findings {
 /// Runs a policy over one input.
 pub fn judge(policy: &Policy, input: Input<'_>) -> Findings {
     let mut found = Findings::default();
-    let fail = |found: &mut Findings, message: String| {
+    let fail = |found: &mut Findings, at: usize, message: String| {
         if !policy.ignores_failure {
-            found.denials.push(Denial { message, reason: String::new() });
+            found.denials.push(Denial { at, message, ..Denial::default() });
         }
     };
     match conditions_hold(&policy.conditions, input) {
         Ok(true) => {}
         Ok(false) => return found,
         Err(why) => {
-            fail(&mut found, why);
+            fail(&mut found, 0, why);
             return found;
         }
     }
@@ -46,24 +48,26 @@ pub fn judge(policy: &Policy, input: Input<'_>) -> Findings {
     let scope = Scope { input, variables: Some(&variables) };
     let mut budget = OBJECT_BUDGET;
     let mut broken = Vec::new();
-    for validation in &policy.validations {
+    for (at, validation) in policy.validations.iter().enumerate() {
         match run(&validation.expression, &scope, &mut budget) {
             Ok(Value::Bool(true)) => {}
-            Ok(_) => broken.push(Ok(validation)),
-            Err(Failure::Expression(why)) => broken.push(Err(why)),
+            Ok(_) => broken.push((at, Ok(validation))),
+            Err(Failure::Expression(why)) => broken.push((at, Err(why))),
             Err(Failure::Budget) => {
                 // Nothing is known of the others: one refusal stands for all.
-                fail(&mut found, OUT_OF_BUDGET.into());
+                fail(&mut found, 0, OUT_OF_BUDGET.into());
                 return found;
             }
         }
     }
-    for one in broken {
+    for (at, one) in broken {
         match one {
-            Err(why) => fail(&mut found, why),
+            Err(why) => fail(&mut found, at, why),
             Ok(validation) => match message(validation, &scope, &mut budget) {
-                Some(message) => found.denials.push(Denial { message, reason: validation.reason.clone() }),
-                None => fail(&mut found, format!("failed messageExpression: {OUT_OF_BUDGET}")),
+                Some(message) => {
+                    found.denials.push(Denial { at, message, reason: validation.reason.clone() });
+                }
+                None => fail(&mut found, at, format!("failed messageExpression: {OUT_OF_BUDGET}")),
             },
         }
     }
@@ -76,10 +80,10 @@ pub fn judge(policy: &Policy, input: Input<'_>) -> Findings {
             Ok(_) => {}
             Err(_) if policy.ignores_failure => {}
             Err(Failure::Expression(message)) => {
-                found.errors.push(Denial { message, reason: String::new() });
+                found.errors.push(Denial { message, ..Denial::default() });
             }
             Err(Failure::Budget) => {
-                found.errors.push(Denial { message: OUT_OF_BUDGET.into(), reason: String::new() });
+                found.errors.push(Denial { message: OUT_OF_BUDGET.into(), ..Denial::default() });
                 break;
             }
         }
