@@ -65,7 +65,9 @@ impl Versions {
     ) -> Result<Option<Value>, Status> {
         let Some(object) = object else { return Ok(None) };
         match (how, self.row(info)) {
-            (Match::Equivalent(to), Some(from)) => self.convert(&from.kind, to, object.clone()).await.map(Some),
+            (Match::Equivalent(to), Some(from)) => {
+                self.convert(&from.kind, to, object.clone()).await.map(Some)
+            }
             _ => Ok(Some(object.clone())),
         }
     }

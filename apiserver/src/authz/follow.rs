@@ -87,14 +87,20 @@ async fn run(
 pub type Apply = Box<dyn FnMut(Change) + Send>;
 
 /// Follows resources, from what there is on. A resource that the reader does not know is said, and never ready.
-pub fn follow(reader: &dyn ObjectReader, resources: Vec<(GroupResource, Apply)>, stop: &CancellationToken) -> Ready {
+pub fn follow(
+    reader: &dyn ObjectReader,
+    resources: Vec<(GroupResource, Apply)>,
+    stop: &CancellationToken,
+) -> Ready {
     let (pending, ready) = Pending::new(resources.len());
     for (resource, apply) in resources {
         match reader.changes(&resource) {
             Ok(changes) => {
                 tokio::spawn(run(changes, Arc::clone(&pending), stop.clone(), apply));
             }
-            Err(error) => tracing::error!(%error, resource = resource.resource, "a resource cannot be followed"),
+            Err(error) => {
+                tracing::error!(%error, resource = resource.resource, "a resource cannot be followed")
+            }
         }
     }
     ready

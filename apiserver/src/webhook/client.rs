@@ -259,7 +259,8 @@ mod tests {
         let service =
             Place::Service { namespace: "n".into(), name: "s".into(), port: 443, path: "/v".into() };
         let line =
-            line(&ClientConfig { place: service, ca_bundle: Vec::new() }, Some(Duration::from_secs(10))).unwrap();
+            line(&ClientConfig { place: service, ca_bundle: Vec::new() }, Some(Duration::from_secs(10)))
+                .unwrap();
         assert_eq!(line.url, "https://s.n.svc:443/v?timeout=10s");
         assert_eq!((line.server_name.as_str(), line.path.as_str()), ("s.n.svc", "/v?timeout=10s"));
         let url = ClientConfig { place: Place::Url("https://[::1]:8443/x".into()), ca_bundle: Vec::new() };

@@ -132,8 +132,7 @@ impl Criteria {
             return Ok(true);
         }
         let namespace = reader.get("", "namespaces", "", &info.namespace).await.map_err(|s| s.message)?;
-        let namespace =
-            namespace.ok_or_else(|| format!("namespaces {:?} not found", info.namespace))?;
+        let namespace = namespace.ok_or_else(|| format!("namespaces {:?} not found", info.namespace))?;
         Ok(selector.matches(Labels::new(namespace.at("metadata.labels").and_then(Value::as_object))))
     }
 }

@@ -83,12 +83,7 @@ fn note<T>(held: &mut BTreeMap<String, Arc<T>>, change: Change, read: impl Fn(&V
 
 impl Index {
     /// The policies whose rules may be for a request, by name.
-    pub fn concern(
-        &self,
-        versions: &Versions,
-        operation: Operation,
-        info: &RequestInfo,
-    ) -> Vec<Arc<Active>> {
+    pub fn concern(&self, versions: &Versions, operation: Operation, info: &RequestInfo) -> Vec<Arc<Active>> {
         if self.active.is_empty() {
             return Vec::new();
         }

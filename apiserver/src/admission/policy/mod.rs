@@ -116,7 +116,9 @@ impl Engine {
             };
             let row = match policy.criteria.select(&self.reader, &self.versions, request).await {
                 Ok(None) => continue,
-                Ok(Some(how)) => params::row(&self.versions, policy.param_kind.as_ref()).map(|row| (how, row)),
+                Ok(Some(how)) => {
+                    params::row(&self.versions, policy.param_kind.as_ref()).map(|row| (how, row))
+                }
                 Err(why) => Err(why),
             };
             let (how, row) = match row {
@@ -131,7 +133,8 @@ impl Engine {
                     Ok(None) => continue,
                     Ok(Some(_)) => {
                         let namespace = &request.info.namespace;
-                        params::collect(&self.reader, &self.versions, row.as_deref(), binding, namespace).await
+                        params::collect(&self.reader, &self.versions, row.as_deref(), binding, namespace)
+                            .await
                     }
                     Err(why) => Err(why),
                 };

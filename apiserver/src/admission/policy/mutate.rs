@@ -39,12 +39,7 @@ pub fn node_of(object: &Json) -> Node<'static> {
 ///
 /// # Errors
 /// Why there is none.
-pub fn mutate(
-    policy: &Policy,
-    mutation: &Mutation,
-    node: Node<'_>,
-    input: Input<'_>,
-) -> Result<Json, Fault> {
+pub fn mutate(policy: &Policy, mutation: &Mutation, node: Node<'_>, input: Input<'_>) -> Result<Json, Fault> {
     let Some(object) = input.object else { return Err(Fault::Policy("there is no object to change".into())) };
     if let Err(why) = &mutation.expression.program {
         return Err(Fault::Policy(why.clone()));

@@ -132,7 +132,11 @@ impl Admission for MutatingPolicies {
             match one {
                 Ok(one) => wanted.push(one),
                 Err(p) if p.policy.ignores_failure => {
-                    tracing::warn!(policy = p.policy.name, why = p.message, "a mutating policy failed; passing by");
+                    tracing::warn!(
+                        policy = p.policy.name,
+                        why = p.message,
+                        "a mutating policy failed; passing by"
+                    );
                 }
                 Err(p) => failures.push((
                     match &p.binding {

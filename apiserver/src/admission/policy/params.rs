@@ -57,12 +57,7 @@ pub async fn collect(
     Ok(params)
 }
 
-async fn find(
-    reader: &Lookup,
-    row: &Row,
-    param: &ParamRef,
-    namespace: &str,
-) -> Result<Vec<Value>, String> {
+async fn find(reader: &Lookup, row: &Row, param: &ParamRef, namespace: &str) -> Result<Vec<Value>, String> {
     let (group, plural) = (&row.kind.group, &row.kind.plural);
     let Some(selector) = &param.selector else {
         let found = reader.get(group, plural, namespace, &param.name).await;

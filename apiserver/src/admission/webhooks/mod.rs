@@ -103,7 +103,8 @@ impl Caller {
             apply(&mut held, change);
             target.store(Arc::new(Index::new(&held)));
         };
-        let ready = follow(&*host.reader, vec![(GroupResource::new(GROUP, resource), Box::new(note))], &host.stop);
+        let ready =
+            follow(&*host.reader, vec![(GroupResource::new(GROUP, resource), Box::new(note))], &host.stop);
         Self {
             reader: Lookup(Arc::clone(&host.reader)),
             client: Arc::clone(&host.webhooks),

@@ -131,7 +131,11 @@ async fn judgements() {
             json!({}),
             "Internal error occurred: failed calling webhook \"w\": failed to call webhook: an error on the server (\"broken\") has prevented the request from succeeding",
         ),
-        ("/deny", json!({"matchConditions": [{"name": "c", "expression": "object.metadata.name != 'cm'"}]}), "ok"),
+        (
+            "/deny",
+            json!({"matchConditions": [{"name": "c", "expression": "object.metadata.name != 'cm'"}]}),
+            "ok",
+        ),
         (
             "/allow",
             json!({"matchConditions": [{"name": "c", "expression": "object.nothing == 1"}]}),
