@@ -42,6 +42,7 @@ pub mod streaming;
 mod table;
 pub mod tokens;
 pub mod version;
+mod yaml;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
