@@ -77,8 +77,9 @@ pub struct ApiserverFlags {
     /// Range of the Services' addresses
     #[arg(long, default_value = "10.96.0.0/12")]
     pub service_cidr: ipnet::Ipv4Net,
-    /// Let requests without credentials in as system:anonymous, subject to RBAC
-    #[arg(long)]
+    /// Whether requests without credentials are system:anonymous, whom RBAC lets read health and version only; else
+    /// they are refused as unauthenticated
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub anonymous_auth: bool,
     /// Requests that change nothing and are worked on at the same time; further ones wait
     #[arg(long, default_value_t = 400, value_parser = positive)]

@@ -7,7 +7,6 @@ use hawser_api::managed::update::Writer;
 use hawser_api::object::ObjectExt as _;
 use hawser_api::status::Status;
 use hawser_api::text::json_type;
-use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use super::body::canonical;
@@ -38,7 +37,13 @@ impl Configuration {
         let mut dropped = Dropped::default();
         let (mut value, twice) = match decode::parse_json(body, &mut dropped) {
             Ok(value) => (value, json_duplicates(&dropped)),
-            Err(_) => yaml(body)?,
+            Err(_) => {
+                let yaml = decode::parse_yaml(body).map_err(|e| {
+                    Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {e}"))
+                })?;
+                let twice = yaml.strictly().map(|text| format!("error converting YAML to JSON: {text}"));
+                (yaml.value, twice)
+            }
         };
         if value.is_null() {
             value = json!({});
@@ -81,33 +86,8 @@ fn json_duplicates(dropped: &Dropped) -> Option<String> {
         .map(|path| path.rsplit('.').next().unwrap_or(path))
         .map(|key| format!("  line 1: key {} already set in map", hawser_api::text::quote(key)))
         .collect();
-    (!lines.is_empty()).then(|| yaml_error(&format!("unmarshal errors:\n{}", lines.join("\n"))))
-}
-
-fn yaml_error(why: &str) -> String {
-    format!("error converting YAML to JSON: yaml: {why}")
-}
-
-/// Parses YAML; of several documents the first one counts.
-fn yaml(body: &Bytes) -> Result<(Value, Option<String>), Status> {
-    let refuse = |e: &dyn std::fmt::Display| {
-        Status::bad_request(format!("error decoding YAML: {}", yaml_error(&e.to_string())))
-    };
-    let first = || serde_yaml_ng::Deserializer::from_slice(body).next();
-    let Some(document) = first() else { return Ok((Value::Null, None)) };
-    let value = Value::deserialize(document).map_err(|e| refuse(&e))?;
-    // YAML's own maps refuse a key that is there twice.
-    let twice = first().and_then(|d| serde_yaml_ng::Value::deserialize(d).err());
-    let twice = twice.map(|e| {
-        let text = e.to_string();
-        let key = text.split('"').nth(1).unwrap_or_default();
-        let line = e.location().map_or(1, |l| l.line());
-        yaml_error(&format!(
-            "unmarshal errors:\n  line {line}: key {} already set in map",
-            hawser_api::text::quote(key)
-        ))
-    });
-    Ok((value, twice))
+    let text = || format!("error converting YAML to JSON: yaml: unmarshal errors:\n{}", lines.join("\n"));
+    (!lines.is_empty()).then(text)
 }
 
 /// A number without a fraction is whole, however it was written.
@@ -244,8 +224,8 @@ mod tests {
     #[test]
     fn bodies() {
         let parse = |text: &str| Configuration::parse(&Bytes::copy_from_slice(text.as_bytes()));
-        let yaml = parse("a: 1.0\nb:\n- c: x\n  c: y\n---\nz: 1\n").expect("yaml");
-        assert_eq!(yaml.value, json!({"a": 1, "b": [{"c": "y"}]}));
+        let yaml = parse("a: 1.0\nb:\n- c: x\n  c: w\n---\nz: 1\n").expect("yaml");
+        assert_eq!(yaml.value, json!({"a": 1, "b": [{"c": "w"}]}));
         assert!(yaml.twice.is_some_and(|t| t.contains("key \"c\" already set in map")));
         let json = parse(r#"{"a": {"b": 1, "b": 2}}"#).expect("json");
         assert_eq!(json.value, json!({"a": {"b": 2}}));
