@@ -393,7 +393,11 @@ mod tests {
             assert_eq!(passed, want, "{header}");
         }
         let refused = accept(Some("text/html"), routed).expect_err("nothing of it is produced");
-        assert!(refused.message.ends_with("application/vnd.kubernetes.protobuf;stream=watch"), "{}", refused.message);
+        assert!(
+            refused.message.ends_with("application/vnd.kubernetes.protobuf;stream=watch"),
+            "{}",
+            refused.message
+        );
         assert!(refused.details.is_some());
     }
 

@@ -14,11 +14,11 @@ use kube::api::{
     Api, ApiResource, DeleteParams, ListParams, Object, Patch, PatchParams, PostParams, Preconditions,
     PropagationPolicy, WatchEvent, WatchParams,
 };
-use kube::core::GroupVersionKind;
+use kube::core::{GroupVersionKind, PartialObjectMeta};
 use kube::runtime::conditions::is_crd_established;
 use kube::runtime::controller::{Action, Controller};
 use kube::runtime::wait::await_condition;
-use kube::runtime::{WatchStreamExt, finalizer, metadata_watcher, reflector, watcher};
+use kube::runtime::{WatchStreamExt, finalizer, reflector, watcher};
 use kube::{Client, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -47,13 +47,17 @@ impl Kit {
 }
 
 fn map(name: &str, value: &str) -> Result<ConfigMap> {
-    Ok(serde_json::from_value(json!({"metadata": {"name": name, "labels": {"app": "test"}}, "data": {"k": value}}))?)
+    Ok(serde_json::from_value(
+        json!({"metadata": {"name": name, "labels": {"app": "test"}}, "data": {"k": value}}),
+    )?)
 }
 
 fn deployment(name: &str) -> Result<Deployment> {
-    Ok(serde_json::from_value(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+    Ok(serde_json::from_value(
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {"replicas": 1, "selector": {"matchLabels": {"app": name}}, "template":
-            {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}}))?)
+            {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}}),
+    )?)
 }
 
 fn code<T>(result: kube::Result<T>) -> Option<u16> {
@@ -116,9 +120,10 @@ async fn typed_clients() -> Result<()> {
     let after = deployments.patch("d", &PatchParams::default(), &Patch::Strategic(strategic)).await?;
     let containers = after.spec.and_then(|s| s.template.spec).map(|s| s.containers).unwrap_or_default();
     ensure!(containers.len() == 1 && containers[0].image.as_deref() == Some("j"));
-    let foreground = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..Default::default() };
+    let foreground =
+        DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..Default::default() };
     let left = deployments.delete("d", &foreground).await?.left().context("the object itself")?;
-    ensure!(left.finalizers() == ["foregroundDeletion"] && left.meta().deletion_timestamp.is_some());
+    ensure!(left.finalizers() == ["foregroundDeletion"] && left.metadata.deletion_timestamp.is_some());
     maps.delete_collection(&DeleteParams::default(), &ListParams::default().labels("app=test")).await?;
     ensure!(maps.list(&ListParams::default().labels("app=test")).await?.items.is_empty());
     Ok(())
@@ -130,7 +135,8 @@ async fn server_side_apply() -> Result<()> {
     let maps = kit.maps();
     let apply = |manager: &'static str, value: &str| {
         let (maps, params) = (maps.clone(), PatchParams::apply(manager));
-        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": value}});
+        let object =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": value}});
         async move { maps.patch("a", &params, &Patch::Apply(object)).await }
     };
     let first = apply("one", "1").await?;
@@ -142,7 +148,8 @@ async fn server_side_apply() -> Result<()> {
     let causes = refused.details.map(|d| d.causes).unwrap_or_default();
     ensure!(refused.code == 409 && causes.len() == 1 && causes[0].field == ".data.k", "{causes:?}");
     ensure!(causes[0].message == "conflict with \"one\"", "{causes:?}");
-    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "2"}});
+    let object =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"k": "2"}});
     let forced = maps.patch("a", &PatchParams::apply("two").force(), &Patch::Apply(object)).await?;
     let managers: Vec<_> = forced.managed_fields().iter().filter_map(|m| m.manager.clone()).collect();
     ensure!(managers == ["two"], "{managers:?}");
@@ -165,7 +172,8 @@ async fn watches_begin_with_their_objects() -> Result<()> {
         pump.abort();
     }
     let all = watcher::Config::default().streaming_lists().labels("app=test");
-    let mut events = Box::pin(metadata_watcher(maps.clone(), all));
+    let bare: Api<PartialObjectMeta<ConfigMap>> = Api::namespaced(kit.client.clone(), "default");
+    let mut events = Box::pin(watcher(bare, all));
     let mut initial = 0;
     loop {
         match tokio::time::timeout(PATIENCE, events.try_next()).await??.context("the watch ended")? {
@@ -180,7 +188,12 @@ async fn watches_begin_with_their_objects() -> Result<()> {
     }
     ensure!(initial == 20);
     // Out of the selection is gone.
-    maps.patch("m0", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"labels": {"app": "other"}}}))).await?;
+    maps.patch(
+        "m0",
+        &PatchParams::default(),
+        &Patch::Merge(json!({"metadata": {"labels": {"app": "other"}}})),
+    )
+    .await?;
     let event = tokio::time::timeout(PATIENCE, events.try_next()).await??;
     ensure!(matches!(&event, Some(watcher::Event::Delete(o)) if o.name_any() == "m0"), "{event:?}");
 
@@ -202,14 +215,20 @@ async fn tables_and_yaml() -> Result<()> {
     };
     let (client, request) = ask("application/json;as=Table;v=v1;g=meta.k8s.io");
     let table: Value = client.request(request?).await?;
-    let columns: Vec<&str> = table["columnDefinitions"].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect();
+    let columns: Vec<&str> = table["columnDefinitions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|c| c["name"].as_str())
+        .collect();
     ensure!(table["kind"] == "Table" && columns == ["Name", "Data", "Age"], "{columns:?}");
     ensure!(table["rows"][0]["object"]["kind"] == "PartialObjectMetadata");
     let (client, request) = ask("application/yaml");
     let text = client.request_text(request?).await?;
     ensure!(text.contains("kind: ConfigMapList"), "{text}");
     let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\ndata: {k: 'yes'}\n";
-    let request = http::Request::post("/api/v1/namespaces/default/configmaps").header("content-type", "application/yaml");
+    let request = http::Request::post("/api/v1/namespaces/default/configmaps")
+        .header("content-type", "application/yaml");
     let made: ConfigMap = kit.client.request(request.body(yaml.into())?).await?;
     ensure!(made.data.is_some_and(|d| d["k"] == "yes"));
     Ok(())
@@ -242,7 +261,10 @@ fn stones() -> Result<CustomResourceDefinition> {
 const FINALIZER: &str = "test.example.com/cleanup";
 
 /// Writes what it has observed to the status; owns a ConfigMap that is deleted by its finalizer.
-async fn reconcile(stone: Arc<Stone>, kit: Arc<(Api<Stone>, Api<ConfigMap>)>) -> Result<Action, finalizer::Error<kube::Error>> {
+async fn reconcile(
+    stone: Arc<Stone>,
+    kit: Arc<(Api<Stone>, Api<ConfigMap>)>,
+) -> Result<Action, finalizer::Error<kube::Error>> {
     let (stones, maps) = (kit.0.clone(), kit.1.clone());
     finalizer::finalizer(&kit.0, FINALIZER, stone, |event| async move {
         match event {
@@ -255,7 +277,9 @@ async fn reconcile(stone: Arc<Stone>, kit: Arc<(Api<Stone>, Api<ConfigMap>)>) ->
                     observed_generation: stone.metadata.generation.unwrap_or_default(),
                 };
                 let object = json!({"apiVersion": "test.example.com/v1", "kind": "Stone", "status": status});
-                stones.patch_status(&name, &PatchParams::apply("stones").force(), &Patch::Apply(object)).await?;
+                stones
+                    .patch_status(&name, &PatchParams::apply("stones").force(), &Patch::Apply(object))
+                    .await?;
             }
             finalizer::Event::Cleanup(stone) => {
                 maps.delete(&stone.name_any(), &DeleteParams::default()).await?;
@@ -276,7 +300,11 @@ async fn a_controller_of_ones_own_kind() -> Result<()> {
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("test.example.com", "v1", "Stone"));
     let api: Api<Stone> = Api::namespaced_with(kit.client.clone(), "default", &resource);
     let controller = Controller::new_with(api.clone(), watcher::Config::default(), resource.clone())
-        .run(reconcile, |_, _, _| Action::requeue(Duration::from_millis(100)), Arc::new((api.clone(), kit.maps())))
+        .run(
+            reconcile,
+            |_, _, _| Action::requeue(Duration::from_millis(100)),
+            Arc::new((api.clone(), kit.maps())),
+        )
         .for_each(|_| async {});
     let controller = tokio::spawn(controller);
 
@@ -284,9 +312,7 @@ async fn a_controller_of_ones_own_kind() -> Result<()> {
     ensure!(code(api.create(&PostParams::default(), &refused).await) == Some(422));
     api.create(&PostParams::default(), &Stone::new("s", &resource, StoneSpec { weight: 21 })).await?;
     let says = |want: i64| {
-        move |stone: Option<&Stone>| {
-            stone.and_then(|s| s.status.as_ref()).is_some_and(|s| s.doubled == want)
-        }
+        move |stone: Option<&Stone>| stone.and_then(|s| s.status.as_ref()).is_some_and(|s| s.doubled == want)
     };
     until(&api, &resource, says(42)).await.context("the status is not written")?;
     let heavier = json!({"spec": {"weight": 50}});
@@ -303,7 +329,11 @@ async fn a_controller_of_ones_own_kind() -> Result<()> {
 }
 
 /// Watches until the object `s` is as wished.
-async fn until(api: &Api<Stone>, resource: &ApiResource, wish: impl Fn(Option<&Stone>) -> bool) -> Result<()> {
+async fn until(
+    api: &Api<Stone>,
+    resource: &ApiResource,
+    wish: impl Fn(Option<&Stone>) -> bool,
+) -> Result<()> {
     let (reader, writer) = {
         let writer = reflector::store::Writer::<Stone>::new(resource.clone());
         (writer.as_reader(), writer)

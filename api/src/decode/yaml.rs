@@ -36,8 +36,8 @@ const ALIAS_RANGE: std::ops::Range<usize> = 400_000..4_000_000;
 /// # Errors
 /// In go-yaml's form, `yaml: line 1: did not find expected ',' or ']'`; what breaks the syntax is in the parser's words.
 pub fn parse_yaml(bytes: &[u8]) -> Result<Yaml, DecodeError> {
-    let text = std::str::from_utf8(bytes)
-        .map_err(|_| DecodeError("yaml: invalid leading UTF-8 octet".into()))?;
+    let text =
+        std::str::from_utf8(bytes).map_err(|_| DecodeError("yaml: invalid leading UTF-8 octet".into()))?;
     let mut builder = Builder::default();
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| syntax_error(&e))?;
@@ -205,7 +205,11 @@ fn merge(map: &mut Map<String, Value>, value: Value, is_map: bool) -> Result<(),
     match value {
         Value::Object(other) if is_map => map.extend(other),
         Value::Array(items) if items.iter().all(Value::is_object) => {
-            items.into_iter().rev().filter_map(|i| if let Value::Object(m) = i { Some(m) } else { None }).for_each(|m| map.extend(m));
+            items
+                .into_iter()
+                .rev()
+                .filter_map(|i| if let Value::Object(m) = i { Some(m) } else { None })
+                .for_each(|m| map.extend(m));
         }
         _ => return Err(failed("map merge requires map or sequence of maps as the value")),
     }
@@ -375,7 +379,9 @@ mod tests {
         assert_eq!(twice.value, json!({"a": 3, "b": {"c": 2}}));
         assert_eq!(
             twice.strictly().as_deref(),
-            Some("yaml: unmarshal errors:\n  line 4: key \"c\" already set in map\n  line 5: key \"a\" already set in map")
+            Some(
+                "yaml: unmarshal errors:\n  line 4: key \"c\" already set in map\n  line 5: key \"a\" already set in map"
+            )
         );
         assert_eq!(value("a: 1\n---\nb: 2\n"), json!({"a": 1}));
     }

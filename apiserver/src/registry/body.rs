@@ -187,7 +187,9 @@ fn unrecognized(kind: &str, bytes: &[u8], status: Status) -> Status {
         Some(_) => hex::encode(begin) + more,
     };
     let why = status.message;
-    Status::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {why} ({shown})"))
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {why} ({shown})"
+    ))
 }
 
 /// Checks that a value is an object of a kind, or does not say of which.
@@ -200,7 +202,8 @@ fn check_type(object: &Value, api_version: &str, kind: &str) -> Result<(), Statu
     if sent_kind == kind && sent_version == api_version {
         return Ok(());
     }
-    let ((sent_group, sent_name), (group, _)) = (split_api_version(sent_version), split_api_version(api_version));
+    let ((sent_group, sent_name), (group, _)) =
+        (split_api_version(sent_version), split_api_version(api_version));
     let item = sent_kind.strip_suffix("List").unwrap_or(sent_kind);
     let known = |kind: &str| schema::find_kind(sent_version, kind).is_some();
     // Objects of kinds defined at run time are of any version until they are looked at.
