@@ -1,6 +1,6 @@
 //! `Accept` and `Content-Type`: in which form an answer is wanted and a body is sent.
 
-use hawser_api::status::Status;
+use hawser_api::status::{Status, StatusDetails};
 
 /// How bytes are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,6 +78,8 @@ pub struct Offer {
     pub watch: bool,
     /// The objects have a protobuf form; objects of kinds defined at run time have none but their metadata has.
     pub protobuf: bool,
+    /// The route itself knows what it can produce, as those of built-in kinds do.
+    pub routed: bool,
 }
 
 /// One clause of an Accept header.
@@ -167,6 +169,9 @@ impl Clause<'_> {
 /// 406 when nothing that is accepted can be sent.
 pub fn accept(header: Option<&str>, offer: Offer) -> Result<Accepted, Status> {
     let Some(header) = header.filter(|h| !h.is_empty()) else { return Ok(Accepted::default()) };
+    if offer.routed {
+        route(header, offer.list || offer.watch)?;
+    }
     for clause in clauses(header) {
         for encoding in clause.encodings().filter(|e| clause.meets(*e)) {
             let transform = match clause.target() {
@@ -184,6 +189,28 @@ pub fn accept(header: Option<&str>, offer: Offer) -> Result<Accepted, Status> {
         }
     }
     Err(if offer.watch { not_acceptable(STREAMS) } else { Status::not_acceptable() })
+}
+
+/// What kube-apiserver's router asks before anything else: one of the header's types, without its parameters, must be
+/// one that the route names, or `*/*`. It knows no `application/*`.
+///
+/// # Errors
+/// 406 in the router's words.
+fn route(header: &str, streams: bool) -> Result<(), Status> {
+    let produced = || ENCODINGS.into_iter().map(|(encoding, _)| encoding.content_type());
+    let mut types = header.split(',').map(|t| t.split(';').next().unwrap_or(t).trim_matches(' '));
+    if types.any(|t| t == "*/*" || produced().any(|p| p == t)) {
+        return Ok(());
+    }
+    let mut available: Vec<&str> = produced().collect();
+    if streams {
+        available.extend(ENCODINGS.iter().filter(|(e, _)| e.streams()).map(|(e, _)| match e {
+            Encoding::Protobuf => Encoding::Protobuf.stream_content_type(),
+            _ => "application/json;stream=watch",
+        }));
+    }
+    let text = format!("406: Not Acceptable\n\nAvailable representations: {}", available.join(", "));
+    Err(Status::failure(406, "NotAcceptable", text).with_details(StatusDetails::default()))
 }
 
 /// The encoding of a failure's Status: the first that is accepted for a plain object, else JSON.
@@ -253,6 +280,7 @@ pub enum DiscoveryForm {
 pub fn accept_discovery(header: Option<&str>, aggregated: bool) -> Result<(Encoding, DiscoveryForm), Status> {
     let plain = Ok((Encoding::Json, DiscoveryForm::Plain));
     let Some(header) = header.filter(|h| !h.is_empty()) else { return plain };
+    route(header, false)?;
     for clause in clauses(header) {
         for encoding in clause.encodings().filter(|e| clause.meets(*e)) {
             match clause.target() {
@@ -300,7 +328,7 @@ mod tests {
     use super::*;
 
     fn offer(list: bool) -> Offer {
-        Offer { list, watch: false, protobuf: true }
+        Offer { list, watch: false, protobuf: true, routed: false }
     }
 
     #[test]
@@ -349,6 +377,28 @@ mod tests {
         assert!(accept(Some(protobuf), defined).is_err());
         let metadata = format!("{protobuf};as=PartialObjectMetadataList;v=v1;g=meta.k8s.io");
         assert_eq!(accept(Some(&metadata), defined).expect("metadata").encoding, Encoding::Protobuf);
+    }
+
+    #[test]
+    fn the_router_looks_at_types_alone() {
+        let routed = Offer { routed: true, ..offer(true) };
+        for (header, want) in [
+            ("application/xml", false),
+            ("application/*", false),
+            ("application/xml, */*;q=0.1", true),
+            ("application/yaml ;q=0.1", true),
+            ("application/json;as=Odd;v=v1;g=meta.k8s.io", true),
+        ] {
+            let passed = !accept(Some(header), routed).is_err_and(|s| s.message.starts_with("406: "));
+            assert_eq!(passed, want, "{header}");
+        }
+        let refused = accept(Some("text/html"), routed).expect_err("nothing of it is produced");
+        assert!(
+            refused.message.ends_with("application/vnd.kubernetes.protobuf;stream=watch"),
+            "{}",
+            refused.message
+        );
+        assert!(refused.details.is_some());
     }
 
     #[test]

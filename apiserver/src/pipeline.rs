@@ -262,6 +262,7 @@ impl Pipeline {
             list: matches!(info.verb, "list" | "deletecollection"),
             watch: info.verb == "watch",
             protobuf: row.kind.builtin || info.subresource == "scale",
+            routed: row.kind.builtin,
         };
         let accepted = negotiate::accept(accept, offer)?;
         let errors = negotiate::accept_error(accept);
@@ -400,7 +401,8 @@ impl Pipeline {
             return response;
         }
         let documents = &self.registry.access.documents;
-        if let Some((_, make)) = documents.iter().find(|(p, _)| p == path) {
+        let bare = path.strip_suffix('/').unwrap_or(path);
+        if let Some((_, make)) = documents.iter().find(|(p, _)| p == bare) {
             let (content_type, bytes) = make();
             let mut response = Response::new(Body::Full(bytes));
             if let Ok(value) = HeaderValue::from_str(&content_type) {

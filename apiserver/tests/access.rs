@@ -40,10 +40,18 @@ impl Drop for Server {
 }
 
 async fn start_in(dir: &Path, storage: Arc<Memory>) -> (Arc<Pki>, SocketAddr, CancellationToken) {
+    start_with(dir, storage, true).await
+}
+
+async fn start_with(
+    dir: &Path,
+    storage: Arc<Memory>,
+    anonymous: bool,
+) -> (Arc<Pki>, SocketAddr, CancellationToken) {
     let pki = Pki::load_or_create(&PkiConfig::new(dir.join("pki")), SystemTime::now()).expect("pki");
     let pki = Arc::new(pki);
-    let access =
-        AccessConfig { node_token_file: Some(dir.join("node-token")), ..AccessConfig::new(Arc::clone(&pki)) };
+    let node_token_file = Some(dir.join("node-token"));
+    let access = AccessConfig { node_token_file, anonymous, ..AccessConfig::new(Arc::clone(&pki)) };
     let mut config = Config::new(Arc::new(access));
     config.listen.push(SocketAddr::from(([127, 0, 0, 1], 0)));
     config.tls = Some(Arc::new(server_config(&pki).expect("tls")));
@@ -57,9 +65,13 @@ async fn start_in(dir: &Path, storage: Arc<Memory>) -> (Arc<Pki>, SocketAddr, Ca
 
 impl Server {
     async fn start() -> Self {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(anonymous: bool) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let storage = Arc::new(Memory::new());
-        let (pki, address, stop) = start_in(dir.path(), storage.clone()).await;
+        let (pki, address, stop) = start_with(dir.path(), storage.clone(), anonymous).await;
         Self { pki, address, storage, stop, dir }
     }
 
@@ -192,6 +204,20 @@ impl Client {
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
 #[tokio::test]
+async fn without_anonymous_requests_only_health_and_version_are_open() {
+    let server = Server::start_with(false).await;
+    let nobody = server.client();
+    for (path, code) in [("/healthz", 200), ("/version", 200), ("/api", 401), ("/metrics", 401)] {
+        assert_eq!(nobody.get(path).await.0, code, "{path}");
+    }
+    let (code, status) = nobody.get(PODS).await;
+    assert_eq!(
+        (code, &status["reason"], &status["message"]),
+        (401, &json!("Unauthorized"), &json!("Unauthorized"))
+    );
+}
+
+#[tokio::test]
 async fn who_is_let_in() {
     let server = Server::start().await;
     let nobody = server.client();
@@ -200,17 +226,16 @@ async fn who_is_let_in() {
         ("/readyz", 200),
         ("/livez", 200),
         ("/version", 200),
-        ("/api", 401),
-        (PODS, 401),
-        ("/metrics", 401),
+        ("/api", 403),
+        (PODS, 403),
+        ("/metrics", 403),
     ] {
         assert_eq!(nobody.get(path).await.0, code, "{path}");
     }
-    let (code, status) = nobody.get(PODS).await;
-    assert_eq!(
-        (code, &status["reason"], &status["message"]),
-        (401, &json!("Unauthorized"), &json!("Unauthorized"))
-    );
+    let (_, status) = nobody.get(PODS).await;
+    let text = "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the \
+                namespace \"default\"";
+    assert_eq!((&status["reason"], &status["message"]), (&json!("Forbidden"), &json!(text)));
     for token in ["garbage", "abcdef.0123456789abcdef", "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJ4In0.AAAA"] {
         assert_eq!(nobody.with_token(token).get("/healthz").await.0, 401, "{token}");
     }

@@ -210,7 +210,7 @@ async fn bodies_options_and_duplicates() {
     };
     let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata:\n  a: x\n";
     assert_eq!(send("fieldManager=a", APPLY.1, yaml).await.0, 201);
-    let twice = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata:\n  a: x\n  a: y\n";
+    let twice = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata:\n  a: x\n  a: z\n";
     assert_eq!(send("fieldManager=a&fieldValidation=Strict", APPLY.1, twice).await.0, 400);
     let (code, warning) = send("fieldManager=a", APPLY.1, twice).await;
     assert!(

@@ -6,9 +6,11 @@
 
 mod json;
 mod order;
+mod yaml;
 
 pub use json::parse_json;
 pub use order::in_document_order;
+pub use yaml::{Yaml, duplicates_error, parse_yaml};
 
 use crate::quantity::Quantity;
 use crate::schema::{Base, Field, Presence, Shape, Ty, Type};

@@ -31,8 +31,8 @@ pub struct AccessConfig {
     pub issuer: String,
     /// Audiences of the API server; the issuer alone when empty.
     pub api_audiences: Vec<String>,
-    /// Whether requests without credentials are `system:anonymous` everywhere (and then mostly forbidden) rather
-    /// than 401 outside health and version.
+    /// Whether requests without credentials are `system:anonymous` everywhere rather than 401 outside health and
+    /// version. The default roles forbid them all but health and version either way.
     pub anonymous: bool,
     /// Where the join token is kept (mode 0600); None for a server that nodes do not join by token.
     pub node_token_file: Option<PathBuf>,
@@ -45,7 +45,7 @@ impl AccessConfig {
             pki,
             issuer: "https://kubernetes.default.svc".to_owned(),
             api_audiences: Vec::new(),
-            anonymous: false,
+            anonymous: true,
             node_token_file: None,
         }
     }

@@ -7,7 +7,6 @@ use hawser_api::managed::update::Writer;
 use hawser_api::object::ObjectExt as _;
 use hawser_api::status::Status;
 use hawser_api::text::json_type;
-use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use super::body::canonical;
@@ -17,7 +16,6 @@ use super::{Answer, Call, Registry};
 use crate::hooks;
 use crate::managed::{Served, nothing_of};
 use crate::options::{FieldValidation, WriteOptions};
-use crate::yaml;
 
 /// How often an object that comes and goes is tried.
 const ATTEMPTS: usize = 8;
@@ -26,7 +24,7 @@ const ATTEMPTS: usize = 8;
 pub(crate) struct Configuration {
     /// As it was sent.
     pub value: Value,
-    /// Fields that were given twice: [`yaml::duplicates`].
+    /// Fields that were given twice: [`decode::Yaml::duplicates`].
     twice: Vec<String>,
 }
 
@@ -40,8 +38,13 @@ impl Configuration {
         let (mut value, twice) = match decode::parse_json(body, &mut dropped) {
             // JSON is YAML, and its duplicates are told in YAML's words.
             Ok(value) if dropped.messages.is_empty() => (value, Vec::new()),
-            Ok(value) => (value, yaml::duplicates(body)),
-            Err(_) => (from_yaml(body)?, yaml::duplicates(body)),
+            Ok(value) => (value, decode::parse_yaml(body).map(|yaml| yaml.duplicates).unwrap_or_default()),
+            Err(_) => {
+                let yaml = decode::parse_yaml(body).map_err(|e| {
+                    Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {e}"))
+                })?;
+                (yaml.value, yaml.duplicates)
+            }
         };
         if value.is_null() {
             value = json!({});
@@ -71,19 +74,10 @@ impl Configuration {
             }
             FieldValidation::Strict => Err(Status::bad_request(format!(
                 "error strict decoding YAML: error converting YAML to JSON: {}",
-                yaml::errors(&self.twice)
+                decode::duplicates_error(&self.twice)
             ))),
         }
     }
-}
-
-/// Parses YAML; of several documents the first one counts.
-fn from_yaml(body: &Bytes) -> Result<Value, Status> {
-    let refuse = |e: &dyn std::fmt::Display| {
-        Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {e}"))
-    };
-    let Some(document) = serde_yaml_ng::Deserializer::from_slice(body).next() else { return Ok(Value::Null) };
-    Value::deserialize(document).map_err(|e| refuse(&e))
 }
 
 /// A number without a fraction is whole, however it was written.

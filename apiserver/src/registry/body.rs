@@ -3,19 +3,17 @@
 use bytes::Bytes;
 use hawser_api::decode::{self, Dropped};
 use hawser_api::kinds::Kind;
-use hawser_api::object::ObjectExt as _;
+use hawser_api::object::{ObjectExt as _, split_api_version};
 use hawser_api::protobuf;
 use hawser_api::schema;
 use hawser_api::status::Status;
 use hawser_api::text::{json_type, quote};
 use http::header::CONTENT_TYPE;
-use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::Call;
 use crate::negotiate::{self, BodyEncoding};
 use crate::options::FieldValidation;
-use crate::yaml;
 
 /// The type of the bytes that must be an object.
 const TYPE_META: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
@@ -43,14 +41,9 @@ impl Call<'_> {
                 protobuf::decode(bytes, (api_version, kind)).map_err(|e| Status::bad_request(e.to_string()))
             }
             BodyEncoding::Yaml => {
-                // Of several documents the first one counts.
-                let Some(document) = serde_yaml_ng::Deserializer::from_slice(bytes).next() else {
-                    return Ok(Value::Null);
-                };
-                let value = Value::deserialize(document);
-                let value = value.map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
-                dropped.lines = yaml::duplicates(bytes);
-                Ok(value)
+                let yaml = decode::parse_yaml(bytes).map_err(|e| Status::bad_request(e.0))?;
+                dropped.lines = yaml.duplicates;
+                Ok(yaml.value)
             }
         }
     }
@@ -70,8 +63,20 @@ impl Call<'_> {
             return self.decode_as(bytes, &api_version, name, validation);
         }
         let mut dropped = Dropped::default();
-        let mut object = self.parse(bytes, &api_version, name, &mut dropped)?;
-        check_type(&object, &api_version, name)?;
+        let mut object = self
+            .parse(bytes, &api_version, name, &mut dropped)
+            .and_then(|object| has_type(&object).map(|()| object))
+            .map_err(|e| unrecognized(name, bytes, e))?;
+        if let Err(status) = check_type(&object, &api_version, name) {
+            if object.api_version() != api_version {
+                // Of another version nothing is known.
+                let keys = object.as_object().into_iter().flat_map(serde_json::Map::keys);
+                let unknown = keys.filter(|k| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata"));
+                dropped.messages.extend(unknown.map(|k| format!("unknown field {}", quote(k))));
+                self.report(&dropped, validation).map_err(|e| strictly(&api_version, name, e))?;
+            }
+            return Err(status);
+        }
         canonical(kind, &mut object, &mut dropped).map_err(|e| unreadable(&api_version, name, &e))?;
         object.set_api_version_kind(&api_version, name);
         self.report(&dropped, validation).map_err(|e| strictly(&api_version, name, e))?;
@@ -90,7 +95,10 @@ impl Call<'_> {
         validation: FieldValidation,
     ) -> Result<Value, Status> {
         let mut dropped = Dropped::default();
-        let mut object = self.parse(bytes, api_version, kind, &mut dropped)?;
+        let mut object = self
+            .parse(bytes, api_version, kind, &mut dropped)
+            .and_then(|object| has_type(&object).map(|()| object))
+            .map_err(|e| unrecognized(kind, bytes, e))?;
         self.conform(&mut object, api_version, kind, &mut dropped)?;
         decode::in_document_order(bytes, &mut dropped);
         self.report(&dropped, validation).map_err(|e| strictly(api_version, kind, e))?;
@@ -127,7 +135,8 @@ impl Call<'_> {
             }
             FieldValidation::Strict => {
                 // What YAML has twice is one error.
-                let lines = Some(&dropped.lines).filter(|l| !l.is_empty()).map(|l| yaml::errors(l));
+                let lines =
+                    Some(&dropped.lines).filter(|l| !l.is_empty()).map(|l| decode::duplicates_error(l));
                 let all: Vec<&str> =
                     lines.as_deref().into_iter().chain(dropped.messages.iter().map(String::as_str)).collect();
                 Err(Status::bad_request(format!("strict decoding error: {}", all.join(", "))))
@@ -136,11 +145,11 @@ impl Call<'_> {
     }
 }
 
-/// Checks that a value is an object of a kind, or does not say of which.
+/// Checks that a value is an object whose type can be told.
 ///
 /// # Errors
 /// 400.
-fn check_type(object: &Value, api_version: &str, kind: &str) -> Result<(), Status> {
+fn has_type(object: &Value) -> Result<(), Status> {
     if !object.is_object() {
         let found = json_type(object);
         return Err(Status::bad_request(format!(
@@ -160,20 +169,71 @@ fn check_type(object: &Value, api_version: &str, kind: &str) -> Result<(), Statu
             )));
         }
     }
+    if object.api_version().matches('/').count() > 1 {
+        let found = object.api_version();
+        return Err(Status::bad_request(format!("unexpected GroupVersion string: {found}")));
+    }
+    Ok(())
+}
+
+/// Most bytes of a body that an error shows.
+const SHOWN: usize = 30;
+
+/// The refusal of a body whose type cannot be told, with the beginning of what was sent.
+fn unrecognized(kind: &str, bytes: &[u8], status: Status) -> Status {
+    if status.code != 400 {
+        return status;
+    }
+    let begin = &bytes[..bytes.len().min(SHOWN)];
+    let more = if bytes.len() > SHOWN { " ..." } else { "" };
+    let shown = match bytes.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(begin).into_owned() + more,
+        Some(_) => hex::encode(begin) + more,
+    };
+    let why = status.message;
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {why} ({shown})"
+    ))
+}
+
+/// Checks that a value is an object of a kind, or does not say of which.
+///
+/// # Errors
+/// 400.
+fn check_type(object: &Value, api_version: &str, kind: &str) -> Result<(), Status> {
     let sent_version = Some(object.api_version()).filter(|v| !v.is_empty()).unwrap_or(api_version);
     let sent_kind = Some(object.kind()).filter(|k| !k.is_empty()).unwrap_or(kind);
-    if sent_kind != kind {
-        return Err(Status::bad_request(format!(
-            "{sent_kind} in version {} cannot be handled as a {kind}: the kind does not match the resource",
-            quote(sent_version.rsplit('/').next().unwrap_or(sent_version))
-        )));
+    if sent_kind == kind && sent_version == api_version {
+        return Ok(());
     }
-    if sent_version != api_version {
+    let ((sent_group, sent_name), (group, _)) =
+        (split_api_version(sent_version), split_api_version(api_version));
+    let item = sent_kind.strip_suffix("List").unwrap_or(sent_kind);
+    let known = |kind: &str| schema::find_kind(sent_version, kind).is_some();
+    // Objects of kinds defined at run time are of any version until they are looked at.
+    let defined = schema::find_kind(api_version, kind).is_none();
+    if sent_kind == kind && (defined || sent_group == group && known(kind)) {
         return Err(Status::bad_request(format!(
             "the API version in the data ({sent_version}) does not match the expected API version ({api_version})"
         )));
     }
-    Ok(())
+    let why = if known(sent_kind) || known(item) {
+        // Go's packages: those of a version, and those that hold all versions of a group.
+        let package = match group.split('.').next().unwrap_or_default() {
+            "" => "core",
+            first => first,
+        };
+        format!("converting ({sent_name}.{sent_kind}) to ({package}.{kind}): unknown conversion")
+    } else {
+        format!(
+            "no kind {} is registered for version {} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            quote(sent_kind),
+            quote(sent_version)
+        )
+    };
+    let version = quote(sent_name);
+    Err(Status::bad_request(format!("{sent_kind} in version {version} cannot be handled as a {kind}: {why}")))
 }
 
 /// 400 for a body that cannot be read as a kind.

@@ -103,11 +103,19 @@ impl Registry {
         let prefix = object.generate_name().to_owned();
         hooks::prepare_create(judging, &mut object, call.namespace(), &suffix());
         let mut allocation = self.allocators.create(judging, &mut object, step.dry_run).await?;
-        hooks::validate_create(&call.row.kind, judging, &object)?;
-        hooks::warnings(judging, &object, None).into_iter().for_each(|w| call.warn(w));
-        if self.admission_wanted(call, Operation::Create) {
-            let mut shown = convert::judged_to_row(&call.row, object.clone());
-            self.validate_admission(call, step, Some(&mut shown)).await?;
+        let judged = async {
+            hooks::validate_create(&call.row.kind, judging, &object)?;
+            hooks::warnings(judging, &object, None).into_iter().for_each(|w| call.warn(w));
+            if self.admission_wanted(call, Operation::Create) {
+                let mut shown = convert::judged_to_row(&call.row, object.clone());
+                self.validate_admission(call, step, Some(&mut shown)).await?;
+            }
+            Ok(())
+        };
+        if let Err(status) = judged.await {
+            // Before anybody tries again.
+            allocation.refused().await;
+            return Err(status);
         }
         // What a webhook would have to convert back is answered as it is.
         let mut shown = call.row.needs_webhook().then(|| object.clone());

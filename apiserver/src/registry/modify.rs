@@ -144,6 +144,10 @@ impl Registry {
         let (cache, kind, name) = (call.cache()?, &call.row.kind, &call.info.name);
         let (stored, judging) = (call.row.stored_kind(), call.row.judging_kind());
         self.check_preconditions(call, manner, current, &new)?;
+        if new.resource_version().is_empty() {
+            // Who names no version means the one that is there.
+            new.set_meta("resourceVersion", current.object.resource_version().into());
+        }
         if !manner.noted {
             let (now, manager) = (hooks::now(), call.manager(options));
             let served = Served::new(self.kinds.snapshot(), call.row.clone());
@@ -174,13 +178,21 @@ impl Registry {
         managed::keep_times(&mut new, old_judged);
         let mut allocation =
             self.allocators.update(judging, part, &mut new, old_judged, options.dry_run).await?;
-        if !manner.trusted {
-            hooks::validate_update(judging, part, &new, old_judged)?;
-        }
-        hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));
-        if self.admission_wanted(call, Operation::Update) {
-            let mut shown = convert::judged_to_row(&call.row, new.clone());
-            self.validate_admission(call, step, Some(&mut shown)).await?;
+        let judged = async {
+            if !manner.trusted {
+                hooks::validate_update(judging, part, &new, old_judged)?;
+            }
+            hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));
+            if self.admission_wanted(call, Operation::Update) {
+                let mut shown = convert::judged_to_row(&call.row, new.clone());
+                self.validate_admission(call, step, Some(&mut shown)).await?;
+            }
+            Ok(())
+        };
+        if let Err(status) = judged.await {
+            // Before anybody tries again.
+            allocation.refused().await;
+            return Err(status);
         }
         // What a webhook would have to convert back is answered as it is.
         let shown = call.row.needs_webhook().then(|| new.clone());
@@ -244,19 +256,25 @@ impl Registry {
     ) -> Result<(), Status> {
         let (kind, name) = (&call.row.kind, &call.info.name);
         let (sent, there) = (new.uid(), current.object.uid());
-        if !sent.is_empty() && sent != there {
+        // Of patches the judges of the whole object see that it names another.
+        if manner.options_kind == "UpdateOptions" && !sent.is_empty() && sent != there {
+            let key = call.cache()?.storage_key(call.namespace(), name);
             return Err(Status::conflict(
                 &kind.group,
                 &kind.plural,
                 name,
-                format!("Precondition failed: UID in precondition: {sent}, UID in object meta: {there}"),
+                format!(
+                    "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+                     Precondition failed: UID in precondition: {sent}, UID in object meta: {there}"
+                ),
             ));
         }
         match new.resource_version() {
             "" | "0" if manner.unconditional => Ok(()),
+            // Named by the resource and not by the kind, as kube-apiserver has it.
             "" | "0" => Err(Status::invalid(
                 &kind.group,
-                &kind.kind,
+                &kind.plural,
                 name,
                 &[FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update")],
             )),

@@ -68,8 +68,24 @@ fn selector_of(object: &Value, paths: &Paths<'_>) -> Result<String, Status> {
     Ok(if selector.nothing { String::new() } else { selector.to_string() })
 }
 
-/// The Scale of an object.
+/// What stands in a custom resource's Scale for a number of replicas that is not there, while it is changed.
+const UNSET: i64 = i32::MIN as i64;
+
+/// The Scale of an object as clients see it.
+///
+/// # Errors
+/// 500 for a custom resource without a number of replicas, as kube-apiserver has it.
 fn scale_of(kind: &Kind, object: &Value) -> Result<Value, Status> {
+    let scale = scale_to_change(kind, object)?;
+    if scale.int_at("spec.replicas") == Some(UNSET) {
+        let text = format!("the spec replicas field \".{}\" does not exist", paths(kind).spec);
+        return Err(Status::internal(text));
+    }
+    Ok(scale)
+}
+
+/// The Scale of an object, [`UNSET`] where a custom resource has no number of replicas yet.
+fn scale_to_change(kind: &Kind, object: &Value) -> Result<Value, Status> {
     let paths = paths(kind);
     let mut meta = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -85,10 +101,7 @@ fn scale_of(kind: &Kind, object: &Value) -> Result<Value, Status> {
     let mut spec = json!({});
     match object.int_at(paths.spec) {
         Some(replicas) => spec["replicas"] = json!(replicas),
-        None if paths.strict => {
-            let text = format!("the spec replicas field \".{}\" does not exist", paths.spec);
-            return Err(Status::internal(text));
-        }
+        None if paths.strict => spec["replicas"] = json!(UNSET),
         None => {}
     }
     Ok(json!({"kind": KIND, "apiVersion": API_VERSION, "metadata": meta, "spec": spec, "status": status}))
@@ -143,12 +156,16 @@ impl Registry {
                 };
                 let managed =
                     Managed::parse(current.object.items_at("metadata.managedFields")).unwrap_or_default();
-                let mut live = scale_of(kind, &current.object)?;
+                let mut live = scale_to_change(kind, &current.object)?;
                 if let Some(entries) = to_scale(&managed, &replicas_paths).to_value() {
                     live.set_meta("managedFields", entries);
                 }
                 let scale = self.new_scale(call, &writer, &live, &sent, &options)?;
                 let replicas = scale.int_at("spec.replicas").unwrap_or(0);
+                if replicas == UNSET {
+                    let why = format!("the spec replicas field \".{}\" cannot be empty", paths(kind).spec);
+                    return Err(Status::bad_request(why));
+                }
                 if replicas < 0 {
                     let error =
                         FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
