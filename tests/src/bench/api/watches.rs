@@ -24,7 +24,7 @@ const ROUNDS: usize = 5;
 /// Watches that share a connection of HTTP/2 (Go's client opens another one from this number on).
 const PER_CONNECTION: usize = 250;
 const IDLE_WATCHES: usize = 5_000;
-const UPDATES: usize = 300;
+const UPDATES: usize = 1_000;
 /// How long deliveries may take before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
