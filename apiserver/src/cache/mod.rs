@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use bytes::Bytes;
 use hawser_api::kinds::Kind;
 use parking_lot::{Mutex, RwLock};
 
@@ -505,15 +504,6 @@ impl ResourceCache {
     /// Whether a change would be taken in: an idle cache wants none.
     pub fn wants_events(&self) -> bool {
         !matches!(self.state.read().phase, Phase::Idle)
-    }
-
-    /// Makes an entry of a stored value; `key` is the store's.
-    ///
-    /// # Errors
-    /// When the value is no JSON object.
-    pub fn entry(&self, key: &str, revision: u64, value: Bytes) -> Result<Entry, serde_json::Error> {
-        let key = key.strip_prefix(&self.prefix).unwrap_or(key);
-        Entry::load(&self.kind, &self.head, key.into(), revision, value)
     }
 
     /// From now on events wait for [`ResourceCache::finish_loading`].

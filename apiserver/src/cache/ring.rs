@@ -397,6 +397,41 @@ mod tests {
     }
 
     #[test]
+    fn many_watchers_are_let_alone_for_a_while() {
+        let ring = Arc::new(Ring::default());
+        let now = Instant::now();
+        let few: Vec<_> = (0..10).map(|_| Seat::new(ring.clone())).collect();
+        assert!(ring.mark() && !ring.mark());
+        assert_eq!(ring.wake(now), Ok(()));
+        assert_eq!((ring.mark(), ring.wake(now)), (true, Ok(())), "a few do not rest");
+        let many: Vec<_> = (0..10_000).map(|_| Seat::new(ring.clone())).collect();
+        assert_eq!((ring.mark(), ring.wake(now)), (true, Ok(())), "who was idle is woken at once");
+        assert_eq!((ring.mark(), ring.wake(now + MIN_REST)), (true, Err(now + MAX_REST)));
+        assert!(!ring.mark(), "whoever was sent away comes back");
+        drop(many);
+        assert_eq!(ring.wake(now + MAX_REST), Ok(()));
+        assert_eq!((ring.mark(), ring.wake(now + MAX_REST)), (true, Ok(())));
+        drop(few);
+        assert_eq!(ring.watchers.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_batch_is_for_its_form_and_cursor() {
+        let ring = Arc::new(Ring::default());
+        let batch = Batch { bytes: Bytes::from_static(b"x"), events: 1, last: 7 };
+        let _one = Seat::new(ring.clone());
+        ring.share_batch((1, 0), 5, &batch);
+        assert!(ring.batch((1, 0), 5).is_none(), "there is nobody to share it with");
+        let _other = Seat::new(ring.clone());
+        ring.share_batch((1, 0), 5, &batch);
+        assert_eq!(ring.batch((1, 0), 5).map(|b| b.last), Some(7));
+        assert!(ring.batch((1, 1), 5).is_none() && ring.batch((2, 0), 5).is_none());
+        assert!(ring.batch((1, 0), 6).is_none());
+        ring.reset(20);
+        assert!(ring.batch((1, 0), 5).is_none());
+    }
+
+    #[test]
     fn a_frame_is_made_once() {
         let e = event(1);
         let mut made = 0;
