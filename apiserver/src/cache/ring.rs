@@ -32,7 +32,7 @@ const OVERHEAD: usize = 256;
 /// Processor time that waking one watcher and writing to it takes, roughly, for server and client together.
 const WAKE_COST: Duration = Duration::from_micros(50);
 /// Watchers are let alone for no longer than this after they were woken …
-const MAX_REST: Duration = Duration::from_millis(20);
+const MAX_REST: Duration = Duration::from_millis(50);
 /// … nor for less than this, which is as exact as timers are.
 const MIN_REST: Duration = Duration::from_millis(1);
 
