@@ -160,11 +160,7 @@ mod tests {
     struct Counted(DuplexStream, Arc<Mutex<usize>>);
 
     impl AsyncWrite for Counted {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &[u8],
-        ) -> Poll<io::Result<usize>> {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
             *self.1.lock() += 1;
             Pin::new(&mut self.0).poll_write(cx, buf)
         }

@@ -102,13 +102,12 @@ impl Loader {
     fn entry(&self, prefix: &str, kv: KeyValue) -> Result<Entry, FeedError> {
         let unreadable = |why: String| FeedError::Unreadable { key: kv.key.to_string(), why };
         let value = match &self.seal {
-            Some(seal) => {
-                seal.decrypt(kv.key.as_bytes(), kv.value).map_err(|e| unreadable(e.to_string()))?
-            }
+            Some(seal) => seal.decrypt(kv.key.as_bytes(), kv.value).map_err(|e| unreadable(e.to_string()))?,
             None => kv.value,
         };
         let key = kv.key.strip_prefix(prefix).unwrap_or(&kv.key).into();
-        Entry::load(&self.kind, &self.head, key, kv.mod_revision, value).map_err(|e| unreadable(e.to_string()))
+        Entry::load(&self.kind, &self.head, key, kv.mod_revision, value)
+            .map_err(|e| unreadable(e.to_string()))
     }
 }
 
@@ -275,7 +274,8 @@ impl Feed {
                 return Ok(Entry::new(key, kv.mod_revision, value, facts));
             }
         }
-        let loader = Loader { kind: cache.kind().clone(), head: cache.head().clone(), seal: self.seal.clone() };
+        let loader =
+            Loader { kind: cache.kind().clone(), head: cache.head().clone(), seal: self.seal.clone() };
         loader.entry(cache.prefix(), kv)
     }
 
@@ -337,7 +337,8 @@ impl Feed {
     async fn load(&self, cache: &ResourceCache, items: Vec<KeyValue>) -> Result<Vec<Entry>, FeedError> {
         let mut entries = Vec::with_capacity(items.len());
         let mut items = items.into_iter();
-        let loader = Loader { kind: cache.kind().clone(), head: cache.head().clone(), seal: self.seal.clone() };
+        let loader =
+            Loader { kind: cache.kind().clone(), head: cache.head().clone(), seal: self.seal.clone() };
         let prefix = cache.prefix();
         if items.len() <= LOADED_AT_ONCE {
             for kv in items {

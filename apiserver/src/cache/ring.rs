@@ -226,7 +226,10 @@ impl Ring {
     /// What another watcher of the same form has made of the events after a cursor.
     pub fn batch(&self, form: Form, cursor: u64) -> Option<Batch> {
         let shared = self.shared.lock();
-        shared.as_ref().filter(|(f, after, _)| (*f, *after) == (form, cursor)).map(|(_, _, batch)| batch.clone())
+        shared
+            .as_ref()
+            .filter(|(f, after, _)| (*f, *after) == (form, cursor))
+            .map(|(_, _, batch)| batch.clone())
     }
 
     /// Lets go of the shared batch: those whom it was for have taken it.

@@ -152,7 +152,9 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_refused() {
-        for text in ["", "1", "[]", "\"a\"", "null", "{", "{\"a\":}", "{\"x\":[1,}", "{} {}", "{\"x\":\"\u{1}\"}"] {
+        for text in
+            ["", "1", "[]", "\"a\"", "null", "{", "{\"a\":}", "{\"x\":[1,}", "{} {}", "{\"x\":\"\u{1}\"}"]
+        {
             assert!(parse(text.as_bytes(), &["a"]).is_err(), "{text}");
         }
     }

@@ -71,7 +71,9 @@ impl Codes {
     fn count(&self, code: u16) {
         for (place, count) in &self.places {
             let there = match place.load(Ordering::Relaxed) {
-                0 => place.compare_exchange(0, code, Ordering::Relaxed, Ordering::Relaxed).unwrap_or_else(|c| c),
+                0 => place
+                    .compare_exchange(0, code, Ordering::Relaxed, Ordering::Relaxed)
+                    .unwrap_or_else(|c| c),
                 there => there,
             };
             // An exchange answers what was there before: nothing, where the place is now this code's.

@@ -94,8 +94,11 @@ impl Measured {
         for (name, kind, help) in families {
             out.family(name, kind, help);
             for series in &all {
-                let labels =
-                    [("group", &*series.group), ("operation", series.operation), ("resource", &*series.resource)];
+                let labels = [
+                    ("group", &*series.group),
+                    ("operation", series.operation),
+                    ("resource", &*series.resource),
+                ];
                 if kind == "histogram" {
                     series.seconds.write(out, name, &labels);
                 } else {

@@ -37,7 +37,12 @@ pub async fn run(report: &mut Report) -> Result<()> {
             fastest = fastest.max(ours.rate);
         }
     }
-    report.add("creates through the etcd engine over etcd's own puts", median(over_puts), "", Target::AtLeast(0.9));
+    report.add(
+        "creates through the etcd engine over etcd's own puts",
+        median(over_puts),
+        "",
+        Target::AtLeast(0.9),
+    );
     report.add("the same over etcd's own transactions", median(over_transactions), "", Target::AtLeast(0.9));
     report.add("creates through the etcd engine, 32 clients", fastest, "/s", Target::AtLeast(1_000.0));
     Ok(())
