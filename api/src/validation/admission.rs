@@ -119,8 +119,8 @@ fn webhooks(mutating: bool, o: &Value, e: &mut Errors) {
         for (j, rule) in hook.items_at("rules").iter().enumerate() {
             webhook_rule(rule, rules.index(j), e);
         }
-        e.optional_one_of(item.child("failurePolicy"), hook.str_at("failurePolicy"), &["Fail", "Ignore"]);
-        e.optional_one_of(item.child("matchPolicy"), hook.str_at("matchPolicy"), &["Equivalent", "Exact"]);
+        e.known(item.child("failurePolicy"), hook.get("failurePolicy"), &["Fail", "Ignore"]);
+        e.known(item.child("matchPolicy"), hook.get("matchPolicy"), &["Equivalent", "Exact"]);
         match hook.get("sideEffects").and_then(Value::as_str) {
             None => e.required(item.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
             Some("None" | "NoneOnDryRun") => {}
@@ -268,7 +268,7 @@ fn webhook_rule(rule: &Value, at: Path<'_>, e: &mut Errors) {
         e.required(versions.index(i), "");
     }
     rule_resources(rule, at.child("resources"), e);
-    e.optional_one_of(at.child("scope"), rule.str_at("scope"), &["*", "Cluster", "Namespaced"]);
+    e.known(at.child("scope"), rule.get("scope"), &["*", "Cluster", "Namespaced"]);
 }
 
 /// Resources and subresources, of which wildcards must not cover others.

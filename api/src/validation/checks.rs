@@ -60,6 +60,13 @@ impl Errors {
         }
     }
 
+    /// A field that, when it is there at all, has to be one of several; empty is none of them.
+    pub fn known(&mut self, at: Path<'_>, value: Option<&Value>, supported: &[&str]) {
+        if let Some(value) = value.and_then(Value::as_str).filter(|v| !supported.contains(v)) {
+            self.unsupported(at, value, supported);
+        }
+    }
+
     /// An integer field that may not be negative.
     pub fn not_negative(&mut self, at: Path<'_>, o: &Value, field: &str) {
         if let Some(n) = o.int_at(field).filter(|n| *n < 0) {
@@ -116,9 +123,7 @@ impl Errors {
 
     /// An IP address.
     pub fn ip(&mut self, at: Path<'_>, value: &str) {
-        if value.parse::<std::net::IpAddr>().is_err() {
-            self.invalid(at, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
-        }
+        super::addresses::ip(at, value, self);
     }
 
     /// A port given as a number or a name.
