@@ -186,7 +186,11 @@ pub fn selects(selector: Option<&Value>, labels: Option<&Value>) -> bool {
 
 /// Whether a selector is well-formed.
 pub fn selector_parses(selector: &Value) -> bool {
+    let labels = Labels::new(selector.get("matchLabels").and_then(Value::as_object));
+    let good = |key: &str| names::qualified_name(key).is_empty();
     LabelSelector::from_object(Some(selector)).is_ok()
+        && labels.iter().all(|(k, v)| good(k) && names::label_value(v).is_empty())
+        && selector.items_at("matchExpressions").iter().all(|x| good(x.str_at("key")))
         && selector.items_at("matchExpressions").iter().all(|x| {
             !matches!(x.str_at("operator"), "Exists" | "DoesNotExist") || x.items_at("values").is_empty()
         })

@@ -240,7 +240,7 @@ fn ingress_backend(backend: &Value, at: Path<'_>, e: &mut Errors) {
     let present = |name: &str| backend.get(name).filter(|v| !v.is_null());
     match (present("service"), present("resource")) {
         (Some(_), Some(_)) => e.invalid(at, "", "cannot set both resource and service backends"),
-        (None, None) => e.required(at, "resource or service backend is required"),
+        (None, None) => e.invalid(at, "", "resource or service backend is required"),
         (None, Some(resource)) => {
             let at = at.child("resource");
             if let Some(group) = resource.get("apiGroup").and_then(Value::as_str) {
@@ -266,7 +266,7 @@ fn ingress_backend(backend: &Value, at: Path<'_>, e: &mut Errors) {
                     e.invalid(backend_at, "", "cannot set both port name & port number");
                 }
                 (false, _) => e.all(at.child("port.name"), name, names::port_name(name)),
-                (true, 0) => e.required(at, "port name or number is required"),
+                (true, 0) => e.required(backend_at, "port name or number is required"),
                 (true, n) => {
                     for message in names::port_number(n) {
                         e.invalid(at.child("port.number"), n, message);

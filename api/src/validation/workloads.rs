@@ -29,8 +29,11 @@ fn template(o: &Value, what: &str, e: &mut Errors) {
     let wanted = o.at("spec.selector").filter(|s| !s.is_null());
     let labels = o.at("spec.template.metadata.labels");
     match wanted {
+        // A daemon set's is told by its fields alone.
+        Some(s) if !selector_parses(s) && o.kind() == "DaemonSet" => {}
         Some(s) if !selector_parses(s) => {
-            e.invalid(SPEC.child("selector"), s.clone(), "invalid label selector");
+            let detail = if o.kind() == "StatefulSet" { "" } else { "invalid label selector" };
+            e.invalid(SPEC.child("selector"), s.clone(), detail);
             return;
         }
         // An empty selector has been refused already; it would select everything.
@@ -221,7 +224,7 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let at = SPEC.child("persistentVolumeClaimRetentionPolicy");
     for field in ["whenDeleted", "whenScaled"] {
         let value = o.at("spec.persistentVolumeClaimRetentionPolicy").map_or("", |p| p.str_at(field));
-        e.optional_one_of(at.child(field), value, &["Delete", "Retain"]);
+        e.optional_one_of(at.child(field), value, &["Retain", "Delete"]);
     }
     let list = SPEC.child("volumeClaimTemplates");
     for (i, claim) in o.items_at("spec.volumeClaimTemplates").iter().enumerate() {
