@@ -23,8 +23,8 @@ pub fn hawser(profile: Profile) -> Result<PathBuf> {
 
 /// Builds a program of a package and answers its path.
 pub fn package(package: &str, program: &str, profile: Profile) -> Result<PathBuf> {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root()).args(["build", "--package", package, "--bin", program]);
+    let mut cargo = cargo();
+    cargo.args(["build", "--package", package, "--bin", program]);
     let folder = match profile {
         Profile::Dev => "debug",
         Profile::Release => {
@@ -34,6 +34,19 @@ pub fn package(package: &str, program: &str, profile: Profile) -> Result<PathBuf
     };
     run(&mut cargo)?;
     Ok(target_dir().join(folder).join(program))
+}
+
+/// cargo at the project's root, as a shell would call it. What cargo told this program of its own package
+/// (`CARGO_PKG_NAME` and so on) is taken away: build scripts that watch these variables, ring's for one, would run
+/// again, and everything that depends on them with them, each time that cargo is called by the other way.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root());
+    let own = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(own)) {
+        cargo.env_remove(name);
+    }
+    cargo
 }
 
 /// Where the demo's images are kept.

@@ -1,10 +1,8 @@
 //! `cargo xtask test`: formatting, lints, arrows, and every test.
 
-use std::process::Command;
-
 use anyhow::{Result, ensure};
 
-use crate::{build, deps, images, root};
+use crate::{build, deps, images};
 
 /// Runs all checks, the cheapest first.
 pub fn run() -> Result<()> {
@@ -30,5 +28,5 @@ fn step(name: &str) {
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
-    crate::run(Command::new(env!("CARGO")).current_dir(root()).args(args))
+    crate::run(build::cargo().args(args))
 }
