@@ -6,7 +6,7 @@ The documents (kube-apiserver's, and so Hawser's) name the codes 200, 201, 202 a
 import schemathesis
 
 STATUS = "io.k8s.apimachinery.pkg.apis.meta.v1.Status"
-# Kubernetes writes `properties: {}` where JSON Schema would allow anything; these formats are Kubernetes' own.
+# The paths of the old way to watch.
 WATCHES = ("/watch/",)
 
 

@@ -111,7 +111,7 @@ expect labeled label configmap settings tier=test
 refused 'already has a value' label configmap settings tier=other
 expect 'labeled' label --overwrite configmap settings tier=other
 expect 'unlabeled' label configmap settings tier-
-expect annotated annotate configmap settings note=x
+expect 'annotated?$' annotate configmap settings note=x
 expect 'patched$' patch configmap settings -p '{"data":{"a":"z"}}'
 expect 'no change' patch configmap settings -p '{"data":{"a":"z"}}'
 expect patched patch configmap settings --type=merge -p '{"data":{"c":null}}'
