@@ -11,6 +11,7 @@ use super::model::Node;
 use super::path::Element;
 use super::reset::Reset;
 use super::set::FieldSet;
+use super::typed::check;
 use crate::object::{ObjectExt as _, remove_path};
 
 /// Fields of metadata that nobody owns, besides `apiVersion` and `kind`.
@@ -68,6 +69,11 @@ pub fn update(writer: &Writer<'_>, live: &Value, new: &mut Value) {
     let held = live.items_at("metadata.managedFields");
     // Nobody changes the list itself through a subresource.
     let sent = sent.as_ref().and_then(Value::as_array).filter(|_| writer.subresource.is_empty());
+    // What does not fit its schema, as only objects of kinds defined at run time may, is not tracked any more.
+    let misfit = |object: &Value| check(writer.node(), object, true).is_err();
+    if matches!(writer.node(), Node::Model(_)) && (misfit(new) || misfit(live)) {
+        return;
+    }
     // What cannot be compared is not tracked.
     let Ok(mut difference) = compare(writer.node(), live, new) else { return };
     difference.removed.prune(&["metadata", "managedFields"]);

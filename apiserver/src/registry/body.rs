@@ -67,7 +67,11 @@ impl Call<'_> {
         }
         let mut dropped = Dropped::default();
         let mut object = self.parse(bytes, &api_version, name, &mut dropped)?;
-        check_type(&object, &api_version, name)?;
+        if let Err(error) = check_type(&object, &api_version, name) {
+            of_unknown_version(kind, &object, &mut dropped);
+            self.report(&dropped, validation).map_err(|e| strictly(&api_version, name, e))?;
+            return Err(error);
+        }
         canonical(kind, &mut object, &mut dropped).map_err(|e| unreadable(&api_version, name, &e))?;
         object.set_api_version_kind(&api_version, name);
         self.report(&dropped, validation).map_err(|e| strictly(&api_version, name, e))?;
@@ -166,6 +170,18 @@ fn check_type(object: &Value, api_version: &str, kind: &str) -> Result<(), Statu
         )));
     }
     Ok(())
+}
+
+/// Of a version that a definition does not have no field is known.
+fn of_unknown_version(kind: &Kind, object: &Value, dropped: &mut Dropped) {
+    let (group, version) = hawser_api::object::split_api_version(object.api_version());
+    let known = kind.custom.as_ref().is_none_or(|c| c.has_version(version));
+    if known || group != kind.group || object.kind() != kind.kind {
+        return;
+    }
+    let fields = object.as_object().into_iter().flat_map(|o| o.keys());
+    let unknown = fields.filter(|f| !["apiVersion", "kind", "metadata"].contains(&f.as_str()));
+    dropped.messages.extend(unknown.map(|f| format!("unknown field {}", quote(f))));
 }
 
 /// 400 for a body that cannot be read as a kind.

@@ -175,7 +175,8 @@ impl Registry {
         let mut allocation =
             self.allocators.update(judging, part, &mut new, old_judged, options.dry_run).await?;
         if !manner.trusted {
-            hooks::validate_update(judging, part, &new, old_judged)?;
+            let told = hooks::validate_update(judging, part, &new, old_judged)?;
+            told.into_iter().for_each(|w| call.warn(w));
         }
         hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));
         if self.admission_wanted(call, Operation::Update) {
@@ -217,7 +218,7 @@ impl Registry {
                 Err(e) => Err(storage_status(&e)),
             };
         }
-        if value == entry.value {
+        if value == entry.value && !entry.rewritten {
             return Ok(Attempt::Unchanged(answer(value, entry.revision)));
         }
         let facts = Facts::of(stored, &new);
@@ -254,9 +255,10 @@ impl Registry {
         }
         match new.resource_version() {
             "" | "0" if manner.unconditional => Ok(()),
+            // Here Kubernetes takes the resource's name for the kind's.
             "" | "0" => Err(Status::invalid(
                 &kind.group,
-                &kind.kind,
+                &kind.plural,
                 name,
                 &[FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update")],
             )),
