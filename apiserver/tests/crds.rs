@@ -220,11 +220,14 @@ async fn an_idle_write_moves_an_object_to_the_new_storage_version() {
     let crd = kit.patch(&path, "json", &switch).await.expect(200);
     assert_eq!(crd["status"]["storedVersions"], json!(["v1", "v2"]));
     let two = "/apis/example.com/v2/namespaces/ns/widgets/a";
-    let read = kit.get(two).await.expect(200);
-    // Until the new rows are in place the write is idle.
+    let read = until(&kit, two, |code, _| code == 200).await;
+    // Until the new rows are in place the write is idle; while their cache begins it is told to come back.
     let mut written = read.clone();
     for _ in 0..10_000 {
-        written = kit.put(two, &read).await.expect(200);
+        let got = kit.put(two, &read).await;
+        if got.code != 429 {
+            written = got.expect(200);
+        }
         if version(&written) > version(&read) {
             break;
         }
@@ -249,7 +252,7 @@ async fn rules_that_were_broken_before_warn() {
     let mut warned = None;
     for n in 0..10_000 {
         let got = kit.send(http::Method::PATCH, &format!("{WIDGETS}/a"), &media, Some(&change(n % 9))).await;
-        assert_eq!(got.code, 200, "{:#}", got.body);
+        assert!(matches!(got.code, 200 | 429), "{:#}", got.body);
         if let Some(warning) = got.headers.get("warning") {
             warned = Some(warning.clone());
             break;
