@@ -174,6 +174,10 @@ impl Registry {
         managed::keep_times(&mut new, old_judged);
         let mut allocation =
             self.allocators.update(judging, part, &mut new, old_judged, options.dry_run).await?;
+        // Who overwrites whatever is there overwrites this version.
+        if manner.unconditional && matches!(new.resource_version(), "" | "0") {
+            new.set_meta("resourceVersion", current.object.resource_version().into());
+        }
         if !manner.trusted {
             let told = hooks::validate_update(judging, part, &new, old_judged)?;
             told.into_iter().for_each(|w| call.warn(w));
