@@ -43,6 +43,7 @@ mod table;
 pub mod tokens;
 pub mod version;
 pub mod webhook;
+mod yaml;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

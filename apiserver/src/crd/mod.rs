@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use hawser_api::crd::conditions::{self, Claims};
 use hawser_api::crd::{CLEANUP_FINALIZER, custom::Source, rows};
 use hawser_api::kinds::Kind;
@@ -20,6 +19,7 @@ use hawser_api::status::Status;
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{Change, GroupResource, LocalApi, ObjectReader, ObjectRef, ReadError, UserInfo};
@@ -55,9 +55,9 @@ async fn write_status(local: &dyn LocalApi, mut crd: Value, status: Value) -> Re
     local.call(user, Method::PUT, &path, Some(crd), None).await
 }
 
-async fn write(local: &dyn LocalApi, crd: Value, status: Value) {
+async fn write(local: Arc<dyn LocalApi>, crd: Value, status: Value) {
     let name = crd.name().to_owned();
-    if let Err(e) = write_status(local, crd, status).await
+    if let Err(e) = write_status(&*local, crd, status).await
         && !e.is_not_found()
         && e.code != 409
     {
@@ -118,9 +118,9 @@ impl Definitions {
                 return;
             }
         };
-        // Rows do not wait for statuses: those are written by the way, each from what is stored then.
+        // Rows do not wait for statuses: those are written by other tasks, each from what is stored then.
         let mut unwritten: BTreeSet<String> = BTreeSet::new();
-        let mut writes = FuturesUnordered::new();
+        let mut writes = JoinSet::new();
         loop {
             while writes.len() < WRITERS
                 && let Some(name) = unwritten.pop_first()
@@ -129,7 +129,7 @@ impl Definitions {
                     && let Ok(crd) = object.decode::<Value>()
                     && let Some(status) = self.wanted(&crd)
                 {
-                    writes.push(write(&*local, crd, status));
+                    writes.spawn(write(local.clone(), crd, status));
                 }
             }
             let batch = tokio::select! {
@@ -138,7 +138,7 @@ impl Definitions {
                     Some(batch) => batch,
                     None => return,
                 },
-                Some(()) = writes.next(), if !writes.is_empty() => continue,
+                Some(_) = writes.join_next(), if !writes.is_empty() => continue,
             };
             let mut work = Work::default();
             for change in batch {

@@ -17,6 +17,7 @@ use super::{Answer, Call, Registry};
 use crate::hooks;
 use crate::managed::{Served, nothing_of};
 use crate::options::{FieldValidation, WriteOptions};
+use crate::yaml;
 
 /// How often an object that comes and goes is tried.
 const ATTEMPTS: usize = 8;
@@ -25,8 +26,8 @@ const ATTEMPTS: usize = 8;
 pub(crate) struct Configuration {
     /// As it was sent.
     pub value: Value,
-    /// Fields that were given twice.
-    twice: Option<String>,
+    /// Fields that were given twice: [`yaml::duplicates`].
+    twice: Vec<String>,
 }
 
 impl Configuration {
@@ -37,8 +38,10 @@ impl Configuration {
     pub(crate) fn parse(body: &Bytes) -> Result<Self, Status> {
         let mut dropped = Dropped::default();
         let (mut value, twice) = match decode::parse_json(body, &mut dropped) {
-            Ok(value) => (value, json_duplicates(&dropped)),
-            Err(_) => yaml(body)?,
+            // JSON is YAML, and its duplicates are told in YAML's words.
+            Ok(value) if dropped.messages.is_empty() => (value, Vec::new()),
+            Ok(value) => (value, yaml::duplicates(body)),
+            Err(_) => (from_yaml(body)?, yaml::duplicates(body)),
         };
         if value.is_null() {
             value = json!({});
@@ -59,55 +62,28 @@ impl Configuration {
     /// # Errors
     /// 400 in strict mode.
     pub(crate) fn report(&self, call: &Call<'_>, validation: FieldValidation) -> Result<(), Status> {
-        match (&self.twice, validation) {
-            (None, _) | (_, FieldValidation::Ignore) => Ok(()),
-            (Some(text), FieldValidation::Warn) => {
-                call.warn(text.clone());
+        match validation {
+            _ if self.twice.is_empty() => Ok(()),
+            FieldValidation::Ignore => Ok(()),
+            FieldValidation::Warn => {
+                self.twice.iter().for_each(|line| call.warn(line.clone()));
                 Ok(())
             }
-            (Some(text), FieldValidation::Strict) => {
-                Err(Status::bad_request(format!("error strict decoding YAML: {text}")))
-            }
+            FieldValidation::Strict => Err(Status::bad_request(format!(
+                "error strict decoding YAML: error converting YAML to JSON: {}",
+                yaml::errors(&self.twice)
+            ))),
         }
     }
 }
 
-/// The words of the YAML decoder for keys that are there twice; JSON mostly is one line.
-fn json_duplicates(dropped: &Dropped) -> Option<String> {
-    let lines: Vec<String> = dropped
-        .messages
-        .iter()
-        .filter_map(|m| m.strip_prefix("duplicate field \"")?.strip_suffix('"'))
-        .map(|path| path.rsplit('.').next().unwrap_or(path))
-        .map(|key| format!("  line 1: key {} already set in map", hawser_api::text::quote(key)))
-        .collect();
-    (!lines.is_empty()).then(|| yaml_error(&format!("unmarshal errors:\n{}", lines.join("\n"))))
-}
-
-fn yaml_error(why: &str) -> String {
-    format!("error converting YAML to JSON: yaml: {why}")
-}
-
 /// Parses YAML; of several documents the first one counts.
-fn yaml(body: &Bytes) -> Result<(Value, Option<String>), Status> {
+fn from_yaml(body: &Bytes) -> Result<Value, Status> {
     let refuse = |e: &dyn std::fmt::Display| {
-        Status::bad_request(format!("error decoding YAML: {}", yaml_error(&e.to_string())))
+        Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: yaml: {e}"))
     };
-    let first = || serde_yaml_ng::Deserializer::from_slice(body).next();
-    let Some(document) = first() else { return Ok((Value::Null, None)) };
-    let value = Value::deserialize(document).map_err(|e| refuse(&e))?;
-    // YAML's own maps refuse a key that is there twice.
-    let twice = first().and_then(|d| serde_yaml_ng::Value::deserialize(d).err());
-    let twice = twice.map(|e| {
-        let text = e.to_string();
-        let key = text.split('"').nth(1).unwrap_or_default();
-        let line = e.location().map_or(1, |l| l.line());
-        yaml_error(&format!(
-            "unmarshal errors:\n  line {line}: key {} already set in map",
-            hawser_api::text::quote(key)
-        ))
-    });
-    Ok((value, twice))
+    let Some(document) = serde_yaml_ng::Deserializer::from_slice(body).next() else { return Ok(Value::Null) };
+    Value::deserialize(document).map_err(|e| refuse(&e))
 }
 
 /// A number without a fraction is whole, however it was written.
@@ -246,15 +222,10 @@ mod tests {
         let parse = |text: &str| Configuration::parse(&Bytes::copy_from_slice(text.as_bytes()));
         let yaml = parse("a: 1.0\nb:\n- c: x\n  c: y\n---\nz: 1\n").expect("yaml");
         assert_eq!(yaml.value, json!({"a": 1, "b": [{"c": "y"}]}));
-        assert!(yaml.twice.is_some_and(|t| t.contains("key \"c\" already set in map")));
+        assert_eq!(yaml.twice, ["line 4: key \"c\" already set in map"]);
         let json = parse(r#"{"a": {"b": 1, "b": 2}}"#).expect("json");
         assert_eq!(json.value, json!({"a": {"b": 2}}));
-        assert_eq!(
-            json.twice.as_deref(),
-            Some(
-                "error converting YAML to JSON: yaml: unmarshal errors:\n  line 1: key \"b\" already set in map"
-            )
-        );
+        assert_eq!(json.twice, ["line 1: key \"b\" already set in map"]);
         assert_eq!(parse("").expect("nothing").value, json!({}));
         for (text, want) in
             [("[1]", "cannot unmarshal array"), ("a: [", "error decoding YAML"), ("x", "string")]

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::Call;
 use crate::negotiate::{self, BodyEncoding};
 use crate::options::FieldValidation;
+use crate::yaml;
 
 /// The type of the bytes that must be an object.
 const TYPE_META: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
@@ -46,7 +47,10 @@ impl Call<'_> {
                 let Some(document) = serde_yaml_ng::Deserializer::from_slice(bytes).next() else {
                     return Ok(Value::Null);
                 };
-                Value::deserialize(document).map_err(|e| Status::bad_request(format!("yaml: {e}")))
+                let value = Value::deserialize(document);
+                let value = value.map_err(|e| Status::bad_request(format!("yaml: {e}")))?;
+                dropped.lines = yaml::duplicates(bytes);
+                Ok(value)
             }
         }
     }
@@ -116,17 +120,21 @@ impl Call<'_> {
 
     /// Refuses, or warns about, what decoding dropped.
     pub(crate) fn report(&self, dropped: &Dropped, validation: FieldValidation) -> Result<(), Status> {
-        if dropped.messages.is_empty() {
+        if dropped.messages.is_empty() && dropped.lines.is_empty() {
             return Ok(());
         }
         match validation {
             FieldValidation::Ignore => Ok(()),
             FieldValidation::Warn => {
-                dropped.messages.iter().for_each(|m| self.warn(m.clone()));
+                dropped.lines.iter().chain(&dropped.messages).for_each(|m| self.warn(m.clone()));
                 Ok(())
             }
             FieldValidation::Strict => {
-                Err(Status::bad_request(format!("strict decoding error: {}", dropped.messages.join(", "))))
+                // What YAML has twice is one error.
+                let lines = Some(&dropped.lines).filter(|l| !l.is_empty()).map(|l| yaml::errors(l));
+                let all: Vec<&str> =
+                    lines.as_deref().into_iter().chain(dropped.messages.iter().map(String::as_str)).collect();
+                Err(Status::bad_request(format!("strict decoding error: {}", all.join(", "))))
             }
         }
     }
