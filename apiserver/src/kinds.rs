@@ -56,6 +56,9 @@ impl Row {
 /// Rows or caches by a name, ordered.
 type Named<T> = RedBlackTreeMapSync<Arc<str>, Arc<T>>;
 
+/// Kinds whose rows go, and rows that come.
+type Exchange<'k, R> = (Vec<&'k Arc<Kind>>, Vec<R>);
+
 /// An immutable table of rows.
 #[derive(Clone, Default)]
 pub struct Table {
@@ -138,7 +141,7 @@ impl Group {
 
     /// The same without some rows and with others. Versions that neither touches are shared.
     fn changed(&self, gone: &[&Arc<Kind>], added: Vec<Arc<Row>>) -> Self {
-        let mut versions: BTreeMap<&str, (Vec<&Arc<Kind>>, Vec<&Arc<Row>>)> = BTreeMap::new();
+        let mut versions: BTreeMap<&str, Exchange<'_, &Arc<Row>>> = BTreeMap::new();
         gone.iter().for_each(|kind| versions.entry(&kind.version).or_default().0.push(kind));
         added.iter().for_each(|row| versions.entry(&row.kind.version).or_default().1.push(row));
         let mut new = Self {
@@ -287,7 +290,7 @@ impl Table {
         for prefix in retired.keys() {
             self.caches.remove_mut(prefix);
         }
-        let mut groups: BTreeMap<&str, (Vec<&Arc<Kind>>, Vec<Arc<Row>>)> = BTreeMap::new();
+        let mut groups: BTreeMap<&str, Exchange<'_, Arc<Row>>> = BTreeMap::new();
         gone.iter().for_each(|kind| groups.entry(&kind.group).or_default().0.push(kind));
         for kind in added {
             let stored = (!kind.is_storage_version()).then(|| {

@@ -167,7 +167,7 @@ mod tests {
         );
         policy["spec"]["paramKind"] = json!({"apiVersion": "e.com/v1", "kind": "Thing"});
         policy["spec"]["variables"] = json!([]);
-        let fields: Vec<String> = check(&policy, &[thing.clone()], Some(&thing))
+        let fields: Vec<String> = check(&policy, std::slice::from_ref(&thing), Some(&thing))
             .iter()
             .map(|w| w.str_at("fieldRef").to_owned())
             .collect();

@@ -162,7 +162,7 @@ fn versions_of(
     let mut refuse = |detail: &str| {
         let shown: Vec<String> = versions.iter().map(|v| as_internal(v, versions)).collect();
         // The text has the order of Go's fields, which a JSON value would not keep.
-        let mut error = FieldError::invalid(&list, Value::Null, format!("[{}]: {detail}", shown.join(",")));
+        let mut error = FieldError::invalid(list, Value::Null, format!("[{}]: {detail}", shown.join(",")));
         error.value = None;
         errors.push(error);
     };
