@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::body::Body;
-use crate::kinds::{Row, Table};
+use crate::kinds::{Group, Row, Table};
 use crate::negotiate::{DiscoveryForm, Encoding, accept_discovery};
 use crate::respond;
 
@@ -68,7 +68,7 @@ impl Discovery {
             ["api"] => Some(api_versions(address)),
             ["apis"] => Some(json!({"kind": "APIGroupList", "apiVersion": "v1",
                 "groups": groups(table).iter().map(|g| group(table, g)).collect::<Vec<_>>()})),
-            ["apis", name] => table.group(name).is_some().then(|| {
+            ["apis", name] => table.group(name).is_some_and(|g| !g.versions.is_empty()).then(|| {
                 let mut group = group(table, name);
                 group["kind"] = json!("APIGroup");
                 group["apiVersion"] = json!("v1");
@@ -92,20 +92,31 @@ impl Discovery {
         if let Some(documents) = kept.as_ref().filter(|d| Arc::ptr_eq(&d.table, table)) {
             return documents.clone();
         }
-        let document = |groups: &[&str]| {
-            let items: Vec<Value> = groups.iter().map(|g| aggregated_group(table, g)).collect();
-            tagged(&json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
-                "metadata": {}, "items": items}))
+        let document = |core: bool| {
+            let groups = table.groups().filter(|g| g.name.is_empty() == core);
+            let items = groups.map(|g| g.made.discovery.get_or_init(|| aggregated_group(g)));
+            tagged(aggregated_list(items))
         };
-        let documents =
-            Aggregated { table: table.clone(), core: document(&[""]), groups: document(&groups(table)) };
+        let documents = Aggregated { table: table.clone(), core: document(true), groups: document(false) };
         *kept = Some(documents.clone());
         documents
     }
 }
 
-fn tagged(value: &Value) -> Document {
-    let bytes = Bytes::from(value.to_string());
+/// A list of groups, each of which is JSON already.
+fn aggregated_list<'g>(items: impl Iterator<Item = &'g Bytes>) -> Bytes {
+    let mut out = b"{\"apiVersion\":\"apidiscovery.k8s.io/v2\",\"items\":[".to_vec();
+    for (i, item) in items.enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(item);
+    }
+    out.extend_from_slice(b"],\"kind\":\"APIGroupDiscoveryList\",\"metadata\":{}}");
+    Bytes::from(out)
+}
+
+fn tagged(bytes: Bytes) -> Document {
     let tag = format!("\"{}\"", hex::encode_upper(Sha512::digest(&bytes)));
     (bytes, tag)
 }
@@ -126,12 +137,12 @@ fn with_etag((bytes, tag): &Document, media: &'static str, headers: &http::Heade
 
 /// Names of the groups but the core group, in the order of discovery.
 pub fn groups(table: &Table) -> Vec<&str> {
-    table.groups().iter().map(|g| g.name.as_str()).filter(|n| !n.is_empty()).collect()
+    table.groups().map(|g| &*g.name).filter(|n| !n.is_empty()).collect()
 }
 
 /// Versions of a group, preferred ones first.
 pub fn versions<'t>(table: &'t Table, group: &str) -> Vec<&'t str> {
-    table.group(group).map(|g| g.versions.iter().map(|(v, _)| v.as_str()).collect()).unwrap_or_default()
+    table.group(group).map(|g| g.versions.iter().map(|v| v.name.as_str()).collect()).unwrap_or_default()
 }
 
 fn api_versions(address: &str) -> Value {
@@ -148,8 +159,7 @@ fn group(table: &Table, name: &str) -> Value {
 }
 
 fn rows_of<'t>(table: &'t Table, group: &str, version: &str) -> Vec<&'t Arc<Row>> {
-    let versions = table.group(group).map(|g| g.versions.as_slice()).unwrap_or_default();
-    versions.iter().filter(|(v, _)| v == version).flat_map(|(_, rows)| rows).collect()
+    table.group(group).and_then(|g| g.version(version)).map(|v| v.rows().collect()).unwrap_or_default()
 }
 
 fn resources(table: &Table, group: &str, version: &str) -> Option<Value> {
@@ -207,17 +217,18 @@ fn storage_version_hash(kind: &Kind) -> String {
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 
-fn aggregated_group(table: &Table, name: &str) -> Value {
-    let versions: Vec<Value> = versions(table, name)
-        .into_iter()
+/// A group of aggregated discovery. It is kept with the group, which is replaced when it changes.
+fn aggregated_group(group: &Group) -> Bytes {
+    let versions: Vec<Value> = group
+        .versions
+        .iter()
         .map(|version| {
-            let resources: Vec<Value> =
-                rows_of(table, name, version).into_iter().map(|row| aggregated_resource(&row.kind)).collect();
-            json!({"version": version, "freshness": "Current", "resources": resources})
+            let resources: Vec<Value> = version.rows().map(|row| aggregated_resource(&row.kind)).collect();
+            json!({"version": version.name, "freshness": "Current", "resources": resources})
         })
         .collect();
-    let metadata = if name.is_empty() { json!({}) } else { json!({"name": name}) };
-    json!({"metadata": metadata, "versions": versions})
+    let metadata = if group.name.is_empty() { json!({}) } else { json!({"name": group.name}) };
+    Bytes::from(json!({"metadata": metadata, "versions": versions}).to_string())
 }
 
 fn aggregated_resource(kind: &Kind) -> Value {

@@ -133,16 +133,24 @@ pub fn validate_create(served: &Kind, stored: &Kind, object: &Value) -> Result<(
     refuse(stored, object, &validation::validate_create_as(served, stored, object))
 }
 
-/// Judges a changed object, or its changed part.
+/// Judges a changed object, or its changed part; answers what a client should know.
 ///
 /// # Errors
 /// 422 with all causes.
-pub fn validate_update(kind: &Kind, subresource: &str, new: &Value, old: &Value) -> Result<(), Status> {
-    let errors = match subresource {
+pub fn validate_update(
+    kind: &Kind,
+    subresource: &str,
+    new: &Value,
+    old: &Value,
+) -> Result<Vec<String>, Status> {
+    let mut errors = match subresource {
         "" => validation::validate_update(kind, new, old),
         sub => validation::validate_subresource_update(kind, sub, new, old),
     };
-    refuse(kind, new, &errors)
+    let (wrong, warnings) = validation::custom_update(kind, subresource, new, old);
+    errors.extend(wrong);
+    refuse(kind, new, &errors)?;
+    Ok(warnings)
 }
 
 fn refuse(kind: &Kind, object: &Value, errors: &[hawser_api::status::FieldError]) -> Result<(), Status> {

@@ -165,3 +165,101 @@ async fn several_versions_of_one_object() {
     let patched = kit.patch(&format!("{two}/a"), "merge", &json!({"spec": {"size": 20}})).await.expect(200);
     assert_eq!(patched["spec"]["size"], 20, "the other version has no maximum");
 }
+
+#[tokio::test]
+async fn instances_of_versions_that_are_not_served_are_removed_too() {
+    let kit = kit().await;
+    define(&kit, &definition("widgets", "Widget", size_schema(1))).await;
+    kit.post(WIDGETS, &widget("a", &json!({}))).await.expect(201);
+    let path = format!("{DEFINITIONS}/widgets.example.com");
+    let off = json!([{"op": "replace", "path": "/spec/versions/0/served", "value": false}]);
+    let crd = kit.patch(&path, "json", &off).await.expect(200);
+    until(&kit, WIDGETS, |code, _| code == 404).await;
+    kit.delete(&path).await.expect(200);
+    let name = "fieldSelector=metadata.name%3Dwidgets.example.com&timeoutSeconds=20";
+    let watched = format!("{DEFINITIONS}?watch=1&{name}&resourceVersion={}", version(&crd));
+    let mut definitions = kit.watch(&watched).await;
+    let gone = loop {
+        let event = definitions.next().await.expect("an event");
+        if event["type"] == "DELETED" {
+            break event["object"].clone();
+        }
+    };
+    let said = |c: &&Value| c["type"] == "Terminating";
+    let condition = gone["status"]["conditions"].as_array().and_then(|all| all.iter().find(said)).cloned();
+    assert_eq!(condition.unwrap_or_default()["reason"], "InstanceDeletionCompleted");
+    // A definition of the same name finds nothing left.
+    define(&kit, &definition("widgets", "Widget", size_schema(1))).await;
+    assert_eq!(kit.get(WIDGETS).await.expect(200)["items"], json!([]));
+}
+
+/// Asks until the answer is as wanted: rows change a moment after the definition.
+async fn until(kit: &Kit, path: &str, wanted: impl Fn(u16, &Value) -> bool) -> Value {
+    for _ in 0..10_000 {
+        let got = kit.get(path).await;
+        if wanted(got.code, &got.body) {
+            return got.body;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("{path} never is as wanted")
+}
+
+#[tokio::test]
+async fn an_idle_write_moves_an_object_to_the_new_storage_version() {
+    let kit = kit().await;
+    let mut crd = definition("widgets", "Widget", size_schema(3));
+    let schema = crd["spec"]["versions"][0]["schema"].clone();
+    let other = json!({"name": "v2", "served": true, "storage": false, "schema": schema});
+    crd["spec"]["versions"].as_array_mut().expect("versions").push(other);
+    define(&kit, &crd).await;
+    kit.post(WIDGETS, &widget("a", &json!({}))).await.expect(201);
+    let path = format!("{DEFINITIONS}/widgets.example.com");
+    let switch = json!([{"op": "replace", "path": "/spec/versions/0/storage", "value": false},
+        {"op": "replace", "path": "/spec/versions/1/storage", "value": true}]);
+    let crd = kit.patch(&path, "json", &switch).await.expect(200);
+    assert_eq!(crd["status"]["storedVersions"], json!(["v1", "v2"]));
+    let two = "/apis/example.com/v2/namespaces/ns/widgets/a";
+    let read = until(&kit, two, |code, _| code == 200).await;
+    // Until the new rows are in place the write is idle; while their cache begins it is told to come back.
+    let mut written = read.clone();
+    for _ in 0..10_000 {
+        let got = kit.put(two, &read).await;
+        if got.code != 429 {
+            written = got.expect(200);
+        }
+        if version(&written) > version(&read) {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!(version(&written) > version(&read), "the write counts");
+    let again = kit.put(two, &written).await.expect(200);
+    assert_eq!(version(&again), version(&written), "what is stored as it should be is not written again");
+}
+
+#[tokio::test]
+async fn rules_that_were_broken_before_warn() {
+    let kit = kit().await;
+    define(&kit, &definition("widgets", "Widget", size_schema(3))).await;
+    kit.post(WIDGETS, &widget("a", &json!({"size": 5, "name": "x"}))).await.expect(201);
+    let rule = json!([{"rule": "self == 'y'", "message": "must be y"}]);
+    let patch = json!([{"op": "add", "value": rule,
+        "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/name/x-kubernetes-validations"}]);
+    kit.patch(&format!("{DEFINITIONS}/widgets.example.com"), "json", &patch).await.expect(200);
+    let change = |size: i64| json!({"spec": {"size": size}});
+    let media = [("content-type", "application/merge-patch+json")];
+    let mut warned = None;
+    for n in 0..10_000 {
+        let got = kit.send(http::Method::PATCH, &format!("{WIDGETS}/a"), &media, Some(&change(n % 9))).await;
+        assert!(matches!(got.code, 200 | 429), "{:#}", got.body);
+        if let Some(warning) = got.headers.get("warning") {
+            warned = Some(warning.clone());
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(warned.expect("a warning"), "299 - \"spec.name: Invalid value: \\\"x\\\": must be y\"");
+    let wrong = kit.patch(&format!("{WIDGETS}/a"), "merge", &json!({"spec": {"name": "z"}})).await;
+    assert_eq!(wrong.code, 422);
+}

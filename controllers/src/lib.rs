@@ -28,6 +28,7 @@ pub mod nsdefaults;
 pub mod object;
 pub mod plan;
 pub mod pods;
+pub mod policystatus;
 pub mod protection;
 pub mod quota;
 pub mod replicaset;

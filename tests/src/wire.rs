@@ -161,6 +161,18 @@ impl Wire {
         self.expect(Method::GET, path, "application/json", Bytes::new()).await
     }
 
+    /// GET of a media type; anything but success is an error.
+    pub async fn get_as(&mut self, path: &str, accept: &str) -> Result<Bytes> {
+        let request = Request::get(path).header("host", &self.host).header("accept", accept);
+        self.sender.ready().await?;
+        let answer = self.sender.send_request(request.body(Full::default())?).await?;
+        let status = answer.status();
+        if !status.is_success() {
+            bail!("GET {path}: {status}");
+        }
+        Ok(answer.into_body().collect().await?.to_bytes())
+    }
+
     /// POST of JSON; anything but success is an error.
     pub async fn create(&mut self, path: &str, body: Bytes) -> Result<Bytes> {
         self.expect(Method::POST, path, "application/json", body).await

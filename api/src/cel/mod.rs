@@ -22,6 +22,7 @@ mod parse;
 pub mod policy;
 pub mod rules;
 mod schema;
+pub mod typecheck;
 mod types;
 mod unify;
 mod value;

@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::decl::{Decl, ListKind, Shape};
 use super::env::{Env, Program};
+use super::error::Issues;
 use super::types::Type;
 
 /// What an expression's environment has besides the request and its objects.
@@ -21,6 +22,8 @@ pub struct Features {
 /// Makes the environments of one policy, variables added one by one.
 #[derive(Debug, Clone, Default)]
 pub struct Compiler {
+    /// What is known of the objects; nothing when there is none.
+    base: Option<Env>,
     /// Types of `variables.NAME`, in their order.
     variables: Vec<(Arc<str>, Type)>,
 }
@@ -34,13 +37,22 @@ impl Compiler {
         Self::default()
     }
 
+    /// A compiler for objects and parameters of declared types.
+    pub fn typed(object: &Arc<Decl>, params: Option<&Arc<Decl>>) -> Self {
+        let mut env = BASE.clone().declare("object", object).declare("oldObject", object);
+        if let Some(params) = params {
+            env = env.declare("params", params);
+        }
+        Self { base: Some(env), variables: Vec::new() }
+    }
+
     /// Compiles an expression that must give one of some types; any when there are none.
     ///
     /// # Errors
     /// What is wrong with it, in Kubernetes' words.
     pub fn compile(&self, source: &str, features: Features, wanted: &[Type]) -> Result<Program, String> {
-        let env = self.env(features);
-        let program = env.compile(source).map_err(|issues| format!("compilation failed: {issues}"))?;
+        let program =
+            self.parse(source, features).map_err(|issues| format!("compilation failed: {issues}"))?;
         let found = program.result_type();
         if wanted.is_empty() || *found == Type::Dyn || wanted.contains(found) {
             return Ok(program);
@@ -50,6 +62,14 @@ impl Compiler {
             [one] => format!("must evaluate to {one} but got {}", printed(found)),
             more => format!("must evaluate to one of [{}] but got {}", more.join(" "), printed(found)),
         })
+    }
+
+    /// Compiles an expression of any type.
+    ///
+    /// # Errors
+    /// Syntax and type errors, with positions.
+    pub fn parse(&self, source: &str, features: Features) -> Result<Program, Issues> {
+        self.env(features).compile(source)
     }
 
     /// Compiles a variable and makes it known to the expressions after it. One that does not compile is known too, so
@@ -65,8 +85,8 @@ impl Compiler {
     }
 
     fn env(&self, features: Features) -> Env {
-        let mut env = BASE.clone();
-        if features.params {
+        let mut env = self.base.clone().unwrap_or_else(|| BASE.clone());
+        if features.params && env.variable("params").is_none() {
             env = env.with("params", Type::Dyn);
         }
         if features.authorizer {

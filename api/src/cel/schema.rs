@@ -1,4 +1,4 @@
-//! Declarations from structural schemas.
+//! Declarations from structural schemas, and from the table of built-in types.
 
 use super::decl::{Decl, Field, ListKind, MAX_REQUEST, Shape, escape};
 use crate::crd::schema::{Checks, ListType, Schema, Type};
@@ -8,6 +8,48 @@ use crate::crd::schema::{Checks, ListType, Schema, Type};
 pub fn declaration(schema: &Schema, root: bool) -> Option<Decl> {
     let decl = shape(schema, root || schema.embedded_resource)?;
     Some(Decl { nullable: schema.nullable, ..decl })
+}
+
+/// What the table says of a built-in type. A type within itself is an object without fields.
+pub fn built_in(ty: &'static crate::schema::Type) -> Decl {
+    of_struct(ty, &mut Vec::new())
+}
+
+fn of_struct(ty: &'static crate::schema::Type, above: &mut Vec<&'static str>) -> Decl {
+    if above.contains(&ty.name) {
+        return Decl::object(Vec::new());
+    }
+    above.push(ty.name);
+    let mut fields: Vec<Field> = Vec::new();
+    for field in &ty.fields {
+        if let (Some(name), Some(decl)) = (escape(field.name), of_ty(field.ty, above)) {
+            fields.push(Field { name: name.into(), property: field.name.into(), decl });
+        }
+    }
+    above.pop();
+    fields.sort_by(|a, b| a.name.cmp(&b.name));
+    Decl::scalar(Shape::Object { name: "".into(), fields }, 0, 2)
+}
+
+/// None for what has no type: any value.
+fn of_ty(ty: crate::schema::Ty, above: &mut Vec<&'static str>) -> Option<Decl> {
+    use crate::schema::{Base, Shape as Of};
+    Some(match ty.shape() {
+        Of::List(item) => Decl::list(of_ty(item, above)?, ListKind::Atomic, None),
+        Of::Map(value) => Decl::map(of_ty(value, above)?, None),
+        Of::Struct(ty) => of_struct(ty, above),
+        Of::Scalar(base) => match base {
+            Base::Bool => Decl::scalar(Shape::Bool, 0, 4),
+            Base::Int32 | Base::Int64 => Decl::scalar(Shape::Int, 0, 1),
+            Base::Number => Decl::scalar(Shape::Double, 0, 1),
+            Base::String | Base::Quantity => Decl::scalar(Shape::String, MAX_REQUEST - 2, 2),
+            Base::Bytes => Decl::scalar(Shape::Bytes, MAX_REQUEST - 2, 2),
+            Base::Time | Base::MicroTime => Decl::scalar(Shape::Timestamp, 32, 21),
+            Base::IntOrString => Decl::dynamic(),
+            Base::Raw => Decl::object(Vec::new()),
+            Base::Any | Base::Struct(_) => return None,
+        },
+    })
 }
 
 fn limit(n: Option<i64>) -> Option<u64> {

@@ -120,6 +120,12 @@ impl Custom {
         &self.compiled().schema
     }
 
+    /// Whether the definition has a version of that name, served or not.
+    pub fn has_version(&self, name: &str) -> bool {
+        let crd: Value = serde_json::from_slice((*self.source).as_ref()).unwrap_or_default();
+        crd.items_at("spec.versions").iter().any(|v| v.str_at("name") == name)
+    }
+
     /// `openAPIV3Schema` as the definition has it, documentation included; None without a schema.
     pub fn open_api_schema(&self) -> Option<Value> {
         let crd: Value = serde_json::from_slice((*self.source).as_ref()).ok()?;
@@ -182,20 +188,21 @@ impl Custom {
         errors
     }
 
-    /// What is wrong with a changed object, its metadata apart.
-    pub fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    /// What is wrong with a changed object, its metadata apart, and what was wrong with parts of it before that stay as
+    /// they are.
+    pub fn validate_update(&self, new: &Value, old: &Value) -> (Vec<FieldError>, Vec<String>) {
         let schema = self.schema();
         let mut errors = values::validate("", schema, new, Some(old));
         self.scale_spec(new, &mut errors);
         self.scale_status(new, &mut errors);
         errors.extend(embedded::validate(Path::ROOT, new, schema, false));
         self.lists(new, old, &mut errors);
-        self.rules(new, Some(old), &mut errors);
-        errors
+        let warnings = self.rules(new, Some(old), &mut errors);
+        (errors, warnings)
     }
 
-    /// What is wrong with a changed status.
-    pub fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+    /// What is wrong with a changed status, as [`Custom::validate_update`].
+    pub fn validate_status(&self, new: &Value, old: &Value) -> (Vec<FieldError>, Vec<String>) {
         let schema = self.schema();
         let mut errors = Vec::new();
         if let (Some(status), Some(of_status)) = (new.get("status"), schema.properties.get("status")) {
@@ -204,8 +211,8 @@ impl Custom {
         self.scale_status(new, &mut errors);
         errors.extend(embedded::validate(Path::ROOT, new, schema, false));
         self.lists(new, old, &mut errors);
-        self.rules(new, Some(old), &mut errors);
-        errors
+        let warnings = self.rules(new, Some(old), &mut errors);
+        (errors, warnings)
     }
 
     /// Lists that were broken before may stay so.
@@ -216,12 +223,12 @@ impl Custom {
         }
     }
 
-    /// The CEL rules, which need an object that is well-typed and of bounded size.
-    fn rules(&self, object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+    /// The CEL rules, which need an object that is well-typed and of bounded size. Answers warnings.
+    fn rules(&self, object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) -> Vec<String> {
         use FieldErrorType as T;
         let compiled = self.compiled();
         if compiled.rules.is_empty() {
-            return;
+            return Vec::new();
         }
         let blocking = |e: &FieldError| {
             matches!(e.r#type, T::NotSupported | T::Required | T::TooLong | T::TooMany | T::TypeInvalid)
@@ -230,9 +237,11 @@ impl Custom {
             let detail = "some validation rules were not checked because the object was invalid; correct the \
                           existing errors to complete validation";
             errors.push(FieldError::invalid(Path::ROOT, Value::Null, detail));
-        } else {
-            errors.extend(compiled.rules.validate(&compiled.schema, object, old));
+            return Vec::new();
         }
+        let verdict = compiled.rules.judge(&compiled.schema, object, old);
+        errors.extend(verdict.errors);
+        verdict.warnings
     }
 
     fn scale_spec(&self, object: &Value, errors: &mut Vec<FieldError>) {

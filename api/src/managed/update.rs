@@ -69,12 +69,13 @@ pub fn update(writer: &Writer<'_>, live: &Value, new: &mut Value) {
     let held = live.items_at("metadata.managedFields");
     // Nobody changes the list itself through a subresource.
     let sent = sent.as_ref().and_then(Value::as_array).filter(|_| writer.subresource.is_empty());
-    // What cannot be compared is not tracked. Objects of built-in kinds are well-typed by now.
-    let node = writer.node();
-    if matches!(node, Node::Model(_)) && [live, &*new].iter().any(|o| check(node, o, true).is_err()) {
+    // What does not fit its schema, as only objects of kinds defined at run time may, is not tracked any more.
+    let misfit = |object: &Value| check(writer.node(), object, true).is_err();
+    if matches!(writer.node(), Node::Model(_)) && (misfit(new) || misfit(live)) {
         return;
     }
-    let Ok(mut difference) = compare(node, live, new) else { return };
+    // What cannot be compared is not tracked.
+    let Ok(mut difference) = compare(writer.node(), live, new) else { return };
     difference.removed.prune(&["metadata", "managedFields"]);
     if difference.is_empty() && sent.is_none_or(|s| s.as_slice() == held) {
         if !held.is_empty() {

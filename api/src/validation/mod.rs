@@ -70,16 +70,29 @@ pub fn validate_create_as(served: &Kind, stored: &Kind, object: &Value) -> Vec<F
     found
 }
 
-/// What is wrong with an update of a whole object.
+/// What is wrong with an update of a whole object; rules of a kind defined at run time are [`custom_update`]'s.
 pub fn validate_update(kind: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut e = Errors::default();
     meta::on_update(kind, new, old, &mut e);
     if kind.builtin {
         whole(kind, new, Some(old), &mut e);
     }
-    let mut errors = e.into_vec();
-    errors.extend(kind.custom.iter().flat_map(|c| c.validate_update(new, old)));
-    errors
+    e.into_vec()
+}
+
+/// What the schema of a kind defined at run time finds wrong with an update of a whole object or of its status, and
+/// what it only warns of because the update left it alone.
+pub fn custom_update(
+    kind: &Kind,
+    subresource: &str,
+    new: &Value,
+    old: &Value,
+) -> (Vec<FieldError>, Vec<String>) {
+    match (&kind.custom, subresource) {
+        (Some(custom), "") => custom.validate_update(new, old),
+        (Some(custom), "status") => custom.validate_status(new, old),
+        _ => Default::default(),
+    }
 }
 
 /// What is wrong with an update through a subresource (`status`, `ephemeralcontainers`, …).
@@ -106,11 +119,7 @@ pub fn validate_subresource_update(
         }
         _ => {}
     }
-    let mut errors = e.into_vec();
-    if subresource == "status" {
-        errors.extend(kind.custom.iter().flat_map(|c| c.validate_status(new, old)));
-    }
-    errors
+    e.into_vec()
 }
 
 /// What is wrong with the metadata of a resource that is embedded in another one, at the position `at`.

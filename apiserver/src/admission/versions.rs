@@ -42,9 +42,9 @@ impl Versions {
         };
         let mut found = Vec::new();
         for group in groups {
-            for (version, _) in table.group(group).map_or(&[][..], |g| &g.versions) {
-                if (group, version) != (&*info.group, &info.version)
-                    && let Some(row) = table.find(group, version, &info.resource)
+            for version in table.group(group).map_or(&[][..], |g| &g.versions) {
+                if (group, &version.name) != (&*info.group, &info.version)
+                    && let Some(row) = table.find(group, &version.name, &info.resource)
                 {
                     found.push(row.kind.clone());
                 }

@@ -67,12 +67,15 @@ pub struct Entry {
     pub message: OnceLock<Bytes>,
     /// `apiVersion` of what was stored, where it is not the stored version's and only a webhook can convert it.
     pub stored_as: Option<Box<str>>,
+    /// Whether other bytes are stored: of another version, of an older schema, in another order. A write of the same
+    /// object is no idle one then.
+    pub rewritten: bool,
 }
 
 impl Entry {
     /// An entry whose facts are known.
     pub fn new(key: Arc<str>, revision: u64, value: Bytes, facts: Facts) -> Self {
-        Self { key, revision, value, facts, message: OnceLock::new(), stored_as: None }
+        Self { key, revision, value, facts, message: OnceLock::new(), stored_as: None, rewritten: false }
     }
 
     /// Makes an entry from stored bytes. Bytes that another program wrote in another order are encoded anew.
@@ -97,7 +100,8 @@ impl Entry {
             stored_as = Some(object.api_version()).filter(|v| *v != kind.api_version()).map(Into::into);
         }
         let facts = Facts::of(kind, &object);
-        Ok(Self { stored_as, ..Self::new(key, revision, head.encode(&object), facts) })
+        let encoded = head.encode(&object);
+        Ok(Self { stored_as, rewritten: encoded != value, ..Self::new(key, revision, encoded, facts) })
     }
 
     /// The bytes after the stored version's head.

@@ -195,7 +195,7 @@ impl Feed {
     /// Ends every watch; nothing follows the caches any longer.
     pub fn end_watches(&self) {
         self.stopped.store(true, Ordering::Release);
-        self.kinds.load().caches().iter().for_each(|c| c.wake());
+        self.kinds.load().caches().for_each(|c| c.wake());
     }
 
     /// Whether nothing will come any more: watches end.
@@ -226,7 +226,7 @@ impl Feed {
                 item = stream.next() => item?,
                 _ = trim.tick() => {
                     let now = Instant::now();
-                    self.kinds.load().caches().iter().for_each(|c| c.trim(now));
+                    self.kinds.load().caches().for_each(|c| c.trim(now));
                     continue;
                 }
             };
@@ -306,7 +306,7 @@ impl Feed {
                 match self.storage.current_revision().await {
                     Ok(revision) => {
                         let live: Vec<_> =
-                            self.kinds.load().caches().iter().filter(|c| c.wants_events()).cloned().collect();
+                            self.kinds.load().caches().filter(|c| c.wants_events()).cloned().collect();
                         // Idle first: what the next watch brings must not meet the old state.
                         live.iter().for_each(|c| c.abort_loading());
                         self.seen.store(revision, Ordering::Release);

@@ -129,7 +129,7 @@ async fn say(local: &dyn LocalApi, crd: Value, condition: Value) -> Result<Value
 async fn remove_instances(registry: &Registry, crd: &Value) -> Result<(), Status> {
     let resource = GroupResource::new(crd.str_at("spec.group"), crd.str_at("status.acceptedNames.plural"));
     let Some(row) = registry.kinds.snapshot().find_resource(&resource).cloned() else {
-        // No version is served: nothing can be left, since the storage version's row is what instances came by.
+        // Never served, or gone already.
         return Ok(());
     };
     let Some(cache) = row.cache.clone() else { return Ok(()) };

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use hawser_api::crd::conditions::{self, Claims};
 use hawser_api::crd::{CLEANUP_FINALIZER, custom::Source, rows};
 use hawser_api::kinds::Kind;
@@ -20,11 +19,12 @@ use hawser_api::status::Status;
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{Change, GroupResource, LocalApi, ObjectReader, ObjectRef, ReadError, UserInfo};
 use crate::hooks;
-use crate::kinds::KindsRegistry;
+use crate::kinds::{KindsRegistry, Replaced};
 
 /// Group of the definitions.
 pub const GROUP: &str = "apiextensions.k8s.io";
@@ -55,9 +55,9 @@ async fn write_status(local: &dyn LocalApi, mut crd: Value, status: Value) -> Re
     local.call(user, Method::PUT, &path, Some(crd), None).await
 }
 
-async fn write(local: &dyn LocalApi, crd: Value, status: Value) {
+async fn write(local: Arc<dyn LocalApi>, crd: Value, status: Value) {
     let name = crd.name().to_owned();
-    if let Err(e) = write_status(local, crd, status).await
+    if let Err(e) = write_status(&*local, crd, status).await
         && !e.is_not_found()
         && e.code != 409
     {
@@ -68,7 +68,6 @@ async fn write(local: &dyn LocalApi, crd: Value, status: Value) {
 /// All definitions and what was made of them.
 pub struct Definitions {
     kinds: Arc<KindsRegistry>,
-    builtin: Vec<Arc<Kind>>,
     rows: BTreeMap<String, Vec<Arc<Kind>>>,
     claims: Claims,
     /// Definitions without all the names they ask for, by group: they try again when names become free.
@@ -84,8 +83,8 @@ struct Work {
     deletions: Vec<Value>,
     /// Groups in which names became free.
     freed: BTreeSet<String>,
-    /// Whether rows changed.
-    rows: bool,
+    /// Rows that changed, in the order in which they did.
+    rows: Vec<Replaced>,
 }
 
 impl Definitions {
@@ -94,19 +93,13 @@ impl Definitions {
     /// # Errors
     /// When they cannot be read.
     pub async fn load(kinds: Arc<KindsRegistry>, reader: &dyn ObjectReader) -> Result<Self, ReadError> {
-        let builtin = kinds.snapshot().rows().iter().map(|r| r.kind.clone()).collect();
-        let mut this = Self {
-            kinds,
-            builtin,
-            rows: BTreeMap::new(),
-            claims: Claims::default(),
-            waiting: BTreeMap::new(),
-        };
+        let mut this =
+            Self { kinds, rows: BTreeMap::new(), claims: Claims::default(), waiting: BTreeMap::new() };
         let mut work = Work::default();
         for object in reader.list(&definitions(), None, true).await? {
             this.apply(&object, &mut work);
         }
-        this.serve(&work);
+        this.serve(&mut work);
         Ok(this)
     }
 
@@ -125,9 +118,9 @@ impl Definitions {
                 return;
             }
         };
-        // Rows do not wait for statuses: those are written by the way, each from what is stored then.
+        // Rows do not wait for statuses: those are written by other tasks, each from what is stored then.
         let mut unwritten: BTreeSet<String> = BTreeSet::new();
-        let mut writes = FuturesUnordered::new();
+        let mut writes = JoinSet::new();
         loop {
             while writes.len() < WRITERS
                 && let Some(name) = unwritten.pop_first()
@@ -136,7 +129,7 @@ impl Definitions {
                     && let Ok(crd) = object.decode::<Value>()
                     && let Some(status) = self.wanted(&crd)
                 {
-                    writes.push(write(&*local, crd, status));
+                    writes.spawn(write(local.clone(), crd, status));
                 }
             }
             let batch = tokio::select! {
@@ -145,7 +138,7 @@ impl Definitions {
                     Some(batch) => batch,
                     None => return,
                 },
-                Some(()) = writes.next(), if !writes.is_empty() => continue,
+                Some(_) = writes.join_next(), if !writes.is_empty() => continue,
             };
             let mut work = Work::default();
             for change in batch {
@@ -158,7 +151,7 @@ impl Definitions {
                     }
                 }
             }
-            self.serve(&work);
+            self.serve(&mut work);
             for crd in work.deletions {
                 // The receiver lives as long as this task.
                 let _ = deletions.send(crd);
@@ -176,11 +169,9 @@ impl Definitions {
     }
 
     /// Puts rows in place, if they changed.
-    fn serve(&self, work: &Work) {
-        if work.rows {
-            let all: Vec<Arc<Kind>> =
-                self.builtin.iter().chain(self.rows.values().flatten()).cloned().collect();
-            self.kinds.replace(&all);
+    fn serve(&self, work: &mut Work) {
+        if !work.rows.is_empty() {
+            self.kinds.replace(&std::mem::take(&mut work.rows));
         }
     }
 
@@ -199,7 +190,9 @@ impl Definitions {
     }
 
     fn remove(&mut self, name: &str, work: &mut Work) {
-        work.rows |= self.rows.remove(name).is_some_and(|rows| !rows.is_empty());
+        if let Some(gone) = self.rows.remove(name).filter(|rows| !rows.is_empty()) {
+            work.rows.push((gone, Vec::new()));
+        }
         let group = name.split_once('.').map_or("", |(_, group)| group);
         if let Some(waiting) = self.waiting.get_mut(group) {
             waiting.remove(name);
@@ -233,7 +226,7 @@ impl Definitions {
         } else {
             waiting.insert(crd.name().to_owned());
         }
-        work.rows |= self.set_rows(&crd);
+        work.rows.extend(self.set_rows(&crd));
         if deleted && crd.finalizers().contains(&CLEANUP_FINALIZER) {
             work.deletions.push(crd);
         } else if wanted.is_some() {
@@ -241,15 +234,15 @@ impl Definitions {
         }
     }
 
-    /// Makes a definition's rows; answers whether they differ from those there are.
-    fn set_rows(&mut self, crd: &Value) -> bool {
+    /// Makes a definition's rows; answers what changes, if they differ from those there are.
+    fn set_rows(&mut self, crd: &Value) -> Option<Replaced> {
         let none: Source = Arc::new([0_u8; 0]);
         let unchanged = self.rows.get(crd.name()).is_some_and(|held| {
             let new = rows::rows(crd, &none);
             held.len() == new.len() && held.iter().zip(&new).all(|(h, n)| **h == *n)
         });
         if unchanged {
-            return false;
+            return None;
         }
         // Of the definition only the versions are needed later.
         let kept = json!({"spec": {"versions": crd.at("spec.versions"),
@@ -258,14 +251,14 @@ impl Definitions {
         let mut new: Vec<Arc<Kind>> = rows::rows(crd, &source).into_iter().map(Arc::new).collect();
         let held = self.rows.entry(crd.name().to_owned()).or_default();
         if held.is_empty() && new.is_empty() {
-            return false;
+            return None;
         }
         for row in &mut new {
             if let Some(same) = held.iter().find(|h| *h == row) {
                 *row = same.clone();
             }
         }
-        *held = new;
-        true
+        let gone = std::mem::replace(held, new.clone());
+        Some((gone, new))
     }
 }

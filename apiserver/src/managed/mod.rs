@@ -53,8 +53,7 @@ impl Served {
 
     /// The versions of the resource that are served.
     pub fn kinds(&self) -> impl Iterator<Item = &Kind> + '_ {
-        let own = &self.row.kind.storage;
-        self.table.rows().iter().map(|r| &*r.kind).filter(move |k| k.storage == *own)
+        self.table.versions_of(&self.row).into_iter().map(|r| &*r.kind)
     }
 }
 

@@ -402,7 +402,7 @@ fn write_requests(out: &mut Exposition, all: &[Arc<Series>]) {
 
 /// What the caches of resources hold; resources that nobody has asked for are not known.
 fn write_objects(out: &mut Exposition, table: &Table) {
-    let sizes: Vec<_> = table.caches().iter().filter(|c| c.is_live()).map(|c| (c.kind(), c.size())).collect();
+    let sizes: Vec<_> = table.caches().filter(|c| c.is_live()).map(|c| (c.kind(), c.size())).collect();
     let name = "apiserver_resource_objects";
     let help = "Number of stored objects at the time of last check split by kind. In case of a fetching error, the \
                 value will be -1.";

@@ -12,7 +12,7 @@ use super::paths::{self, camel, content, reference, responses, tag};
 use super::schemas::{Schemas, references};
 use super::v2;
 use super::writer::Writer;
-use crate::kinds::{Row, Table};
+use crate::kinds::{Row, Table, Version};
 use crate::version;
 
 const JSON: &[&str] = &["application/json"];
@@ -32,35 +32,45 @@ fn security() -> Value {
 
 /// Names of the documents (paths without the leading slash) and the hashes of what each is made from: the program's
 /// version and the rows.
+///
+/// The hash of a group version is made once, and kept as long as its rows stay as they are.
 pub(super) fn hashes(table: &Table) -> BTreeMap<String, String> {
-    let begin = |name: &str| {
+    let hash = |name: &str, parts: &mut dyn Iterator<Item = String>| {
         let mut digest = Sha512::new();
         digest.update(version::git_version());
         digest.update(name);
-        digest
+        parts.for_each(|part| digest.update(part));
+        hex::encode_upper(digest.finalize())
     };
-    let mut open: BTreeMap<String, Sha512> =
+    let mut all: BTreeMap<String, String> =
         [".well-known/openid-configuration", "api", "apis", "openid/v1/jwks", "version"]
             .into_iter()
-            .map(|name| (name.to_owned(), begin(name)))
+            .map(|name| (name.to_owned(), hash(name, &mut std::iter::empty())))
             .collect();
-    for row in table.rows() {
-        let kind = &row.kind;
-        if !kind.group.is_empty() {
-            let group = format!("apis/{}", kind.group);
-            open.entry(group.clone()).or_insert_with(|| begin(&group)).update(&kind.version);
+    for group in table.groups() {
+        if !group.name.is_empty() {
+            let name = format!("apis/{}", group.name);
+            let versions = || hash(&name, &mut group.versions.iter().map(|v| v.name.clone()));
+            let hash = group.made.openapi.get_or_init(versions).clone();
+            all.insert(name, hash);
         }
-        let name = name_of(row);
-        let digest = open.entry(name.clone()).or_insert_with(|| begin(&name));
-        // Of a kind defined at run time that has the definition's UID and generation in it.
-        digest.update(format!("{kind:?}"));
+        for version in &group.versions {
+            let name = document_name(&group.name, &version.name);
+            // Of a kind defined at run time that has the definition's UID and generation in it.
+            let rows = || hash(&name, &mut version.rows().map(|row| format!("{:?}", row.kind)));
+            let hash = version.made.openapi.get_or_init(rows).clone();
+            all.insert(name, hash);
+        }
     }
-    open.into_iter().map(|(name, digest)| (name, hex::encode_upper(digest.finalize()))).collect()
+    all
 }
 
-/// The document that a row is in.
-fn name_of(row: &Row) -> String {
-    document_name(&row.kind.group, &row.kind.version)
+/// The group version that a document is of.
+fn version_of<'t>(table: &'t Table, name: &str) -> Option<&'t Arc<Version>> {
+    match name.strip_prefix("apis/") {
+        Some(name) => name.split_once('/').and_then(|(group, version)| table.group(group)?.version(version)),
+        None => table.group("")?.version(name.strip_prefix("api/")?),
+    }
 }
 
 fn document_name(group: &str, version: &str) -> String {
@@ -70,7 +80,7 @@ fn document_name(group: &str, version: &str) -> String {
 /// Writes a document of OpenAPI v3 by its name.
 pub(super) fn write_v3(table: &Table, name: &str, mut writer: Writer) -> Vec<u8> {
     let texts = Descriptions::unpack();
-    let rows: Vec<&Arc<Row>> = table.rows().iter().filter(|row| name_of(row) == name).collect();
+    let rows: Vec<&Arc<Row>> = version_of(table, name).map(|v| v.rows().collect()).unwrap_or_default();
     let groups = group_versions(&rows);
     let mut schemas = Schemas::new(&texts, groups.clone());
     let mut wanted = BTreeSet::new();
@@ -106,7 +116,7 @@ pub(super) fn write_v3(table: &Table, name: &str, mut writer: Writer) -> Vec<u8>
 /// Writes the one document of OpenAPI v2.
 pub(super) fn write_v2(table: &Table, mut writer: Writer) -> Vec<u8> {
     let texts = Descriptions::unpack();
-    let rows: Vec<&Arc<Row>> = table.rows().iter().collect();
+    let rows: Vec<&Arc<Row>> = table.rows().collect();
     let groups = group_versions(&rows);
     let mut schemas = Schemas::new(&texts, groups.clone());
     let mut wanted = BTreeSet::new();
@@ -122,7 +132,8 @@ pub(super) fn write_v2(table: &Table, mut writer: Writer) -> Vec<u8> {
         put(&format!("{prefix}/{version}/"), discovery(group, Some(*version)));
     }
     let names: BTreeSet<String> = hashes(table).into_keys().collect();
-    let roots = names.iter().filter(|name| !groups.iter().any(|(g, v)| **name == document_name(g, v)));
+    let versions: BTreeSet<String> = groups.iter().map(|(g, v)| document_name(g, v)).collect();
+    let roots = names.iter().filter(|name| !versions.contains(*name));
     roots.for_each(|name| put(&format!("/{name}/"), root(name)));
     for row in rows {
         define(&mut schemas, row, Dialect::V2);

@@ -67,15 +67,10 @@ impl Call<'_> {
             .parse(bytes, &api_version, name, &mut dropped)
             .and_then(|object| has_type(&object).map(|()| object))
             .map_err(|e| unrecognized(name, bytes, e))?;
-        if let Err(status) = check_type(&object, &api_version, name) {
-            if object.api_version() != api_version {
-                // Of another version nothing is known.
-                let keys = object.as_object().into_iter().flat_map(serde_json::Map::keys);
-                let unknown = keys.filter(|k| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata"));
-                dropped.messages.extend(unknown.map(|k| format!("unknown field {}", quote(k))));
-                self.report(&dropped, validation).map_err(|e| strictly(&api_version, name, e))?;
-            }
-            return Err(status);
+        if let Err(error) = check_type(&object, &api_version, name) {
+            of_unknown_version(kind, &object, &mut dropped);
+            self.report(&dropped, validation).map_err(|e| strictly(&api_version, name, e))?;
+            return Err(error);
         }
         canonical(kind, &mut object, &mut dropped).map_err(|e| unreadable(&api_version, name, &e))?;
         object.set_api_version_kind(&api_version, name);
@@ -234,6 +229,18 @@ fn check_type(object: &Value, api_version: &str, kind: &str) -> Result<(), Statu
     };
     let version = quote(sent_name);
     Err(Status::bad_request(format!("{sent_kind} in version {version} cannot be handled as a {kind}: {why}")))
+}
+
+/// Of a version that a definition does not have no field is known.
+fn of_unknown_version(kind: &Kind, object: &Value, dropped: &mut Dropped) {
+    let (group, version) = hawser_api::object::split_api_version(object.api_version());
+    let known = kind.custom.as_ref().is_none_or(|c| c.has_version(version));
+    if known || group != kind.group || object.kind() != kind.kind {
+        return;
+    }
+    let fields = object.as_object().into_iter().flat_map(|o| o.keys());
+    let unknown = fields.filter(|f| !["apiVersion", "kind", "metadata"].contains(&f.as_str()));
+    dropped.messages.extend(unknown.map(|f| format!("unknown field {}", quote(f))));
 }
 
 /// 400 for a body that cannot be read as a kind.

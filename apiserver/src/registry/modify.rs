@@ -178,9 +178,14 @@ impl Registry {
         managed::keep_times(&mut new, old_judged);
         let mut allocation =
             self.allocators.update(judging, part, &mut new, old_judged, options.dry_run).await?;
+        // Who overwrites whatever is there overwrites this version.
+        if manner.unconditional && matches!(new.resource_version(), "" | "0") {
+            new.set_meta("resourceVersion", current.object.resource_version().into());
+        }
         let judged = async {
             if !manner.trusted {
-                hooks::validate_update(judging, part, &new, old_judged)?;
+                let told = hooks::validate_update(judging, part, &new, old_judged)?;
+                told.into_iter().for_each(|w| call.warn(w));
             }
             hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));
             if self.admission_wanted(call, Operation::Update) {
@@ -229,7 +234,7 @@ impl Registry {
                 Err(e) => Err(storage_status(&e)),
             };
         }
-        if value == entry.value {
+        if value == entry.value && !entry.rewritten {
             return Ok(Attempt::Unchanged(answer(value, entry.revision)));
         }
         let facts = Facts::of(stored, &new);

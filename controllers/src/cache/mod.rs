@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt;
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -314,6 +315,8 @@ caches! {
         vec![],
         |_| {},
     );
+    /// ValidatingAdmissionPolicies.
+    validating_policies: ValidatingAdmissionPolicy = Store::new(Scope::default(), vec![], |_| {});
     /// ClusterRoles.
     cluster_roles: ClusterRole = Store::new(
         Scope::default(),

@@ -36,6 +36,7 @@ use crate::node::lifecycle::{self, NodeLifecycle};
 use crate::node::podgc::PodGc;
 use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
+use crate::policystatus::PolicyStatus;
 use crate::protection::Protection;
 use crate::quota::Quotas;
 use crate::replicaset::{ReplicaSets, ReplicationControllers};
@@ -181,6 +182,9 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         Protection::<VolumeAttributesClass>::new(&t.caches)
     });
     t.add("disruption", "disruption-controller", |t, client| Disruption::new(&t.caches, client));
+    t.add("validatingadmissionpolicy-status", "validatingadmissionpolicy-status-controller", |t, client| {
+        PolicyStatus::new(&t.caches, client)
+    });
     t.add("resourcequota", "resourcequota-controller", |t, client| Quotas::new(&t.caches, client));
     // Last, so that it finds out which caches are fed anyway.
     t.add("garbage-collector", "generic-garbage-collector", |t, client| {

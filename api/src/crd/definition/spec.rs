@@ -159,27 +159,42 @@ fn versions_of(
             }
         }
     }
-    let shown = || Value::Array(versions.iter().map(|v| as_internal(v, versions)).collect());
+    let mut refuse = |detail: &str| {
+        let shown: Vec<String> = versions.iter().map(|v| as_internal(v, versions)).collect();
+        // The text has the order of Go's fields, which a JSON value would not keep.
+        let mut error = FieldError::invalid(list, Value::Null, format!("[{}]: {detail}", shown.join(",")));
+        error.value = None;
+        errors.push(error);
+    };
     if !unique {
-        errors.push(FieldError::invalid(list, shown(), "must contain unique version names"));
+        refuse("must contain unique version names");
     }
     if versions.iter().filter(|v| v.bool_at("storage") == Some(true)).count() != 1 {
-        let detail = "must have exactly one version marked as storage version";
-        errors.push(FieldError::invalid(list, shown(), detail));
+        refuse("must have exactly one version marked as storage version");
     }
 }
 
 /// A version as Kubernetes' internal type shows it in a message.
-fn as_internal(version: &Value, versions: &[Value]) -> Value {
+fn as_internal(version: &Value, versions: &[Value]) -> String {
     let part = |name: &str| {
         let common = is_common(versions, name);
         version.get(name).filter(|_| !common).cloned().unwrap_or_default()
     };
+    let flag = |name: &str| Value::Bool(version.bool_at(name) == Some(true));
     let [schema, subresources, columns, fields] = PARTS.map(part);
-    json!({"Name": version.str_at("name"), "Served": version.bool_at("served") == Some(true),
-        "Storage": version.bool_at("storage") == Some(true), "Deprecated": version.bool_at("deprecated") == Some(true),
-        "DeprecationWarning": version.get("deprecationWarning"), "Schema": schema, "Subresources": subresources,
-        "AdditionalPrinterColumns": columns, "SelectableFields": fields})
+    let fields = [
+        ("Name", json!(version.str_at("name"))),
+        ("Served", flag("served")),
+        ("Storage", flag("storage")),
+        ("Deprecated", flag("deprecated")),
+        ("DeprecationWarning", version.get("deprecationWarning").cloned().unwrap_or_default()),
+        ("Schema", schema),
+        ("Subresources", subresources),
+        ("AdditionalPrinterColumns", columns),
+        ("SelectableFields", fields),
+    ];
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", fields.join(","))
 }
 
 fn deprecation(at: Path<'_>, version: &Value, errors: &mut Vec<FieldError>) {

@@ -68,24 +68,17 @@ fn selector_of(object: &Value, paths: &Paths<'_>) -> Result<String, Status> {
     Ok(if selector.nothing { String::new() } else { selector.to_string() })
 }
 
-/// What stands in a custom resource's Scale for a number of replicas that is not there, while it is changed.
-const UNSET: i64 = i32::MIN as i64;
-
-/// The Scale of an object as clients see it.
-///
-/// # Errors
-/// 500 for a custom resource without a number of replicas, as kube-apiserver has it.
-fn scale_of(kind: &Kind, object: &Value) -> Result<Value, Status> {
-    let scale = scale_to_change(kind, object)?;
-    if scale.int_at("spec.replicas") == Some(UNSET) {
-        let text = format!("the spec replicas field \".{}\" does not exist", paths(kind).spec);
-        return Err(Status::internal(text));
-    }
-    Ok(scale)
+/// What an object of a kind defined at run time without a number of replicas means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// There is no Scale to read.
+    Refused,
+    /// A write may set it.
+    Allowed,
 }
 
-/// The Scale of an object, [`UNSET`] where a custom resource has no number of replicas yet.
-fn scale_to_change(kind: &Kind, object: &Value) -> Result<Value, Status> {
+/// The Scale of an object.
+fn scale_of(kind: &Kind, object: &Value, absent: Absent) -> Result<Value, Status> {
     let paths = paths(kind);
     let mut meta = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -101,7 +94,10 @@ fn scale_to_change(kind: &Kind, object: &Value) -> Result<Value, Status> {
     let mut spec = json!({});
     match object.int_at(paths.spec) {
         Some(replicas) => spec["replicas"] = json!(replicas),
-        None if paths.strict => spec["replicas"] = json!(UNSET),
+        None if paths.strict && absent == Absent::Refused => {
+            let text = format!("the spec replicas field \".{}\" does not exist", paths.spec);
+            return Err(Status::internal(text));
+        }
         None => {}
     }
     Ok(json!({"kind": KIND, "apiVersion": API_VERSION, "metadata": meta, "spec": spec, "status": status}))
@@ -112,7 +108,7 @@ impl Registry {
     pub(super) async fn get_scale(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let entry = self.current(call, &call.info.name).await?;
         let object = self.converter.object(&call.row, &entry).await?;
-        Ok(Answer::Object(200, scale_of(&call.row.kind, &object)?))
+        Ok(Answer::Object(200, scale_of(&call.row.kind, &object, Absent::Refused)?))
     }
 
     /// PUT and PATCH.
@@ -156,16 +152,17 @@ impl Registry {
                 };
                 let managed =
                     Managed::parse(current.object.items_at("metadata.managedFields")).unwrap_or_default();
-                let mut live = scale_to_change(kind, &current.object)?;
+                let mut live = scale_of(kind, &current.object, Absent::Allowed)?;
                 if let Some(entries) = to_scale(&managed, &replicas_paths).to_value() {
                     live.set_meta("managedFields", entries);
                 }
                 let scale = self.new_scale(call, &writer, &live, &sent, &options)?;
-                let replicas = scale.int_at("spec.replicas").unwrap_or(0);
-                if replicas == UNSET {
-                    let why = format!("the spec replicas field \".{}\" cannot be empty", paths(kind).spec);
-                    return Err(Status::bad_request(why));
+                let replicas = scale.int_at("spec.replicas");
+                if let (None, true, Paths { strict: true, spec, .. }) = (replicas, patching, paths(kind)) {
+                    let text = format!("the spec replicas field \".{spec}\" cannot be empty");
+                    return Err(Status::bad_request(text));
                 }
+                let replicas = replicas.unwrap_or(0);
                 if replicas < 0 {
                     let error =
                         FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
@@ -188,9 +185,11 @@ impl Registry {
             Answer::Stored(code, value, revision) => {
                 let object = crate::encode::decode(&value, revision).map_err(Status::internal)?;
                 let object = crate::convert::from_stored(&call.row, object);
-                Ok(Answer::Object(code, scale_of(kind, &object)?))
+                Ok(Answer::Object(code, scale_of(kind, &object, Absent::Allowed)?))
             }
-            Answer::Object(code, object) => Ok(Answer::Object(code, scale_of(kind, &object)?)),
+            Answer::Object(code, object) => {
+                Ok(Answer::Object(code, scale_of(kind, &object, Absent::Allowed)?))
+            }
             other => Ok(other),
         }
     }
@@ -256,7 +255,7 @@ mod tests {
         {
             let object = json!({"metadata": {"name": "a"}, "spec": {"replicas": 3, "selector": selector}});
             let kind = hawser_api::kinds::find("apps", "v1", "deployments").expect("row");
-            let scale = scale_of(kind, &object).expect("scale");
+            let scale = scale_of(kind, &object, Absent::Refused).expect("scale");
             assert_eq!((&scale["status"]["selector"], &scale["spec"]["replicas"]), (&want, &json!(3)));
         }
     }
