@@ -224,6 +224,8 @@ pub struct Reinvocation {
     pub second: bool,
     /// What the webhooks remember.
     pub webhooks: ReinvokedCalls,
+    /// What the mutating policies remember.
+    pub policies: ReinvokedCalls,
 }
 
 /// Calls of one kind (webhooks) that may be repeated.
@@ -407,6 +409,10 @@ pub struct Host {
     pub reader: Arc<dyn ObjectReader>,
     /// Requests in process; works from the moment on when the server has been put together.
     pub local: Arc<dyn LocalApi>,
+    /// The served kinds and the conversion between their versions.
+    pub versions: crate::admission::Versions,
+    /// Calls webhooks.
+    pub webhooks: Arc<crate::webhook::Client>,
     /// Cancelled when the server stops: background tasks end with it.
     pub stop: tokio_util::sync::CancellationToken,
 }

@@ -79,7 +79,7 @@ pub fn judged_to_row(row: &Row, object: Value) -> Value {
 }
 
 /// Adds the fields that a version always writes. What was valid in one version decodes in the other.
-fn fill(kind: &hawser_api::kinds::Kind, object: &mut Value) {
+pub fn fill(kind: &hawser_api::kinds::Kind, object: &mut Value) {
     if let Some(ty) = schema::of(kind)
         && let Err(e) = decode::normalize(ty, object, &mut Dropped::default())
     {

@@ -35,7 +35,7 @@ pub async fn run(registry: Arc<Registry>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = compact.tick() => {
                 let now = registry.feed.seen();
-                if let Err(e) = registry.feed.storage().compact(horizon).await {
+                if let Err(e) = registry.feed.compact(horizon).await {
                     tracing::warn!(error = %e, revision = horizon, "history cannot be given up");
                 }
                 horizon = now;

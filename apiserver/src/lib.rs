@@ -42,6 +42,7 @@ pub mod streaming;
 mod table;
 pub mod tokens;
 pub mod version;
+pub mod webhook;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -174,7 +175,16 @@ impl ApiServer {
             .await
             .map_err(|e| Error::Definitions(e.to_string()))?;
         let local = Arc::new(Local::default());
-        let host = Host { reader: Arc::new(reader.clone()), local: local.clone(), stop: stop.clone() };
+        let objects: Arc<dyn access::ObjectReader> = Arc::new(reader.clone());
+        let webhooks = Arc::new(webhook::Client::new(admission::Lookup(objects.clone())));
+        let converter = crd::convert::Converter(webhooks.clone());
+        let host = Host {
+            reader: objects,
+            local: local.clone(),
+            versions: admission::Versions { kinds: kinds.clone(), converter: converter.clone() },
+            webhooks,
+            stop: stop.clone(),
+        };
         let mut access = config.access.build(host).await.map_err(Error::Access)?;
         let wanted = std::mem::take(&mut access.bootstrap);
         let missing = |what: &str| Error::Access(format!("no built-in resource {what}"));
@@ -192,7 +202,7 @@ impl ApiServer {
             access,
             allocators,
             queues: Default::default(),
-            converter: crd::convert::Converter(Arc::new(crd::convert::NoCaller)),
+            converter,
         });
         let pipeline = Arc::new(Pipeline {
             registry,

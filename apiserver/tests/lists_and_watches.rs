@@ -83,6 +83,29 @@ async fn a_compacted_page_can_go_on_with_a_fresh_token() {
 }
 
 #[tokio::test]
+async fn pages_of_given_up_states_are_gone_even_where_a_cache_knows_them() {
+    let kit = kit().await;
+    for name in ["a", "b", "c"] {
+        kit.post(MAPS, &map(name, "x")).await.expect(201);
+    }
+    let first = kit.get(&format!("{MAPS}?limit=1")).await.expect(200);
+    let next = first["metadata"]["continue"].as_str().expect("a token");
+    let feed = &kit.server.registry().feed;
+    feed.compact(version(&first)).await.expect("compacted");
+    let same = kit.get(&format!("{MAPS}?limit=1&continue={next}")).await.expect(200);
+    assert_eq!(names(&same), ["b"], "its own state is the oldest that is left");
+    let later = version(&kit.post(MAPS, &map("d", "x")).await.expect(201));
+    feed.compact(later).await.expect("compacted");
+    let gone = kit.get(&format!("{MAPS}?limit=1&continue={next}")).await.expect(410);
+    let fresh = gone["metadata"]["continue"].as_str().expect("a fresh token");
+    let rest = kit.get(&format!("{MAPS}?limit=1&continue={fresh}")).await.expect(200);
+    assert_eq!(names(&rest), ["b"]);
+    assert_eq!(version(&rest), later);
+    let exact = format!("{MAPS}?resourceVersion={}&resourceVersionMatch=Exact", version(&first));
+    assert_eq!(kit.get(&exact).await.code, 410);
+}
+
+#[tokio::test]
 async fn lists_at_revisions() {
     let kit = kit().await;
     let one = version(&kit.post(MAPS, &map("a", "x")).await.expect(201));

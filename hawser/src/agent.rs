@@ -11,6 +11,7 @@ use hawser_proxy::Agent;
 use hawser_runtime::Runtime;
 use hawser_runtime::cgroup::Cgroups;
 use hawser_runtime::network::PodNetwork;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -117,6 +118,23 @@ impl NodeSettings {
     }
 }
 
+/// Gives back memory after each of the kubelet's heartbeats: first what start-up needed, later what bursts of work
+/// left behind. What a node runs next is mapped again as it runs, in a millisecond or less.
+async fn give_back_memory(heartbeat: Arc<Notify>, stop: CancellationToken) -> Result<()> {
+    let work = async {
+        loop {
+            heartbeat.notified().await;
+            if let Err(error) = hawser_runtime::sys::memory::give_back() {
+                tracing::warn!("giving back memory: {error}");
+            }
+        }
+    };
+    tokio::select! {
+        () = work => Ok(()),
+        () = stop.cancelled() => Ok(()),
+    }
+}
+
 /// A whole node.
 pub async fn agent(flags: AgentFlags) -> Result<()> {
     let stop = signals::stop_token()?;
@@ -138,10 +156,12 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
     kubelet_config.tls = Some(identity.tls);
     let kubelet = Kubelet::new(kubelet_config, client.clone()).context("kubelet")?;
+    let heartbeat = kubelet.heartbeat();
     // The kubelet goes first, because it registers the Node that everything else is bound to; it waits for the
     // runtime, and reports the node as not ready until then.
     let mut components = Components::new(stop.clone())
         .spawn("kubelet", |token| async move { Ok(kubelet.run(token).await?) })
+        .spawn("memory", |token| give_back_memory(heartbeat, token))
         .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) });
     let joining = async {
         let dataplane = DataplaneIdentity::obtain(client, &node.name, &node.flags.data_dir)

@@ -17,12 +17,14 @@ use kube::Client;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// The kubelet of one node.
 pub struct Kubelet {
     config: Checked,
     client: Client,
+    heartbeat: Arc<Notify>,
 }
 
 /// Why a kubelet does not start.
@@ -45,7 +47,12 @@ impl Kubelet {
     /// # Errors
     /// When the configuration cannot work.
     pub fn new(config: Config, client: Client) -> Result<Kubelet, KubeletError> {
-        Ok(Kubelet { config: config.check()?, client })
+        Ok(Kubelet { config: config.check()?, client, heartbeat: Arc::default() })
+    }
+
+    /// Told each time that the kubelet has renewed its Lease or gone through a ready node's status.
+    pub fn heartbeat(&self) -> Arc<Notify> {
+        self.heartbeat.clone()
     }
 
     /// Runs until cancelled. Containers outlive it.
@@ -53,7 +60,7 @@ impl Kubelet {
     /// # Errors
     /// When directories or the server's port or certificate are not to be had.
     pub async fn run(self, stop: CancellationToken) -> Result<(), KubeletError> {
-        let Kubelet { config, client } = self;
+        let Kubelet { config, client, heartbeat } = self;
         let roots = Roots {
             disk: config.data_dir.join("pods"),
             memory: config.data_dir.join("memory"),
@@ -89,7 +96,8 @@ impl Kubelet {
             Some(_) => Some(Server::bind(shared.clone(), pods.clone()).await?),
             None => None,
         };
-        let node = NodeKeeper { config: config.clone(), client, runtime: runtime.clone(), recorder };
+        let node =
+            NodeKeeper { config: config.clone(), client, runtime: runtime.clone(), recorder, heartbeat };
         let serving = async {
             match server {
                 Some(server) => server.run(stop.child_token()).await,

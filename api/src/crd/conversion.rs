@@ -34,24 +34,29 @@ pub fn response(sent: &Value, answer: &Value, originals: &[Value]) -> Result<Vec
     }
     let api_version = sent.str_at("request.desiredAPIVersion");
     let mut out = Vec::with_capacity(objects.len());
+    // A single object is named less exactly.
+    let alone = originals.len() == 1;
     for (i, (object, original)) in objects.iter().zip(originals).enumerate() {
-        let invalid = |why: String| {
-            format!("conversion webhook for {subject} returned invalid converted object at index {i}: {why}")
+        let returned = |what: &str, why: String| {
+            format!("conversion webhook for {subject} returned invalid {what}: {why}")
+        };
+        let of_type = |why: String| {
+            let converted = if alone { "" } else { "converted " };
+            returned(&format!("{converted}object at index {i}"), why)
         };
         let (expected, received) = (api_version, object.api_version());
         if expected != received {
-            return Err(invalid(format!("invalid groupVersion (expected {expected}, received {received})")));
+            return Err(of_type(format!("invalid groupVersion (expected {expected}, received {received})")));
         }
         if object.kind() != original.kind() {
             let (expected, received) = (original.kind(), object.kind());
-            return Err(invalid(format!("invalid kind (expected {expected}, received {received})")));
+            return Err(of_type(format!("invalid kind (expected {expected}, received {received})")));
         }
-        same(original, object).map_err(invalid)?;
-        let metadata = restored(original, object).map_err(|why| {
-            format!(
-                "conversion webhook for {subject} returned invalid metadata in object at index {i}: {why}"
-            )
-        })?;
+        let at =
+            |what: &str, single: &str| if alone { single.to_owned() } else { format!("{what} at index {i}") };
+        same(original, object).map_err(|why| returned(&at("converted object", "object"), why))?;
+        let metadata =
+            restored(original, object).map_err(|why| returned(&at("metadata in object", "metadata"), why))?;
         let mut object = object.clone();
         object["metadata"] = metadata;
         out.push(object);
@@ -178,11 +183,11 @@ mod tests {
             ),
             (
                 answer("id", json!([original])),
-                "conversion webhook for e.com/v1, Kind=W returned invalid converted object at index 0: invalid groupVersion (expected e.com/v2, received e.com/v1)",
+                "conversion webhook for e.com/v1, Kind=W returned invalid object at index 0: invalid groupVersion (expected e.com/v2, received e.com/v1)",
             ),
             (
                 answer("id", json!([renamed])),
-                "conversion webhook for e.com/v1, Kind=W returned invalid converted object at index 0: must have the same name: a != b",
+                "conversion webhook for e.com/v1, Kind=W returned invalid object: must have the same name: a != b",
             ),
             (
                 json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview", "response": {"uid": "id", "result": {"status": "Failed", "message": "no"}}}),

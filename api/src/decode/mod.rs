@@ -10,7 +10,7 @@ mod yaml;
 
 pub use json::parse_json;
 pub use order::in_document_order;
-pub use yaml::{Yaml, parse_yaml};
+pub use yaml::{Yaml, parse_yaml, yaml_errors};
 
 use crate::quantity::Quantity;
 use crate::schema::{Base, Field, Presence, Shape, Ty, Type};
@@ -26,6 +26,8 @@ const MAX_DEPTH: usize = 120;
 pub struct Dropped {
     /// `duplicate field "spec.replicas"` or `unknown field "spec.foo"`, in Kubernetes' words.
     pub messages: Vec<String>,
+    /// What a YAML document has twice: `line 5: key "a" already set in map`. Told before the messages.
+    pub lines: Vec<String>,
 }
 
 /// A document that is not what it has to be; the text is Go's.

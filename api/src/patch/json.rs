@@ -66,11 +66,17 @@ impl JsonPatch {
     /// Applies every operation, or none.
     ///
     /// # Errors
-    /// [`PatchError::Unappliable`].
+    /// [`PatchError::TestFailed`] for a value that is not the one tested for, else [`PatchError::Unappliable`].
     pub fn apply(&self, target: &Value) -> Result<Value, PatchError> {
         let mut document = target.clone();
         for operation in &self.0 {
-            apply_one(&mut document, operation).ok_or(PatchError::Unappliable)?;
+            apply_one(&mut document, operation).ok_or_else(|| {
+                let tested = operation.path.as_deref().and_then(|p| get(&document, p.split_last()?.1));
+                match tested {
+                    Some(_) if operation.op == "test" => PatchError::TestFailed,
+                    _ => PatchError::Unappliable,
+                }
+            })?;
         }
         Ok(document)
     }

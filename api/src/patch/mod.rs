@@ -24,9 +24,12 @@ pub enum PatchError {
         "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {0}"
     )]
     TooManyOperations(usize),
-    /// The patch cannot be applied to this document: a path is missing or a test failed.
+    /// The patch cannot be applied to this document: a path is missing.
     #[error("the server rejected our request due to an error in our request")]
     Unappliable,
+    /// A `test` of a JSON patch failed.
+    #[error("the server rejected our request due to an error in our request")]
+    TestFailed,
     /// A strategic merge patch is inconsistent.
     #[error("{0}")]
     Strategic(String),
@@ -38,7 +41,7 @@ impl From<PatchError> for Status {
         match e {
             PatchError::Malformed(_) => Status::bad_request(text),
             PatchError::TooManyOperations(_) => Status::failure(413, "RequestEntityTooLarge", text),
-            PatchError::Unappliable => {
+            PatchError::Unappliable | PatchError::TestFailed => {
                 Status::failure(422, "Invalid", text).with_details(StatusDetails::default())
             }
             PatchError::Strategic(_) => Status::plain_error(text),

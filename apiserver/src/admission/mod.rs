@@ -11,13 +11,15 @@ mod namespace;
 mod node_csr;
 mod node_restriction;
 mod pod_security;
+mod policy;
 mod priority;
 mod quota;
 mod resize;
 mod runtime_class;
 mod service_account;
 mod topology;
-pub mod webhooks;
+mod versions;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -54,20 +56,27 @@ pub fn plugins(host: &Host, authorizers: &Arc<Authorizers>) -> Vec<Arc<dyn Admis
         Arc::new(topology::PodTopologyLabels { reader: reader.clone() }),
         Arc::new(resize::PodResize { reader: reader.clone() }),
         Arc::new(escalation::RbacEscalation { authorizers: Arc::clone(authorizers) }),
-        Arc::new(webhooks::MutatingWebhooks::new(host, Arc::new(webhooks::NoConditions))),
-        Arc::new(webhooks::ValidatingWebhooks::new(host, Arc::new(webhooks::NoConditions))),
+        Arc::new(policy::MutatingPolicies::new(host, authorizers)),
+        Arc::new(webhooks::MutatingWebhooks::new(host, authorizers)),
+        Arc::new(policy::ValidatingPolicies::new(host, authorizers)),
+        Arc::new(webhooks::ValidatingWebhooks::new(host, authorizers)),
         // Last: what another plugin refuses is not charged.
         Arc::new(quota::ResourceQuota { reader, local: host.local.clone(), desks: Arc::default() }),
     ]
 }
 
-/// Reads objects for plugins.
+pub use self::versions::Versions;
+
+/// Reads objects for plugins and their webhooks.
 #[derive(Clone)]
-struct Lookup(Arc<dyn ObjectReader>);
+pub struct Lookup(pub Arc<dyn ObjectReader>);
 
 impl Lookup {
     /// One object: from the cache, or when it is not there (yet) from as far as the store has come.
-    async fn get(
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn get(
         &self,
         group: &str,
         resource: &str,

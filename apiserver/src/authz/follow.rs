@@ -29,6 +29,11 @@ impl Ready {
         let _ = self.0.clone().wait_for(|ready| *ready).await;
     }
 
+    /// Whether the first lists are there.
+    pub fn is(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Ready from the start: for indexes that tests fill by hand.
     pub fn now() -> Self {
         let (sender, receiver) = watch::channel(true);
@@ -76,6 +81,29 @@ async fn run(
             pending.one_done();
         }
     }
+}
+
+/// What is done with each change of a resource.
+pub type Apply = Box<dyn FnMut(Change) + Send>;
+
+/// Follows resources, from what there is on. A resource that the reader does not know is said, and never ready.
+pub fn follow(
+    reader: &dyn ObjectReader,
+    resources: Vec<(GroupResource, Apply)>,
+    stop: &CancellationToken,
+) -> Ready {
+    let (pending, ready) = Pending::new(resources.len());
+    for (resource, apply) in resources {
+        match reader.changes(&resource) {
+            Ok(changes) => {
+                tokio::spawn(run(changes, Arc::clone(&pending), stop.clone(), apply));
+            }
+            Err(error) => {
+                tracing::error!(%error, resource = resource.resource, "a resource cannot be followed")
+            }
+        }
+    }
+    ready
 }
 
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";

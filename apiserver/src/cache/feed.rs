@@ -77,6 +77,8 @@ pub struct Feed {
     kinds: Arc<KindsRegistry>,
     seal: Option<Arc<dyn Transformer>>,
     seen: AtomicU64,
+    /// States before this one are given up.
+    horizon: AtomicU64,
     stopped: AtomicBool,
     seen_tx: watch::Sender<u64>,
     progress: Mutex<Option<ProgressHandle>>,
@@ -121,6 +123,7 @@ impl Feed {
             kinds,
             seal,
             seen: AtomicU64::new(revision),
+            horizon: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             seen_tx: watch::Sender::new(revision),
             progress: Mutex::default(),
@@ -128,9 +131,25 @@ impl Feed {
         })
     }
 
-    /// Storage itself, for compaction.
+    /// Storage itself.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
+    }
+
+    /// Gives up the states before a revision, in storage and for pages of lists from the caches.
+    ///
+    /// # Errors
+    /// Those of [`Storage::compact`].
+    pub async fn compact(&self, revision: u64) -> Result<(), Error> {
+        self.storage.compact(revision).await?;
+        self.horizon.fetch_max(revision, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Whether a state is given up. A cache may still know it; clients are told of its end by the clock of compaction,
+    /// as kube-apiserver's snapshots follow it, and not by how busy the resource was.
+    pub fn has_given_up(&self, revision: u64) -> bool {
+        revision < self.horizon.load(Ordering::Acquire)
     }
 
     /// The revision up to which every live cache is complete.

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::cache::entry::{Entry, Facts};
 use crate::kinds::Row;
+use crate::webhook::{Client, ClientConfig, Place};
 
 /// How long a webhook may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,14 +32,20 @@ pub trait Caller: Send + Sync + 'static {
     async fn post(&self, webhook: &Webhook, timeout: Duration, body: Bytes) -> Result<Bytes, String>;
 }
 
-/// A server without a client for webhooks.
-#[derive(Debug)]
-pub struct NoCaller;
-
 #[async_trait]
-impl Caller for NoCaller {
-    async fn post(&self, _: &Webhook, _: Duration, _: Bytes) -> Result<Bytes, String> {
-        Err("this server does not call conversion webhooks yet".into())
+impl Caller for Client {
+    async fn post(&self, webhook: &Webhook, timeout: Duration, body: Bytes) -> Result<Bytes, String> {
+        let place = match &webhook.service {
+            Some((namespace, name, path, port)) => Place::Service {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                port: *port,
+                path: path.clone(),
+            },
+            None => Place::Url(webhook.url.clone()),
+        };
+        let config = ClientConfig { place, ca_bundle: webhook.ca_bundle.clone() };
+        Client::post(self, &config, timeout, false, body).await
     }
 }
 

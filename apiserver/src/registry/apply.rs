@@ -24,8 +24,8 @@ const ATTEMPTS: usize = 8;
 pub(crate) struct Configuration {
     /// As it was sent.
     pub value: Value,
-    /// Fields that were given twice.
-    twice: Option<String>,
+    /// Fields that were given twice: [`decode::Yaml::duplicates`].
+    twice: Vec<String>,
 }
 
 impl Configuration {
@@ -36,13 +36,14 @@ impl Configuration {
     pub(crate) fn parse(body: &Bytes) -> Result<Self, Status> {
         let mut dropped = Dropped::default();
         let (mut value, twice) = match decode::parse_json(body, &mut dropped) {
-            Ok(value) => (value, json_duplicates(&dropped)),
+            // JSON is YAML, and its duplicates are told in YAML's words.
+            Ok(value) if dropped.messages.is_empty() => (value, Vec::new()),
+            Ok(value) => (value, decode::parse_yaml(body).map(|y| y.duplicates).unwrap_or_default()),
             Err(_) => {
                 let yaml = decode::parse_yaml(body).map_err(|e| {
                     Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {e}"))
                 })?;
-                let twice = yaml.strictly().map(|text| format!("error converting YAML to JSON: {text}"));
-                (yaml.value, twice)
+                (yaml.value, yaml.duplicates)
             }
         };
         if value.is_null() {
@@ -64,30 +65,19 @@ impl Configuration {
     /// # Errors
     /// 400 in strict mode.
     pub(crate) fn report(&self, call: &Call<'_>, validation: FieldValidation) -> Result<(), Status> {
-        match (&self.twice, validation) {
-            (None, _) | (_, FieldValidation::Ignore) => Ok(()),
-            (Some(text), FieldValidation::Warn) => {
-                call.warn(text.clone());
+        match validation {
+            _ if self.twice.is_empty() => Ok(()),
+            FieldValidation::Ignore => Ok(()),
+            FieldValidation::Warn => {
+                self.twice.iter().for_each(|line| call.warn(line.clone()));
                 Ok(())
             }
-            (Some(text), FieldValidation::Strict) => {
-                Err(Status::bad_request(format!("error strict decoding YAML: {text}")))
-            }
+            FieldValidation::Strict => Err(Status::bad_request(format!(
+                "error strict decoding YAML: error converting YAML to JSON: {}",
+                decode::yaml_errors(&self.twice)
+            ))),
         }
     }
-}
-
-/// The words of the YAML decoder for keys that are there twice; JSON mostly is one line.
-fn json_duplicates(dropped: &Dropped) -> Option<String> {
-    let lines: Vec<String> = dropped
-        .messages
-        .iter()
-        .filter_map(|m| m.strip_prefix("duplicate field \"")?.strip_suffix('"'))
-        .map(|path| path.rsplit('.').next().unwrap_or(path))
-        .map(|key| format!("  line 1: key {} already set in map", hawser_api::text::quote(key)))
-        .collect();
-    let text = || format!("error converting YAML to JSON: yaml: unmarshal errors:\n{}", lines.join("\n"));
-    (!lines.is_empty()).then(text)
 }
 
 /// A number without a fraction is whole, however it was written.
@@ -226,15 +216,10 @@ mod tests {
         let parse = |text: &str| Configuration::parse(&Bytes::copy_from_slice(text.as_bytes()));
         let yaml = parse("a: 1.0\nb:\n- c: x\n  c: w\n---\nz: 1\n").expect("yaml");
         assert_eq!(yaml.value, json!({"a": 1, "b": [{"c": "w"}]}));
-        assert!(yaml.twice.is_some_and(|t| t.contains("key \"c\" already set in map")));
+        assert_eq!(yaml.twice, ["line 4: key \"c\" already set in map"]);
         let json = parse(r#"{"a": {"b": 1, "b": 2}}"#).expect("json");
         assert_eq!(json.value, json!({"a": {"b": 2}}));
-        assert_eq!(
-            json.twice.as_deref(),
-            Some(
-                "error converting YAML to JSON: yaml: unmarshal errors:\n  line 1: key \"b\" already set in map"
-            )
-        );
+        assert_eq!(json.twice, ["line 1: key \"b\" already set in map"]);
         assert_eq!(parse("").expect("nothing").value, json!({}));
         for (text, want) in
             [("[1]", "cannot unmarshal array"), ("a: [", "error decoding YAML"), ("x", "string")]

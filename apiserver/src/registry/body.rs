@@ -42,7 +42,7 @@ impl Call<'_> {
             }
             BodyEncoding::Yaml => {
                 let yaml = decode::parse_yaml(bytes).map_err(|e| Status::bad_request(e.0))?;
-                dropped.messages.extend(yaml.strictly());
+                dropped.lines = yaml.duplicates;
                 Ok(yaml.value)
             }
         }
@@ -124,17 +124,21 @@ impl Call<'_> {
 
     /// Refuses, or warns about, what decoding dropped.
     pub(crate) fn report(&self, dropped: &Dropped, validation: FieldValidation) -> Result<(), Status> {
-        if dropped.messages.is_empty() {
+        if dropped.messages.is_empty() && dropped.lines.is_empty() {
             return Ok(());
         }
         match validation {
             FieldValidation::Ignore => Ok(()),
             FieldValidation::Warn => {
-                dropped.messages.iter().for_each(|m| self.warn(m.clone()));
+                dropped.lines.iter().chain(&dropped.messages).for_each(|m| self.warn(m.clone()));
                 Ok(())
             }
             FieldValidation::Strict => {
-                Err(Status::bad_request(format!("strict decoding error: {}", dropped.messages.join(", "))))
+                // What YAML has twice is one error.
+                let lines = Some(&dropped.lines).filter(|l| !l.is_empty()).map(|l| decode::yaml_errors(l));
+                let all: Vec<&str> =
+                    lines.as_deref().into_iter().chain(dropped.messages.iter().map(String::as_str)).collect();
+                Err(Status::bad_request(format!("strict decoding error: {}", all.join(", "))))
             }
         }
     }

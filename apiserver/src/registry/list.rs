@@ -124,6 +124,9 @@ impl Registry {
             At::Exactly(revision) => {
                 self.feed.ensure(cache).await.map_err(status)?;
                 self.feed.wait_for(revision).await.map_err(status)?;
+                if self.feed.has_given_up(revision) {
+                    return self.page_from_storage(cache, filter, revision, start, limit).await;
+                }
                 let mut page = PageMaker::new(filter, limit);
                 let known = cache
                     .scan_at(revision, filter.namespace(), start, |e| page.visit(e))

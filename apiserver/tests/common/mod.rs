@@ -7,10 +7,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use hawser_apiserver::access::{
-    Access, AccessBuilder, Attributes, Authenticator, AuthnError, Authorization, Authorizer, Decision, Host,
-    UserInfo,
+    Access, AccessBuilder, Admission, Attributes, Authenticator, AuthnError, Authorization, Authorizer,
+    Decision, Host, UserInfo,
 };
+use hawser_apiserver::admission;
+use hawser_apiserver::authz::follow::{follow_nodes, follow_rbac};
+use hawser_apiserver::authz::node::NodeAuthorizer;
+use hawser_apiserver::authz::{Authorizers, RbacAuthorizer};
 use hawser_apiserver::body::Body;
+use hawser_apiserver::bootstrap::objects::bootstrap_objects;
 use hawser_apiserver::in_process::InProcessService;
 use hawser_apiserver::{ApiServer, Config};
 use hawser_storage::Storage;
@@ -49,16 +54,35 @@ pub struct AllowAll;
 #[async_trait]
 impl AccessBuilder for AllowAll {
     async fn build(&self, _: Host) -> Result<Access, String> {
-        Ok(Access {
-            authenticator: Arc::new(Everybody),
-            anonymous: true,
-            authorizer: Arc::new(Everybody),
-            admission: Vec::new(),
-            virtuals: Vec::new(),
-            connectors: Vec::new(),
-            documents: Vec::new(),
-            bootstrap: Vec::new(),
-        })
+        Ok(everything(Vec::new()))
+    }
+}
+
+fn everything(admission: Vec<Arc<dyn Admission>>) -> Access {
+    Access {
+        authenticator: Arc::new(Everybody),
+        anonymous: true,
+        authorizer: Arc::new(Everybody),
+        admission,
+        virtuals: Vec::new(),
+        connectors: Vec::new(),
+        documents: Vec::new(),
+        bootstrap: Vec::new(),
+    }
+}
+
+/// Access control that allows everything, with all of admission.
+pub struct Admitting;
+
+#[async_trait]
+impl AccessBuilder for Admitting {
+    async fn build(&self, host: Host) -> Result<Access, String> {
+        let (index, ready) = follow_rbac(&*host.reader, &host.stop).map_err(|e| e.to_string())?;
+        let followed = follow_nodes(&*host.reader, &host.stop).map_err(|e| e.to_string())?;
+        let node = NodeAuthorizer { followed, rules: Arc::from([]) };
+        let authorizers = Arc::new(Authorizers { node, rbac: RbacAuthorizer { index, ready } });
+        let bootstrap = bootstrap_objects("").map_err(|e| e.to_string())?;
+        Ok(Access { bootstrap, ..everything(admission::plugins(&host, &authorizers)) })
     }
 }
 
@@ -94,6 +118,16 @@ impl Kit {
     pub async fn with(storage: Arc<dyn Storage>, versions: &[String]) -> Self {
         let mut config = Config::new(Arc::new(AllowAll));
         config.runtime_config = versions.to_vec();
+        Self::start(config, storage).await
+    }
+
+    /// A server with all of admission.
+    pub async fn admitting() -> Self {
+        let storage = Arc::new(hawser_storage::memory::Memory::new());
+        Self::start(Config::new(Arc::new(Admitting)), storage).await
+    }
+
+    async fn start(config: Config, storage: Arc<dyn Storage>) -> Self {
         let server = ApiServer::start(config, storage).await.expect("the server starts");
         let service = server.in_process(UserInfo::new("tester", ["system:masters"]));
         Self { server, service }

@@ -7,13 +7,14 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use tokio::sync::Notify;
 
 const NAMESPACE: &str = "kube-node-lease";
 /// A lease lasts for so many renewals.
 const RENEWALS: u64 = 4;
 
-/// Renews the lease for ever.
-pub(super) async fn keep(client: Client, config: Checked, node_uid: String) {
+/// Renews the lease for ever, and tells `heartbeat` each time.
+pub(super) async fn keep(client: Client, config: Checked, node_uid: String, heartbeat: &Notify) {
     let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
     let mut known: Option<Lease> = None;
     let mut retry = Retry::default();
@@ -22,6 +23,7 @@ pub(super) async fn keep(client: Client, config: Checked, node_uid: String) {
             Ok(lease) => {
                 known = Some(lease);
                 retry = Retry::default();
+                heartbeat.notify_one();
                 tokio::time::sleep(config.lease_interval).await;
             }
             Err(e) => {

@@ -18,7 +18,9 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use status::{Facts, Health};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// How often the runtime's health is asked for.
@@ -39,6 +41,8 @@ pub(crate) struct NodeKeeper {
     pub client: Client,
     pub runtime: Runtime,
     pub recorder: Recorder,
+    /// Told after each renewal of the Lease and each look at a ready node's status.
+    pub heartbeat: Arc<Notify>,
 }
 
 impl NodeKeeper {
@@ -57,7 +61,7 @@ impl NodeKeeper {
         self.event("Starting", "Starting kubelet.", &uid);
         loop {
             let uid = node.metadata.uid.clone().unwrap_or_default();
-            let lease = lease::keep(self.client.clone(), self.config.clone(), uid.clone());
+            let lease = lease::keep(self.client.clone(), self.config.clone(), uid.clone(), &self.heartbeat);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = lease => {}
@@ -177,6 +181,9 @@ impl NodeKeeper {
                     }
                     Err(e) => tracing::warn!("reporting the node's status: {e}"),
                 }
+            }
+            if ready {
+                self.heartbeat.notify_one();
             }
             let settled = ready && seen.cidr == seen.given;
             let pause = tokio::time::sleep(if settled { CHECK } else { CHECK_UNREADY });

@@ -22,6 +22,8 @@ const NODES: u8 = 2;
 const PODS: usize = 60;
 /// Rounds of a comparison. Many short ones: what else the machine does then meets both targets alike.
 const ROUNDS: usize = 40;
+/// How long the agents are left alone before their idle memory is read.
+const IDLE: Duration = Duration::from_secs(5);
 const PORT: u16 = 9000;
 /// Changes of an EndpointSlice that are timed.
 const MAP_CHANGES: usize = 200;
@@ -53,14 +55,22 @@ async fn measure(sandbox: &Sandbox, directory: &Path, report: &mut Report) -> Re
     );
     let client = hawser_tests::cluster::client(&sandbox.kubeconfig()).await?;
 
+    tokio::time::sleep(IDLE).await;
+    agents_memory(sandbox, "idle memory of the agent of", Target::Below(30.0), report)?;
     pod_start(&client, report).await?;
-    for number in 1..=NODES {
-        let agent = sandbox.daemon(&node_name(number))?.context("no agent")?;
-        let memory = resident(u32::try_from(agent.pid)?)? as f64 / f64::from(1 << 20);
-        report.add(&format!("memory of the agent of node-{number}"), memory, "MiB", Target::Below(30.0));
-    }
+    agents_memory(sandbox, &format!("the same right after {PODS} pods,"), Target::None, report)?;
     map_latency(sandbox, &client, report).await?;
     cluster_ip_cost(&client, report).await
+}
+
+fn agents_memory(sandbox: &Sandbox, what: &str, target: Target, report: &mut Report) -> Result<()> {
+    for number in 1..=NODES {
+        let name = node_name(number);
+        let agent = sandbox.daemon(&name)?.context("no agent")?;
+        let memory = resident(u32::try_from(agent.pid)?)? as f64 / f64::from(1 << 20);
+        report.add(&format!("{what} {name}"), memory, "MiB", target);
+    }
+    Ok(())
 }
 
 async fn pod_start(client: &Client, report: &mut Report) -> Result<()> {

@@ -10,6 +10,8 @@ use comfy_table::presets::ASCII_MARKDOWN;
 pub enum Target {
     AtLeast(f64),
     Below(f64),
+    /// Nothing was promised.
+    None,
 }
 
 /// Lines of figures against their targets.
@@ -22,13 +24,14 @@ impl Report {
     /// Adds a figure.
     pub fn add(&mut self, what: &str, value: f64, unit: &str, target: Target) {
         let (shown, met) = match target {
-            Target::AtLeast(bound) => (format!("at least {}", number(bound)), value >= bound),
-            Target::Below(bound) => (format!("below {}", number(bound)), value < bound),
+            Target::AtLeast(bound) => (format!("at least {} {unit}", number(bound)), value >= bound),
+            Target::Below(bound) => (format!("below {} {unit}", number(bound)), value < bound),
+            Target::None => (String::new(), true),
         };
         let line = [
             what.to_owned(),
             format!("{} {unit}", number(value)),
-            format!("{shown} {unit}"),
+            shown,
             if met { "met" } else { "MISSED" }.to_owned(),
         ];
         eprintln!("{}: {} ({})", line[0], line[1], line[3]);

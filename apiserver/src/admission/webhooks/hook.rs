@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hawser_api::kinds::{self, Kind};
+use hawser_api::kinds::Kind;
 use hawser_api::object::{Labels, ObjectExt as _};
 use hawser_api::selector::LabelSelector;
 use serde_json::Value;
 
+use super::super::policy::{Named, conditions};
+use super::super::versions::Versions;
 use crate::access::Operation;
 use crate::request_info::RequestInfo;
+use crate::webhook::ClientConfig;
 
 /// Timeout of a webhook that names none, in seconds (`admissionregistration.k8s.io/v1`).
 const TIMEOUT: i64 = 10;
@@ -34,35 +37,20 @@ pub struct Hook {
     pub reinvoked: bool,
     /// `v1` or `v1beta1`, the first that both sides know.
     pub review_version: Option<&'static str>,
-    /// `matchConditions`: name and CEL expression.
-    pub conditions: Vec<(String, String)>,
+    /// `matchConditions`.
+    pub conditions: Vec<Named>,
     rules: Vec<Rule>,
     equivalent: bool,
     namespaces: Selector,
     objects: Selector,
 }
 
-/// Where a webhook is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientConfig {
-    /// The service or URL.
-    pub place: Place,
-    /// PEM certificates that vouch for the webhook; empty for those of the system.
-    pub ca_bundle: Vec<u8>,
-}
-
-/// A service of the cluster, or a URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    Service { namespace: String, name: String, port: u16, path: String },
-    Url(String),
-}
-
 /// A selector, or why it cannot be read.
-type Selector = Result<LabelSelector, String>;
+pub type Selector = Result<LabelSelector, String>;
 
+/// One of `rules`: operations on resources.
 #[derive(Debug)]
-struct Rule {
+pub struct Rule {
     groups: Vec<String>,
     versions: Vec<String>,
     resources: Vec<String>,
@@ -94,6 +82,11 @@ pub enum Match {
     Equivalent(Arc<Kind>),
 }
 
+/// The selector in a field; one that is absent selects everything.
+pub fn selector(o: &Value, field: &str) -> Selector {
+    LabelSelector::from_object(Some(o.get(field).unwrap_or(&EMPTY))).map_err(|e| e.0)
+}
+
 fn strings(o: &Value, at: &str) -> Vec<String> {
     o.items_at(at).iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
@@ -113,7 +106,24 @@ pub fn word(operation: Operation) -> &'static str {
 }
 
 impl Rule {
-    fn matches(&self, operation: Operation, gvr: &Gvr<'_>, info: &RequestInfo) -> bool {
+    /// Reads a `RuleWithOperations`.
+    pub fn read(r: &Value) -> Self {
+        Self {
+            groups: strings(r, "apiGroups"),
+            versions: strings(r, "apiVersions"),
+            resources: strings(r, "resources"),
+            operations: strings(r, "operations"),
+            scope: r.str_at("scope").to_owned(),
+        }
+    }
+
+    /// The resources that the rule names, `*` included; the first part of each.
+    pub fn resources(&self) -> impl Iterator<Item = &str> {
+        self.resources.iter().map(|p| p.split_once('/').map_or(p.as_str(), |(resource, _)| resource))
+    }
+
+    /// Whether the rule is for an operation on a resource.
+    pub fn matches(&self, operation: Operation, gvr: &Gvr<'_>, info: &RequestInfo) -> bool {
         let is_namespace = gvr.group.is_empty() && gvr.resource == "namespaces";
         let scope = match self.scope.as_str() {
             "Namespaced" => !is_namespace && !info.namespace.is_empty(),
@@ -129,16 +139,6 @@ impl Rule {
                 (resource == "*" || resource == gvr.resource) && (sub == "*" || sub == info.subresource)
             })
     }
-}
-
-/// Other versions under which the resource of a request is served too.
-fn equivalents(gvr: &Gvr<'_>) -> impl Iterator<Item = &'static Arc<Kind>> {
-    let (group, version, resource) = (gvr.group.to_owned(), gvr.version.to_owned(), gvr.resource.to_owned());
-    let events = |group: &str, resource: &str| resource == "events" && matches!(group, "" | "events.k8s.io");
-    kinds::builtin().iter().filter(move |k| {
-        let same = k.group == group || (events(&group, &resource) && events(&k.group, &k.plural));
-        same && k.plural == resource && (k.group != group || k.version != version)
-    })
 }
 
 impl Hook {
@@ -158,31 +158,14 @@ impl Hook {
     }
 
     fn one(id: String, o: &Value) -> Self {
-        let selector =
-            |field: &str| LabelSelector::from_object(Some(o.get(field).unwrap_or(&EMPTY))).map_err(|e| e.0);
-        let place = match o.at("clientConfig.service").filter(|s| !s.is_null()) {
-            Some(s) => Place::Service {
-                namespace: s.str_at("namespace").to_owned(),
-                name: s.str_at("name").to_owned(),
-                port: s.int_at("port").and_then(|p| u16::try_from(p).ok()).unwrap_or(443),
-                path: s.str_at("path").to_owned(),
-            },
-            None => Place::Url(o.str_at("clientConfig.url").to_owned()),
-        };
+        let selector = |field: &str| selector(o, field);
         let seconds = o.int_at("timeoutSeconds").unwrap_or(TIMEOUT);
-        let rules = o.items_at("rules").iter().map(|r| Rule {
-            groups: strings(r, "apiGroups"),
-            versions: strings(r, "apiVersions"),
-            resources: strings(r, "resources"),
-            operations: strings(r, "operations"),
-            scope: r.str_at("scope").to_owned(),
-        });
+        let rules = o.items_at("rules").iter().map(Rule::read);
         let versions = strings(o, "admissionReviewVersions");
-        let conditions = o.items_at("matchConditions").iter();
         Self {
             id,
             name: o.str_at("name").to_owned(),
-            client: ClientConfig { place, ca_bundle: decode_base64(o.str_at("clientConfig.caBundle")) },
+            client: ClientConfig::read(o.get("clientConfig").unwrap_or(&Value::Null)),
             ignores_failure: o.str_at("failurePolicy") == "Ignore",
             timeout: Duration::from_secs(u64::try_from(seconds).unwrap_or(1).clamp(1, 30)),
             allows_dry_run: matches!(o.str_at("sideEffects"), "None" | "NoneOnDryRun"),
@@ -190,9 +173,7 @@ impl Hook {
             review_version: versions
                 .iter()
                 .find_map(|v| ["v1", "v1beta1"].into_iter().find(|known| known == v)),
-            conditions: conditions
-                .map(|c| (c.str_at("name").to_owned(), c.str_at("expression").to_owned()))
-                .collect(),
+            conditions: conditions(o.items_at("matchConditions"), false),
             rules: rules.collect(),
             equivalent: o.str_at("matchPolicy") != "Exact",
             namespaces: selector("namespaceSelector"),
@@ -201,7 +182,7 @@ impl Hook {
     }
 
     /// Whether the rules are for a request, and in which version. Selectors are not asked.
-    pub fn matches(&self, operation: Operation, info: &RequestInfo) -> Option<Match> {
+    pub fn matches(&self, versions: &Versions, operation: Operation, info: &RequestInfo) -> Option<Match> {
         let gvr = Gvr::of(info);
         if self.rules.iter().any(|r| r.matches(operation, &gvr, info)) {
             return Some(Match::Exact);
@@ -209,17 +190,16 @@ impl Hook {
         if !self.equivalent {
             return None;
         }
-        let fits = |kind: &&Arc<Kind>| {
+        let fits = |kind: &Arc<Kind>| {
             let other = Gvr { group: &kind.group, version: &kind.version, resource: &kind.plural };
             self.rules.iter().any(|r| r.matches(operation, &other, info))
         };
-        equivalents(&gvr).find(fits).map(|kind| Match::Equivalent(kind.clone()))
+        versions.equivalents(info).into_iter().find(fits).map(Match::Equivalent)
     }
 
     /// The resources that the rules name, `*` included; the first part of each, and of all their versions.
     pub fn resources(&self) -> impl Iterator<Item = &str> {
-        let patterns = self.rules.iter().flat_map(|r| &r.resources);
-        patterns.map(|p| p.split_once('/').map_or(p.as_str(), |(resource, _)| resource))
+        self.rules.iter().flat_map(Rule::resources)
     }
 
     /// The selector of namespaces, when it is not all of them.
@@ -243,7 +223,11 @@ impl Hook {
 
 static EMPTY: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| serde_json::json!({}));
 
-fn narrowing(selector: &Selector) -> Result<Option<&LabelSelector>, &str> {
+/// A selector that leaves something out.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn narrowing(selector: &Selector) -> Result<Option<&LabelSelector>, &str> {
     let selector = selector.as_ref().map_err(String::as_str)?;
     Ok((!selector.is_everything()).then_some(selector))
 }
@@ -257,11 +241,6 @@ pub fn own_labels<'a>(
     let writes = matches!(operation, Operation::Create | Operation::Update);
     let is_namespace = info.group.is_empty() && info.resource == "namespaces" && info.subresource.is_empty();
     object.filter(|_| writes && is_namespace).map(|o| o.labels())
-}
-
-fn decode_base64(text: &str) -> Vec<u8> {
-    use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -278,7 +257,7 @@ mod tests {
 
     fn how(hook: &Hook, path: &str) -> &'static str {
         let info = RequestInfo::parse(&Method::POST, &path.parse().unwrap());
-        match hook.matches(Operation::Create, &info) {
+        match hook.matches(&Versions::builtin(), Operation::Create, &info) {
             None => "no",
             Some(Match::Exact) => "exact",
             Some(Match::Equivalent(_)) => "equivalent",

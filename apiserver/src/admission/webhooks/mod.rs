@@ -2,10 +2,8 @@
 //!
 //! Configurations are kept in an index by resource, so that a request that no webhook is for costs one look.
 
-mod client;
-mod hook;
-mod review;
-mod trust;
+pub(super) mod hook;
+pub(super) mod review;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,57 +11,26 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use hawser_api::decode::{self, Dropped};
-use hawser_api::kinds::{self, Kind};
+use hawser_api::decode::Dropped;
 use hawser_api::object::{Labels, ObjectExt as _};
 use hawser_api::patch::JsonPatch;
-use hawser_api::schema;
 use hawser_api::status::Status;
 use hawser_api::text::quote;
 use serde_json::Value;
 
-use self::client::Client;
 use self::hook::{Gvr, Hook, Match, own_labels};
 use self::review::{Question, Verdict};
+use super::policy::conditions_hold;
+use super::policy::scope::{Asker, Input, request_json, request_resource};
+use super::versions::Versions;
 use super::{Lookup, forbidden};
 use crate::access::{Admission, AdmissionRequest, Change, GroupResource, Host, Operation};
+use crate::authz::Authorizers;
+use crate::authz::follow::{Ready, follow};
 use crate::request_info::RequestInfo;
+use crate::webhook::Client;
 
 const GROUP: &str = "admissionregistration.k8s.io";
-
-/// Decides about the `matchConditions` of a webhook.
-#[async_trait]
-pub trait Conditions: Send + Sync + 'static {
-    /// Whether all conditions (name and CEL expression) hold for a request, `object` and `old` being in the version
-    /// that the webhook sees.
-    ///
-    /// # Errors
-    /// Why it cannot be told.
-    async fn hold(
-        &self,
-        conditions: &[(String, String)],
-        request: &AdmissionRequest<'_>,
-        object: Option<&Value>,
-        old: Option<&Value>,
-    ) -> Result<bool, String>;
-}
-
-/// Without a CEL engine conditions are an error, which the failure policy decides about.
-pub struct NoConditions;
-
-#[async_trait]
-impl Conditions for NoConditions {
-    async fn hold(
-        &self,
-        conditions: &[(String, String)],
-        _: &AdmissionRequest<'_>,
-        _: Option<&Value>,
-        _: Option<&Value>,
-    ) -> Result<bool, String> {
-        let names: Vec<&str> = conditions.iter().map(|(name, _)| name.as_str()).collect();
-        Err(format!("match conditions are not evaluated by this server: {}", names.join(", ")))
-    }
-}
 
 /// The hooks of one kind of configuration.
 #[derive(Default)]
@@ -89,22 +56,30 @@ impl Index {
     }
 
     /// The hooks whose rules are for a request, in their order.
-    fn matching(&self, operation: Operation, info: &RequestInfo) -> Vec<(Arc<Hook>, Match)> {
+    fn matching(
+        &self,
+        versions: &Versions,
+        operation: Operation,
+        info: &RequestInfo,
+    ) -> Vec<(Arc<Hook>, Match)> {
         let listed = |resource: &str| self.by_resource.get(resource).map_or(&[][..], Vec::as_slice);
         let mut places: Vec<usize> = listed("*").iter().chain(listed(&info.resource)).copied().collect();
         places.sort_unstable();
         places.dedup();
         let hooks = places.into_iter().filter_map(|i| self.hooks.get(i));
-        hooks.filter_map(|hook| Some((hook.clone(), hook.matches(operation, info)?))).collect()
+        hooks.filter_map(|hook| Some((hook.clone(), hook.matches(versions, operation, info)?))).collect()
     }
 }
 
 /// What both plugins are made of.
 struct Caller {
     reader: Lookup,
-    client: Client,
-    conditions: Arc<dyn Conditions>,
+    client: Arc<Client>,
+    authorizers: Arc<Authorizers>,
+    versions: Versions,
     index: Arc<ArcSwap<Index>>,
+    /// Whether the configurations that there were at start are in the index.
+    ready: Ready,
     mutating: bool,
 }
 
@@ -118,37 +93,47 @@ enum Outcome {
 }
 
 impl Caller {
-    fn new(host: &Host, conditions: Arc<dyn Conditions>, mutating: bool) -> Self {
-        let reader = Lookup(Arc::clone(&host.reader));
+    fn new(host: &Host, authorizers: &Arc<Authorizers>, mutating: bool) -> Self {
         let index = Arc::new(ArcSwap::default());
         let resource =
             if mutating { "mutatingwebhookconfigurations" } else { "validatingwebhookconfigurations" };
-        match reader.0.changes(&GroupResource::new(GROUP, resource)) {
-            Ok(mut changes) => {
-                let (index, stop) = (Arc::clone(&index), host.stop.clone());
-                tokio::spawn(async move {
-                    let mut held = BTreeMap::new();
-                    while let Some(Some(change)) = stop.run_until_cancelled(changes.next()).await {
-                        apply(&mut held, change);
-                        index.store(Arc::new(Index::new(&held)));
-                    }
-                });
-            }
-            Err(error) => tracing::error!(%error, resource, "cannot follow webhook configurations"),
+        let mut held = BTreeMap::new();
+        let target = Arc::clone(&index);
+        let note = move |change| {
+            apply(&mut held, change);
+            target.store(Arc::new(Index::new(&held)));
+        };
+        let ready =
+            follow(&*host.reader, vec![(GroupResource::new(GROUP, resource), Box::new(note))], &host.stop);
+        Self {
+            reader: Lookup(Arc::clone(&host.reader)),
+            client: Arc::clone(&host.webhooks),
+            authorizers: Arc::clone(authorizers),
+            versions: host.versions.clone(),
+            index,
+            ready,
+            mutating,
         }
-        Self { client: Client::new(reader.clone()), reader, conditions, index, mutating }
     }
 
     fn wants(&self, operation: Operation, info: &RequestInfo) -> bool {
         let index = self.index.load();
         // Configurations of admission cannot lock their own repair.
-        !index.hooks.is_empty() && info.group != GROUP && !index.matching(operation, info).is_empty()
+        let judged = info.group != GROUP;
+        judged && (!self.ready.is() || !index.matching(&self.versions, operation, info).is_empty())
+    }
+
+    /// The hooks for a request, once all are known.
+    async fn hooks(&self, request: &AdmissionRequest<'_>) -> Vec<(Arc<Hook>, Match)> {
+        self.ready.wait().await;
+        self.index.load().matching(&self.versions, request.operation, request.info)
     }
 
     /// Whether the selectors and conditions of a hook let it see a request.
     async fn selects(
         &self,
         hook: &Hook,
+        how: &Match,
         request: &AdmissionRequest<'_>,
         object: Option<&Value>,
         old: Option<&Value>,
@@ -160,7 +145,17 @@ impl Caller {
         if hook.conditions.is_empty() {
             return Ok(true);
         }
-        match self.conditions.hold(&hook.conditions, request, object, old).await {
+        let asker = Asker { authorizers: &self.authorizers, user: request.user };
+        let input = Input {
+            object,
+            old,
+            request: &request_json(request, how),
+            namespace: None,
+            params: None,
+            asker: &asker,
+            resource: &request_resource(request.info),
+        };
+        match conditions_hold(&hook.conditions, input) {
             Ok(hold) => Ok(hold),
             Err(why) if hook.ignores_failure => {
                 tracing::warn!(webhook = hook.name, why, "match conditions failed; passing by");
@@ -182,6 +177,17 @@ impl Caller {
         let namespace = self.reader.get("", "namespaces", "", &info.namespace).await?;
         let namespace = namespace.ok_or_else(|| Status::not_found("", "namespaces", &info.namespace))?;
         Ok(selector.matches(Labels::new(namespace.at("metadata.labels").and_then(Value::as_object))))
+    }
+
+    /// The objects of a request as a hook sees them.
+    async fn shown(
+        &self,
+        how: &Match,
+        request: &AdmissionRequest<'_>,
+    ) -> Result<(Option<Value>, Option<Value>), Status> {
+        let object = self.versions.shown(how, request.info, request.object.as_deref()).await?;
+        let old = self.versions.shown(how, request.info, request.old_object).await?;
+        Ok((object, old))
     }
 
     /// Asks a webhook about a request, objects being in the version that it sees.
@@ -210,7 +216,7 @@ impl Caller {
             ),
         };
         let question = Question { uid: &uid, version, request, resource, kind, object, old }.to_value();
-        let answer = self.client.post(&hook.client, hook.timeout, question.to_string().into()).await;
+        let answer = self.client.post(&hook.client, hook.timeout, true, question.to_string().into()).await;
         let verdict = answer.map_err(|why| format!("failed to call webhook: {why}")).and_then(|body| {
             let verdict = review::read(&body, &uid, version, self.mutating);
             verdict.map_err(|why| format!("received invalid webhook response: {why}"))
@@ -260,28 +266,6 @@ fn apply(held: &mut BTreeMap<String, Vec<Arc<Hook>>>, change: Change) {
     }
 }
 
-/// An object in the version that a webhook sees.
-fn shown(how: &Match, info: &RequestInfo, object: Option<&Value>) -> Option<Value> {
-    let object = object?;
-    match how {
-        Match::Exact => Some(object.clone()),
-        Match::Equivalent(to) => {
-            Some(converted(kinds::find(&info.group, &info.version, &info.resource)?, to, object))
-        }
-    }
-}
-
-fn converted(from: &Kind, to: &Kind, object: &Value) -> Value {
-    let mut object = object.clone();
-    hawser_api::convert::convert(from, to, &mut object);
-    if let Some(ty) = schema::of(to)
-        && let Err(error) = decode::normalize(ty, &mut object, &mut Dropped::default())
-    {
-        tracing::warn!(%error, kind = to.kind, "a converted object is not of its type");
-    }
-    object
-}
-
 /// The mutating plugin.
 pub struct MutatingWebhooks(Caller);
 
@@ -289,8 +273,8 @@ pub struct MutatingWebhooks(Caller);
 pub struct ValidatingWebhooks(Caller);
 
 impl MutatingWebhooks {
-    pub fn new(host: &Host, conditions: Arc<dyn Conditions>) -> Self {
-        Self(Caller::new(host, conditions, true))
+    pub fn new(host: &Host, authorizers: &Arc<Authorizers>) -> Self {
+        Self(Caller::new(host, authorizers, true))
     }
 
     /// Calls one hook: whether it has changed the object.
@@ -299,9 +283,8 @@ impl MutatingWebhooks {
         hook: &Hook,
         how: &Match,
         request: &mut AdmissionRequest<'_>,
+        (object, old): (Option<Value>, Option<Value>),
     ) -> Result<bool, Status> {
-        let object = shown(how, request.info, request.object.as_deref());
-        let old = shown(how, request.info, request.old_object);
         let verdict = match self.0.ask(hook, how, request, object.as_ref(), old.as_ref()).await {
             Outcome::Answered(verdict) => verdict,
             Outcome::Refused(status) => return Err(status),
@@ -332,30 +315,13 @@ impl MutatingWebhooks {
             return Err(Status::internal(why));
         };
         let mut patched = patch.apply(&seen).map_err(Status::internal)?;
-        settle(&mut patched)?;
+        self.0.versions.settle(&mut patched, false)?;
         if patched == seen {
             return Ok(false);
         }
-        if let Match::Equivalent(kind) = how
-            && let Some(own) = kinds::find(&request.info.group, &request.info.version, &request.info.resource)
-        {
-            patched = converted(kind, own, &patched);
-        }
-        *target = patched;
+        *target = self.0.versions.back(how, request.info, patched).await?;
         Ok(true)
     }
-}
-
-/// Makes a patched object what a decoded one is: of its type, with defaults.
-fn settle(object: &mut Value) -> Result<(), Status> {
-    let (api_version, kind) = (object.api_version().to_owned(), object.kind().to_owned());
-    if let Some(ty) = schema::find_kind(&api_version, &kind) {
-        decode::normalize(ty, object, &mut Dropped::default()).map_err(Status::internal)?;
-    }
-    if let Some(kind) = kinds::find_api_version(&api_version, &kind) {
-        hawser_api::defaults::apply(kind, object);
-    }
-    Ok(())
 }
 
 #[async_trait]
@@ -373,17 +339,15 @@ impl Admission for MutatingWebhooks {
         if second && request.reinvocation.webhooks.last.as_ref() != request.object.as_deref() {
             request.reinvocation.webhooks.changed();
         }
-        let hooks = self.0.index.load().matching(request.operation, request.info);
-        for (hook, how) in hooks {
+        for (hook, how) in self.0.hooks(request).await {
             if second && !request.reinvocation.webhooks.due.contains(&hook.id) {
                 continue;
             }
-            let object = shown(&how, request.info, request.object.as_deref());
-            let old = shown(&how, request.info, request.old_object);
-            if !self.0.selects(&hook, request, object.as_ref(), old.as_ref()).await? {
+            let (object, old) = self.0.shown(&how, request).await?;
+            if !self.0.selects(&hook, &how, request, object.as_ref(), old.as_ref()).await? {
                 continue;
             }
-            if self.call(&hook, &how, request).await? {
+            if self.call(&hook, &how, request, (object, old)).await? {
                 request.reinvocation.webhooks.changed();
                 request.reinvocation.wanted = true;
             }
@@ -397,8 +361,8 @@ impl Admission for MutatingWebhooks {
 }
 
 impl ValidatingWebhooks {
-    pub fn new(host: &Host, conditions: Arc<dyn Conditions>) -> Self {
-        Self(Caller::new(host, conditions, false))
+    pub fn new(host: &Host, authorizers: &Arc<Authorizers>) -> Self {
+        Self(Caller::new(host, authorizers, false))
     }
 
     async fn call(
@@ -428,12 +392,11 @@ impl Admission for ValidatingWebhooks {
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>) -> Result<(), Status> {
-        let hooks = self.0.index.load().matching(request.operation, request.info);
+        let hooks = self.0.hooks(request).await;
         let mut calls = Vec::new();
         for (hook, how) in &hooks {
-            let object = shown(how, request.info, request.object.as_deref());
-            let old = shown(how, request.info, request.old_object);
-            if self.0.selects(hook, request, object.as_ref(), old.as_ref()).await? {
+            let (object, old) = self.0.shown(how, request).await?;
+            if self.0.selects(hook, how, request, object.as_ref(), old.as_ref()).await? {
                 calls.push(self.call(hook, how, request, (object, old)));
             }
         }

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::super::testing::World;
+use super::super::testing::{World, authorizers};
 use super::*;
 
 /// A webhook server whose answer depends on the path; counts connections.
@@ -103,9 +103,11 @@ fn caller(world: &World, mutating: bool, hooks: Value) -> Caller {
     let index = Index::new(&BTreeMap::from([("c".to_owned(), hooks)]));
     Caller {
         reader: world.lookup(),
-        client: Client::new(world.lookup()),
-        conditions: Arc::new(NoConditions),
+        client: Arc::new(Client::new(world.lookup())),
+        authorizers: authorizers(),
+        versions: Versions::builtin(),
         index: Arc::new(ArcSwap::from_pointee(index)),
+        ready: Ready::now(),
         mutating,
     }
 }
@@ -128,6 +130,21 @@ async fn judgements() {
             "/broken",
             json!({}),
             "Internal error occurred: failed calling webhook \"w\": failed to call webhook: an error on the server (\"broken\") has prevented the request from succeeding",
+        ),
+        (
+            "/deny",
+            json!({"matchConditions": [{"name": "c", "expression": "object.metadata.name != 'cm'"}]}),
+            "ok",
+        ),
+        (
+            "/allow",
+            json!({"matchConditions": [{"name": "c", "expression": "object.nothing == 1"}]}),
+            "configmaps \"cm\" is forbidden: expression 'object.nothing == 1' resulted in error: no such key: nothing",
+        ),
+        (
+            "/deny",
+            json!({"failurePolicy": "Ignore", "matchConditions": [{"name": "c", "expression": "object.nothing == 1"}]}),
+            "ok",
         ),
         (
             "/allow",

@@ -1,4 +1,4 @@
-//! HTTPS to webhooks: services are found through their endpoints, connections are kept for the next call.
+//! The client: services are found through their endpoints, connections are kept for the next call.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,9 +18,9 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::super::Lookup;
-use super::hook::{ClientConfig, Place};
 use super::trust::Trust;
+use super::{ClientConfig, Place};
+use crate::admission::Lookup;
 
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
@@ -57,12 +57,19 @@ impl Client {
         Self { reader, trust: Trust::default(), idle: Mutex::default() }
     }
 
-    /// Posts a document and answers the body of the answer.
+    /// Posts a document and answers the body of the answer. `told` says whether the webhook is told the timeout, as
+    /// those of admission are.
     ///
     /// # Errors
     /// A text in the words of Go's client where it has any.
-    pub async fn post(&self, config: &ClientConfig, timeout: Duration, body: Bytes) -> Result<Bytes, String> {
-        let line = line(config, timeout)?;
+    pub async fn post(
+        &self,
+        config: &ClientConfig,
+        timeout: Duration,
+        told: bool,
+        body: Bytes,
+    ) -> Result<Bytes, String> {
+        let line = line(config, told.then_some(timeout))?;
         let wrap = |why: String| format!("Post {}: {why}", quote(&line.url));
         let call = async {
             let (host, port) = self.resolve(config, &line).await.map_err(wrap)?;
@@ -184,7 +191,7 @@ impl Client {
     }
 }
 
-fn line(config: &ClientConfig, timeout: Duration) -> Result<Line, String> {
+fn line(config: &ClientConfig, timeout: Option<Duration>) -> Result<Line, String> {
     let (authority, host, path) = match &config.place {
         Place::Service { namespace, name, port, path } => {
             let host = format!("{name}.{namespace}.svc");
@@ -204,13 +211,8 @@ fn line(config: &ClientConfig, timeout: Duration) -> Result<Line, String> {
         }
         Place::Service { .. } => format!("https://{authority}{path}"),
     };
-    let query = format!("timeout={}s", timeout.as_secs());
-    Ok(Line {
-        authority,
-        server_name: host,
-        path: format!("{path}?{query}"),
-        url: format!("{shown}?{query}"),
-    })
+    let query = timeout.map_or_else(String::new, |t| format!("?timeout={}s", t.as_secs()));
+    Ok(Line { authority, server_name: host, path: format!("{path}{query}"), url: format!("{shown}{query}") })
 }
 
 fn request(line: &Line, body: Bytes) -> Result<Request<Full<Bytes>>, String> {
@@ -257,11 +259,15 @@ mod tests {
         let service =
             Place::Service { namespace: "n".into(), name: "s".into(), port: 443, path: "/v".into() };
         let line =
-            line(&ClientConfig { place: service, ca_bundle: Vec::new() }, Duration::from_secs(10)).unwrap();
+            line(&ClientConfig { place: service, ca_bundle: Vec::new() }, Some(Duration::from_secs(10)))
+                .unwrap();
         assert_eq!(line.url, "https://s.n.svc:443/v?timeout=10s");
         assert_eq!((line.server_name.as_str(), line.path.as_str()), ("s.n.svc", "/v?timeout=10s"));
         let url = ClientConfig { place: Place::Url("https://[::1]:8443/x".into()), ca_bundle: Vec::new() };
-        let line = super::line(&url, Duration::from_secs(1)).unwrap();
-        assert_eq!((line.authority.as_str(), line.server_name.as_str()), ("[::1]:8443", "::1"));
+        let line = super::line(&url, None).unwrap();
+        assert_eq!(
+            (line.authority.as_str(), line.server_name.as_str(), line.path.as_str()),
+            ("[::1]:8443", "::1", "/x")
+        );
     }
 }
