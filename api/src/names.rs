@@ -7,6 +7,7 @@ pub const SUBDOMAIN_MAX: usize = 253;
 
 const LABEL_MSG: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 const SUBDOMAIN_MSG: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const SEARCH_MSG: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
 const WILDCARD_MSG: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const DNS1035_MSG: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const QUALIFIED_MSG: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
@@ -47,6 +48,11 @@ fn max_len(max: usize) -> String {
     format!("must be no more than {max} characters")
 }
 
+/// The same where it counts bytes.
+fn max_bytes(max: usize) -> String {
+    format!("must be no more than {max} bytes")
+}
+
 /// A DNS-1123 label.
 pub fn dns1123_label(s: &str) -> Vec<String> {
     let mut errs = Vec::new();
@@ -72,6 +78,23 @@ pub fn dns1123_subdomain(s: &str) -> Vec<String> {
     }
     if !subdomain_chars(s) {
         errs.push(SUBDOMAIN_MSG.into());
+    }
+    errs
+}
+
+/// A domain that a resolver searches; underscores are let pass (KEP-4427).
+pub fn search_path(s: &str) -> Vec<String> {
+    let mut errs = Vec::new();
+    if s.len() > SUBDOMAIN_MAX {
+        errs.push(max_len(SUBDOMAIN_MAX));
+    }
+    let label = |l: &str| {
+        let l = l.strip_prefix('_').unwrap_or(l);
+        let inner: Vec<u8> = l.bytes().map(|b| if b == b'_' { b'-' } else { b }).collect();
+        !l.starts_with('_') && !l.ends_with('_') && std::str::from_utf8(&inner).is_ok_and(label_chars)
+    };
+    if !s.split('.').all(label) {
+        errs.push(SEARCH_MSG.into());
     }
     errs
 }
@@ -122,7 +145,12 @@ pub fn qualified_name(s: &str) -> Vec<String> {
             if prefix.is_empty() {
                 errs.push("prefix part must be non-empty".into());
             } else {
-                errs.extend(dns1123_subdomain(prefix).into_iter().map(|m| format!("prefix part {m}")));
+                if prefix.len() > SUBDOMAIN_MAX {
+                    errs.push(format!("prefix part {}", max_bytes(SUBDOMAIN_MAX)));
+                }
+                if !subdomain_chars(prefix) {
+                    errs.push(format!("prefix part {SUBDOMAIN_MSG}"));
+                }
             }
             *name
         }
@@ -135,7 +163,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
     if name.is_empty() {
         errs.push("name part must be non-empty".into());
     } else if name.len() > LABEL_MAX {
-        errs.push(format!("name part {}", max_len(LABEL_MAX)));
+        errs.push(format!("name part {}", max_bytes(LABEL_MAX)));
     }
     if !qualified_chars(name) {
         errs.push(format!("name part {QUALIFIED_MSG}"));
@@ -147,7 +175,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
 pub fn label_value(s: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if s.len() > LABEL_MAX {
-        errs.push(max_len(LABEL_MAX));
+        errs.push(max_bytes(LABEL_MAX));
     }
     if !s.is_empty() && !qualified_chars(s) {
         errs.push(VALUE_MSG.into());
@@ -287,6 +315,6 @@ mod tests {
         }
         assert!(object_name(NameRule::Subdomain, "web-", true).is_empty());
         assert!(!object_name(NameRule::Subdomain, "web-", false).is_empty());
-        assert_eq!(qualified_name(&"a".repeat(64)), ["name part must be no more than 63 characters"]);
+        assert_eq!(qualified_name(&"a".repeat(64)), ["name part must be no more than 63 bytes"]);
     }
 }

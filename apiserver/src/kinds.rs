@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use hawser_api::kinds::{Kind, StorageLocation};
@@ -14,8 +15,13 @@ use crate::encode::Head;
 /// Directory of everything in the store.
 pub const REGISTRY: &str = "/registry/";
 
+/// Rows made so far.
+static ROWS: AtomicU64 = AtomicU64::new(0);
+
 /// One served row: a resource in one version.
 pub struct Row {
+    /// Its own: no other row ever has it.
+    pub number: u64,
     /// The api crate's facts.
     pub kind: Arc<Kind>,
     /// First bytes of its objects in this version.
@@ -163,7 +169,8 @@ impl Table {
                 Arc::ptr_eq(&r.kind, kind) && r.stored == stored && same_cache
             });
             let row = unchanged.cloned().unwrap_or_else(|| {
-                Arc::new(Row { head: Head::new(kind), kind: kind.clone(), stored, cache })
+                let number = ROWS.fetch_add(1, Ordering::Relaxed);
+                Arc::new(Row { number, head: Head::new(kind), kind: kind.clone(), stored, cache })
             });
             table.add(path, row);
         }

@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod conditions;
 pub mod convert;
+mod cork;
 pub mod crd;
 pub mod discovery;
 pub mod encode;

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::body::{Body, Pieces};
 use crate::cache::entry::Entry;
-use crate::cache::ring::{Event, EventType};
+use crate::cache::ring::{Event, EventType, Form};
 use crate::convert;
 use crate::kinds::Row;
 use crate::negotiate::{Accepted, Encoding, Transform};
@@ -274,6 +274,11 @@ impl Renderer {
             return self.protobuf_event(kind, entry, revision);
         }
         let object = match self.accepted.transform {
+            Transform::None if self.direct() => {
+                let tail = self.tail(&entry.value);
+                let room = self.row.head.room() + tail.len();
+                return Ok(frame(kind.name(), room, |out| self.row.head.put_object(out, revision, tail)));
+            }
             Transform::None => self.json(&entry.value, revision)?,
             Transform::Partial(beta) => to_json(&partial(&self.decode(&entry.value, revision)?, beta))?,
             Transform::Table(beta) => {
@@ -285,7 +290,7 @@ impl Renderer {
                 to_json(&table)?
             }
         };
-        Ok(frame(kind.name(), &object))
+        Ok(frame(kind.name(), object.len(), |out| out.put_slice(&object)))
     }
 
     fn protobuf_event(&self, kind: EventType, entry: &Entry, revision: u64) -> Result<Bytes, Status> {
@@ -306,15 +311,33 @@ impl Renderer {
     /// When the stored bytes are no object.
     pub fn shared_event(&mut self, event: &Event, kind: EventType, entry: &Entry) -> Result<Bytes, Status> {
         let form = match self.accepted.transform {
+            // The first Table of a watch has columns, and rows show ages.
+            Transform::Table(_) if !self.columns_sent || !event.is_recent() => None,
+            Transform::Table(beta) => {
+                let form = 6 + 2 * self.include as u8 + u8::from(beta);
+                Some((self.row.number, form + if self.is_protobuf() { 6 } else { 0 }))
+            }
+            Transform::None | Transform::Partial(_) => self.form(),
+        };
+        match form {
+            Some(form) => event.frame((form, kind), || self.event(kind, entry, event.revision)),
+            None => self.event(kind, entry, event.revision),
+        }
+    }
+
+    /// The form of watch events that look the same whenever they are rendered.
+    pub fn form(&self) -> Option<Form> {
+        let form = match self.accepted.transform {
             Transform::None => 0,
             Transform::Partial(false) => 1,
             Transform::Partial(true) => 2,
-            // The first Table of a watch has columns, and rows show ages.
-            Transform::Table(_) => return self.event(kind, entry, event.revision),
+            Transform::Table(_) => return None,
         };
-        let form = if self.accepted.encoding == Encoding::Protobuf { form + 3 } else { form };
-        let key = (Arc::as_ptr(&self.row) as usize, form, kind);
-        event.frame(key, || self.event(kind, entry, event.revision))
+        Some((self.row.number, if self.is_protobuf() { form + 3 } else { form }))
+    }
+
+    fn is_protobuf(&self) -> bool {
+        self.accepted.encoding == Encoding::Protobuf
     }
 
     /// A bookmark; `initial` marks the end of the initial events.
@@ -350,7 +373,8 @@ impl Renderer {
         {
             return protobuf::watch_frame(kind, &object).into();
         }
-        frame(kind, object.to_string().as_bytes())
+        let object = object.to_string();
+        frame(kind, object.len(), |out| out.put_slice(object.as_bytes()))
     }
 }
 
@@ -366,12 +390,13 @@ fn list_meta(page: &Page) -> Map<String, Value> {
     meta
 }
 
-fn frame(kind: &str, object: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(object.len() + kind.len() + 24);
+/// A watch event around an object of about `room` bytes that `put` writes.
+fn frame(kind: &str, room: usize, put: impl FnOnce(&mut BytesMut)) -> Bytes {
+    let mut out = BytesMut::with_capacity(room + kind.len() + 24);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(kind.as_bytes());
     out.put_slice(b"\",\"object\":");
-    out.put_slice(object);
+    put(&mut out);
     out.put_slice(b"}\n");
     out.freeze()
 }

@@ -1,20 +1,22 @@
 //! Sockets: TLS with optional client certificates, HTTP/1.1 with upgrades and HTTP/2 by ALPN.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::Body;
+use crate::cork::{Cork, uncorked};
 use crate::pipeline::{Connection, Peer, Pipeline};
 
 /// How long a handshake may take.
@@ -98,6 +100,24 @@ pub async fn serve(
     }
 }
 
+fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(IDLE).keep_alive(true);
+    builder
+}
+
+fn http2() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(15));
+    builder
+}
+
 async fn connection(
     (stream, peer): (TcpStream, Peer),
     acceptor: TlsAcceptor,
@@ -119,6 +139,8 @@ async fn connection(
         }
     };
     let session = tls.get_ref().1;
+    // As with Go's server nothing else says so: who does not offer it gets HTTP/1.1.
+    let is_http2 = session.alpn_protocol() == Some(b"h2");
     let chain = session.peer_certificates().map(<[_]>::to_vec);
     let user = chain.and_then(|chain| pipeline.registry.access.authenticator.connection(&chain));
     let service = service_fn(move |request: http::Request<Incoming>| {
@@ -130,25 +152,30 @@ async fn connection(
         // stream, as long as a watch lasts.
         Box::pin(async move { Ok::<_, std::convert::Infallible>(pipeline.serve(request).await) })
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).keep_alive(true);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(15));
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
-    let mut serving = std::pin::pin!(serving);
-    let result = tokio::select! {
-        result = serving.as_mut() => result,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            match tokio::time::timeout(GRACE, serving).await {
-                Ok(result) => result,
-                Err(_) => return,
+    let result = if is_http2 {
+        let cork = Cork::new(tls);
+        let mut connection = pin!(http2().serve_connection(TokioIo::new(cork.clone()), service));
+        tokio::select! {
+            result = uncorked(&cork, connection.as_mut()) => result,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                match tokio::time::timeout(GRACE, uncorked(&cork, connection)).await {
+                    Ok(result) => result,
+                    Err(_) => return,
+                }
+            }
+        }
+    } else {
+        let connection = http1().serve_connection(TokioIo::new(tls), service).with_upgrades();
+        let mut connection = pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => result.map_err(Into::into),
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                match tokio::time::timeout(GRACE, connection).await {
+                    Ok(result) => result.map_err(Into::into),
+                    Err(_) => return,
+                }
             }
         }
     };

@@ -277,3 +277,35 @@ async fn one_object_in_two_versions() {
     let list = kit.get(v1).await.expect(200);
     assert_eq!(list["items"][0]["spec"]["maxReplicas"], 9);
 }
+
+#[tokio::test]
+async fn an_evicted_pod_says_that_it_was_disrupted() {
+    let kit = Kit::new().await;
+    let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "n"}});
+    kit.post("/api/v1/namespaces", &namespace).await.expect(201);
+    let pods = "/api/v1/namespaces/n/pods";
+    let pod = json!({"kind": "Pod", "apiVersion": "v1",
+        "metadata": {"name": "p", "finalizers": ["test.example/stay"]},
+        "spec": {"containers": [{"name": "c", "image": "registry.test/app:1"}]}});
+    let made = kit.post(pods, &pod).await.expect(201);
+    let evict = |options: Value| {
+        json!({"kind": "Eviction", "apiVersion": "policy/v1", "metadata": {"name": "p", "namespace": "n"},
+            "deleteOptions": options})
+    };
+    let eviction = format!("{pods}/p/eviction");
+    kit.post(&eviction, &evict(json!({"dryRun": ["All"]}))).await.expect(201);
+    let other = evict(json!({"preconditions": {"uid": "other"}}));
+    assert_eq!(kit.post(&eviction, &other).await.code, 409);
+    assert_eq!(
+        version(&kit.get(&format!("{pods}/p")).await.expect(200)),
+        version(&made),
+        "nothing has happened"
+    );
+    let exact = evict(json!({"preconditions": {"resourceVersion": made["metadata"]["resourceVersion"]}}));
+    kit.post(&eviction, &exact).await.expect(201);
+    let pod = kit.get(&format!("{pods}/p")).await.expect(200);
+    assert!(pod["metadata"]["deletionTimestamp"].is_string());
+    let conditions = pod["status"]["conditions"].as_array().expect("conditions");
+    let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget").expect("the condition");
+    assert_eq!(target["reason"], "EvictionByEvictionAPI");
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::Selector;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::object::{self, Object};
 use crate::plan::Act;
@@ -21,10 +21,12 @@ pub struct Claims<K> {
 /// Sorts `candidates` (owned ones and orphans of the owner's namespace) for `owner`.
 ///
 /// An owner that is being deleted claims nothing new and releases nothing; an object that is being
-/// deleted is neither adopted nor released. `adoptable` is a further demand on what is adopted.
+/// deleted is neither adopted nor released. `adoptable` is a further demand on what is adopted. `finalizer` is put
+/// on what is adopted and taken from what is released.
 pub fn claim<O: Object, K: Object>(
     owner: &O,
     selector: &Selector,
+    finalizer: Option<&str>,
     candidates: &[Arc<K>],
     adoptable: impl Fn(&K) -> bool,
 ) -> Claims<K> {
@@ -37,14 +39,14 @@ pub fn claim<O: Object, K: Object>(
                 if fits {
                     claims.claimed.push(candidate.clone());
                 } else if !leaving && !object::is_deleting(candidate.as_ref()) {
-                    claims.acts.push(release(owner, candidate.as_ref()));
+                    claims.acts.push(release(owner, candidate.as_ref(), finalizer));
                 }
             }
             Some(_) => {}
             None => {
                 let dying = leaving || object::is_deleting(candidate.as_ref());
                 if fits && !dying && adoptable(candidate) {
-                    claims.acts.push(adopt(owner, candidate.as_ref()));
+                    claims.acts.push(adopt(owner, candidate.as_ref(), finalizer));
                     claims.claimed.push(candidate.clone());
                 }
             }
@@ -55,22 +57,34 @@ pub fn claim<O: Object, K: Object>(
 
 /// Adds the owner to the candidate's references. The resourceVersion is a precondition: a merge patch
 /// replaces the whole list, and another may adopt at the same moment.
-fn adopt<O: Object, K: Object>(owner: &O, candidate: &K) -> Act {
-    let mut owners = candidate.meta().owner_references.clone().unwrap_or_default();
-    owners.retain(|r| r.uid != object::uid(owner));
+fn adopt<O: Object, K: Object>(owner: &O, candidate: &K, finalizer: Option<&str>) -> Act {
+    let mut owners = others(owner, candidate);
     owners.push(object::new_controller_ref(owner));
-    Act::patch(candidate, None, owners_patch(candidate, &owners)).may_be_absent()
+    let mut finalizers = candidate.meta().finalizers.clone().unwrap_or_default();
+    finalizers.extend(finalizer.filter(|f| !object::has_finalizer(candidate.meta(), f)).map(str::to_owned));
+    patch(candidate, &owners, &finalizers)
 }
 
-fn release<O: Object, K: Object>(owner: &O, candidate: &K) -> Act {
+fn release<O: Object, K: Object>(owner: &O, candidate: &K, finalizer: Option<&str>) -> Act {
+    let mut finalizers = candidate.meta().finalizers.clone().unwrap_or_default();
+    finalizers.retain(|f| Some(f.as_str()) != finalizer);
+    patch(candidate, &others(owner, candidate), &finalizers)
+}
+
+/// The candidate's other owners.
+fn others<O: Object, K: Object>(owner: &O, candidate: &K) -> Vec<OwnerReference> {
     let mut owners = candidate.meta().owner_references.clone().unwrap_or_default();
     owners.retain(|r| r.uid != object::uid(owner));
-    Act::patch(candidate, None, owners_patch(candidate, &owners)).may_be_absent()
+    owners
 }
 
-fn owners_patch<K: Object>(candidate: &K, owners: &[OwnerReference]) -> Value {
-    json!({"metadata": {
+fn patch<K: Object>(candidate: &K, owners: &[OwnerReference], finalizers: &[String]) -> Act {
+    let mut meta = json!({
         "resourceVersion": candidate.meta().resource_version,
         "ownerReferences": owners,
-    }})
+    });
+    if finalizers != candidate.meta().finalizers.as_deref().unwrap_or_default() {
+        meta["finalizers"] = json!(finalizers);
+    }
+    Act::patch(candidate, None, json!({ "metadata": meta })).may_be_absent()
 }

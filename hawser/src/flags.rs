@@ -78,9 +78,9 @@ pub struct ApiserverFlags {
     #[arg(long, default_value = "10.96.0.0/12")]
     pub service_cidr: ipnet::Ipv4Net,
     /// Whether requests without credentials are system:anonymous, whom RBAC lets read health and version only; else
-    /// they are refused as unauthenticated
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub anonymous_auth: bool,
+    /// they are refused as unauthenticated. By default true for the API server alone, and false for a whole cluster
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub anonymous_auth: Option<bool>,
     /// Requests that change nothing and are worked on at the same time; further ones wait
     #[arg(long, default_value_t = 400, value_parser = positive)]
     pub max_requests_inflight: usize,

@@ -14,6 +14,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use flags::{Cli, Command};
+use tikv_jemallocator::Jemalloc;
+
+// Half of what a request costs is memory that comes and goes. How many arenas there are and how soon they give memory
+// back is in `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     // Shims and container inits are this same binary; they must run before any thread exists.
@@ -39,6 +45,10 @@ fn perform(cli: Cli) -> anyhow::Result<()> {
     // One provider of cryptography for the whole process. An error only says that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     signals::raise_file_limit();
+    // Idle processes give memory back too. Not before: a shim must have one thread.
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        eprintln!("warning: the allocator has no thread of its own: {error}");
+    }
     if !matches!(cli.command, Command::Bpf(_)) {
         tracing_subscriber::fmt()
             .with_env_filter(cli.log_filter())

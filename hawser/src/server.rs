@@ -26,7 +26,7 @@ use crate::{components, signals};
 /// The whole control plane in one process.
 pub async fn server(flags: ServerFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, pki, storage) = start(&flags.apiserver, true).await?;
+    let (apiserver, pki, storage) = start(&flags.apiserver, false).await?;
     // The components end before the API server that they write to.
     let components = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -88,11 +88,10 @@ fn scheduler(clients: &InProcess) -> Result<Scheduler> {
     Ok(Scheduler::new(hawser_scheduler::Config::default(), client)?)
 }
 
-/// Keys, store and API server, with the administrator's kubeconfig written.
-async fn start(
-    flags: &ApiserverFlags,
-    inherit_sockets: bool,
-) -> Result<(ApiServer, Arc<Pki>, Arc<dyn Storage>)> {
+/// Keys, store and API server, with the administrator's kubeconfig written. `anonymous` is what holds of requests
+/// without credentials when the flags do not say it: kube-apiserver lets them be `system:anonymous`, and so does ours
+/// alone; a whole cluster refuses them.
+async fn start(flags: &ApiserverFlags, anonymous: bool) -> Result<(ApiServer, Arc<Pki>, Arc<dyn Storage>)> {
     let advertise = advertise_address(flags)?;
     let data = &flags.data_dir;
     private_directory(data)?;
@@ -106,11 +105,11 @@ async fn start(
     let storage = open_storage(flags).await?;
 
     let mut access = AccessConfig::new(pki.clone());
-    access.anonymous = flags.anonymous_auth;
+    access.anonymous = flags.anonymous_auth.unwrap_or(anonymous);
     access.node_token_file = Some(data.join("node-token"));
     let mut config = Config::new(Arc::new(access));
     config.listen = vec![flags.bind];
-    config.inherit_sockets = inherit_sockets;
+    config.inherit_sockets = true;
     config.tls = Some(Arc::new(hawser_apiserver::pki::server_config(&pki)?));
     config.seal = Some(Arc::new(seal));
     config.service_cidr = flags.service_cidr;

@@ -10,7 +10,7 @@ mod yaml;
 
 pub use json::parse_json;
 pub use order::in_document_order;
-pub use yaml::{Yaml, parse_yaml, yaml_errors};
+pub use yaml::{Yaml, duplicates_error, parse_yaml};
 
 use crate::quantity::Quantity;
 use crate::schema::{Base, Field, Presence, Shape, Ty, Type};
@@ -276,8 +276,8 @@ fn check_base64(s: &str) -> Result<(), DecodeError> {
 /// Whether a set value is written as if it were absent.
 fn vanishes(field: &Field, value: &Value) -> bool {
     match value {
-        // An always written list keeps "[]"; others vanish when empty, as do maps, but not objects.
-        Value::Array(a) => a.is_empty() && field.presence != Presence::AlwaysNull,
+        // Empty lists and maps vanish, as in the encoding that Kubernetes stores; an always written one becomes null.
+        Value::Array(a) => a.is_empty(),
         Value::Object(m) => m.is_empty() && matches!(field.ty.shape(), Shape::Map(_)),
         Value::String(s) => s.is_empty() && field.presence == Presence::WhenNotZero,
         Value::Bool(b) => !b && field.presence == Presence::WhenNotZero,

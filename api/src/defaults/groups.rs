@@ -159,15 +159,10 @@ pub fn admission(kind: &str, o: &mut Object) {
             }
         }
         "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => {
-            if let Some(spec) = ensure(o, "spec") {
-                if let Some(resources) = child(spec, "matchResources") {
-                    policy_match(resources);
-                }
-                if let Some(params) = child(spec, "paramRef")
-                    && absent(params, "parameterNotFoundAction")
-                {
-                    set(params, "parameterNotFoundAction", "Deny");
-                }
+            if let Some(spec) = ensure(o, "spec")
+                && let Some(resources) = child(spec, "matchResources")
+            {
+                policy_match(resources);
             }
         }
         _ => {}

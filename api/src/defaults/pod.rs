@@ -174,8 +174,46 @@ fn http_get(handler: &mut Object) {
     }
 }
 
+/// Whether an image's name is well-formed: `[host[:port]/]path[:tag][@digest]`, the path in lower case and at most 255
+/// bytes long.
+fn is_reference(image: &str) -> bool {
+    let (rest, digest) = image.split_once('@').map_or((image, None), |(r, d)| (r, Some(d)));
+    let (name, tag) = match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (rest, None),
+    };
+    let component = |c: &str| {
+        let edge = |b: Option<char>| b.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        edge(c.chars().next())
+            && edge(c.chars().next_back())
+            && c.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+    };
+    let host =
+        |h: &str| h == "localhost" || h.contains(['.', ':']) || h.chars().any(|c| c.is_ascii_uppercase());
+    let path = match name.split_once('/') {
+        Some((first, path)) if host(first) => {
+            if !first.chars().all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c)) {
+                return false;
+            }
+            path
+        }
+        _ => name,
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let tagged = |t: &str| {
+        t.len() <= 128 && t.starts_with(word) && t.chars().all(|c| word(c) || matches!(c, '.' | '-'))
+    };
+    name.len() <= 255
+        && path.split('/').all(component)
+        && tag.is_none_or(tagged)
+        && digest.is_none_or(|d| d.split_once(':').is_some_and(|(a, hex)| !a.is_empty() && hex.len() >= 32))
+}
+
 /// `Always` for images tagged `latest` or not at all, `IfNotPresent` for others.
 pub fn image_pull_policy(image: &str) -> &'static str {
+    if !is_reference(image) {
+        return "IfNotPresent";
+    }
     let (name, digest) = image.split_once('@').map_or((image, false), |(n, _)| (n, true));
     let last = name.rsplit('/').next().unwrap_or(name);
     let tag = last.split_once(':').map(|(_, tag)| tag);
@@ -294,7 +332,9 @@ mod tests {
             ("r.example.com:5000/x", "Always"),
             ("r.example.com:5000/x:1", "IfNotPresent"),
             ("x@sha256:0123", "IfNotPresent"),
-            ("x:latest@sha256:0123", "Always"),
+            ("x:latest@sha256:0123", "IfNotPresent"),
+            (concat!("x:latest@sha256:", "0123456789abcdef0123456789abcdef"), "Always"),
+            ("Not an image", "IfNotPresent"),
         ] {
             assert_eq!(image_pull_policy(image), want, "{image}");
         }

@@ -139,7 +139,7 @@ impl FieldError {
             match value {
                 Value::Null => s.push_str("null"),
                 Value::String(text) => s.push_str(&quote(text)),
-                other => s.push_str(&other.to_string()),
+                other => render(other, &mut s),
             }
         }
         if !self.detail.is_empty() {
@@ -158,6 +158,83 @@ impl FieldError {
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.body())
+    }
+}
+
+/// Fields whose order Go's structs fix; all others come by name.
+const ORDER: [&str; 41] = [
+    "matchLabels",
+    "matchExpressions",
+    "key",
+    "operator",
+    "values",
+    "Name",
+    "ResourceClaimName",
+    "ResourceClaimTemplateName",
+    "Protocol",
+    "AppProtocol",
+    "Port",
+    "TargetPort",
+    "NodePort",
+    "ScopeName",
+    "Key",
+    "Operator",
+    "Values",
+    "Value",
+    "Effect",
+    "TimeAdded",
+    "Type",
+    "LocalhostProfile",
+    "RollingUpdate",
+    "Driver",
+    "Pool",
+    "Device",
+    "ShareID",
+    "IntValue",
+    "BoolValue",
+    "StringValue",
+    "VersionValue",
+    "IntValues",
+    "BoolValues",
+    "StringValues",
+    "VersionValues",
+    "MinAvailable",
+    "Selector",
+    "MaxUnavailable",
+    "MaxSurge",
+    "UnhealthyPodEvictionPolicy",
+    "TolerationSeconds",
+];
+
+/// A value as the text shows it: JSON, with fields in the order of Go's structs.
+fn render(value: &Value, out: &mut String) {
+    match value {
+        Value::Object(map) => {
+            let place = |k: &str| ORDER.iter().position(|o| *o == k).unwrap_or(ORDER.len());
+            let mut fields: Vec<(&String, &Value)> = map.iter().collect();
+            fields.sort_by_key(|(k, _)| place(k));
+            out.push('{');
+            for (i, (key, value)) in fields.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                out.push_str(&Value::from(key.as_str()).to_string());
+                out.push(':');
+                render(value, out);
+            }
+            out.push('}');
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                render(item, out);
+            }
+            out.push(']');
+        }
+        other => out.push_str(&other.to_string()),
     }
 }
 

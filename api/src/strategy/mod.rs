@@ -5,6 +5,7 @@
 //! decode, default, [`prepare_for_update`] (or [`prepare_for_subresource_update`]), validation, store.
 
 mod apparmor;
+mod gated;
 mod service;
 mod special;
 
@@ -135,6 +136,7 @@ pub fn prepare_for_create(kind: &Kind, object: &mut Value, ctx: &CreateContext<'
     if drops_status(kind) {
         reset_status(kind, object, None);
     }
+    gated::drop_fields(kind, object, None);
     special::create(kind, object, ctx);
 }
 
@@ -188,6 +190,7 @@ pub fn prepare_for_update(kind: &Kind, new: &mut Value, old: &Value, now: Timest
     if drops_status(kind) {
         reset_status(kind, new, Some(old));
     }
+    gated::drop_fields(kind, new, Some(old));
     special::update(kind, new, old, now);
     if rules(kind).generation {
         let generation = old.generation().unwrap_or(0) + i64::from(desired_changed(kind, new, old));

@@ -3,7 +3,7 @@
 use super::{CreateContext, object_at};
 use crate::defaults::{TEMPLATE_GENERATION, set};
 use crate::kinds::Kind;
-use crate::object::ObjectExt as _;
+use crate::object::{Object, ObjectExt as _};
 use crate::quantity::Quantity;
 use crate::time::rfc3339;
 use jiff::Timestamp;
@@ -27,7 +27,7 @@ pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {
             o.set_path(&["status"], json!({"phase": "Pending", "lastPhaseTransitionTime": rfc3339(ctx.now)}));
         }
         ("", "PersistentVolumeClaim") => {
-            mirror_data_source(o);
+            data_sources(o, None);
             o.set_path(&["status"], json!({"phase": "Pending"}));
         }
         ("discovery.k8s.io", "EndpointSlice") => null_ports(o),
@@ -67,18 +67,39 @@ fn null_ports(slice: &mut Value) {
     }
 }
 
-/// `dataSource` and `dataSourceRef` say the same within the claim's namespace.
-fn mirror_data_source(claim: &mut Value) {
+/// What a claim's volume is filled with (KEP-1495): a reference to another namespace is dropped (KEP-3294 is off), so is
+/// a `dataSource` that is neither a claim nor a snapshot, and a new claim says the same in both fields.
+fn data_sources(claim: &mut Value, old: Option<&Value>) {
+    let in_use = |field: &str| old.and_then(|o| o.get_path(&["spec", field])).is_some_and(|v| !v.is_null());
     let Some(Value::Object(spec)) = claim.get_mut("spec") else { return };
-    let (source, reference) = (spec.get("dataSource").cloned(), spec.get("dataSourceRef").cloned());
-    match (source.filter(|s| !s.is_null()), reference.filter(|r| !r.is_null())) {
+    let text = |v: &Value, field: &str| v.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
+    let given = |spec: &Object, field: &str| spec.get(field).filter(|v| !v.is_null()).cloned();
+    if !in_use("dataSourceRef")
+        && given(spec, "dataSourceRef").is_some_and(|r| !text(&r, "namespace").is_empty())
+    {
+        spec.remove("dataSourceRef");
+    }
+    if !in_use("dataSource") && !in_use("dataSourceRef") && given(spec, "dataSourceRef").is_none() {
+        let known = given(spec, "dataSource").is_some_and(|s| {
+            matches!(
+                (text(&s, "kind").as_str(), text(&s, "apiGroup").as_str()),
+                ("PersistentVolumeClaim", "") | ("VolumeSnapshot", "snapshot.storage.k8s.io")
+            )
+        });
+        if !known {
+            spec.remove("dataSource");
+        }
+    }
+    if old.is_some() {
+        return;
+    }
+    match (given(spec, "dataSource"), given(spec, "dataSourceRef")) {
         (Some(source), None) => set(spec, "dataSourceRef", source),
-        (None, Some(reference)) if reference.get("namespace").is_none() => {
-            let claim = reference.get("kind").and_then(Value::as_str) == Some("PersistentVolumeClaim");
-            let snapshot = reference.get("kind").and_then(Value::as_str) == Some("VolumeSnapshot");
-            if claim || snapshot {
-                set(spec, "dataSource", reference);
+        (None, Some(mut reference)) => {
+            if let Some(r) = reference.as_object_mut() {
+                r.remove("namespace");
             }
+            set(spec, "dataSource", reference);
         }
         _ => {}
     }
@@ -179,7 +200,7 @@ pub fn update(kind: &Kind, new: &mut Value, old: &Value, _now: Timestamp) {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Namespace") => restore(new, old, &["spec", "finalizers"]),
         ("", "Secret") if new.str_at("type").is_empty() => restore(new, old, &["type"]),
-        ("", "PersistentVolumeClaim") => mirror_data_source(new),
+        ("", "PersistentVolumeClaim") => data_sources(new, Some(old)),
         ("discovery.k8s.io", "EndpointSlice") => null_ports(new),
         ("", "Service") => {
             super::service::align_cluster_ips(new, Some(old));

@@ -61,6 +61,9 @@ fn binding(kind: &str, o: &Value, e: &mut Errors) {
     if let Some(m) = o.at("spec.matchResources").filter(|m| !m.is_null()) {
         match_resources(m, SPEC.child("matchResources"), false, e);
     }
+    if let Some(reference) = o.at("spec.paramRef").filter(|p| !p.is_null()) {
+        param_ref(reference, SPEC.child("paramRef"), e);
+    }
     if kind.starts_with("Mutating") {
         return;
     }
@@ -71,15 +74,42 @@ fn binding(kind: &str, o: &Value, e: &mut Errors) {
     }
     for (i, action) in actions.iter().enumerate() {
         if !matches!(*action, "Audit" | "Deny" | "Warn") {
-            e.unsupported(at, action, &["Audit", "Deny", "Warn"]);
+            e.unsupported(at.index(i), action, &["Audit", "Deny", "Warn"]);
         }
         if actions[..i].contains(action) {
-            e.duplicate(at, *action);
+            e.duplicate(at.index(i), *action);
         }
     }
     if actions.contains(&"Deny") && actions.contains(&"Warn") {
         let detail = "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)";
         e.invalid(at, json!(actions), detail);
+    }
+}
+
+/// The parameters of a binding: one object by name, or all that a selector selects.
+fn param_ref(reference: &Value, at: Path<'_>, e: &mut Errors) {
+    let (name, selector) = (reference.str_at("name"), reference.get("selector").filter(|s| !s.is_null()));
+    const BOTH: &str = "name and selector are mutually exclusive";
+    if !name.is_empty() {
+        e.all(at.child("name"), name, names::path_segment(name));
+        if selector.is_some() {
+            e.forbidden(at.child("name"), BOTH);
+        }
+    }
+    if let Some(selector) = selector {
+        e.selector(at.child("selector"), Some(selector));
+        if !name.is_empty() {
+            e.forbidden(at.child("selector"), BOTH);
+        }
+    }
+    if name.is_empty() && selector.is_none() {
+        e.required(at, "one of name or selector must be specified");
+    }
+    let action = at.child("parameterNotFoundAction");
+    match reference.get("parameterNotFoundAction").and_then(Value::as_str) {
+        None => e.required(action, ""),
+        Some("Deny" | "Allow") => {}
+        Some(other) => e.unsupported(action, other, &["Deny", "Allow"]),
     }
 }
 
@@ -94,10 +124,23 @@ fn match_resources(m: &Value, at: Path<'_>, rules_required: bool, e: &mut Errors
     for field in ["resourceRules", "excludeResourceRules"] {
         let list = at.child(field);
         for (i, rule) in m.items_at(field).iter().enumerate() {
-            webhook_rule(rule, list.index(i), e);
+            let item = list.index(i);
+            webhook_rule(rule, item, e);
+            let names_at = item.child("resourceNames");
+            let all = rule.items_at("resourceNames");
+            for (j, name) in all.iter().filter_map(Value::as_str).enumerate() {
+                e.all(names_at.index(j), name, names::path_segment(name));
+                if all[..j].iter().any(|n| n == name) {
+                    e.duplicate(names_at.index(j), name);
+                }
+            }
         }
     }
-    e.one_of(at.child("matchPolicy"), m.str_at("matchPolicy"), &["Equivalent", "Exact"]);
+    match m.get("matchPolicy").and_then(Value::as_str) {
+        None => e.required(at.child("matchPolicy"), ""),
+        Some("Equivalent" | "Exact") => {}
+        Some(other) => e.unsupported(at.child("matchPolicy"), other, &["Equivalent", "Exact"]),
+    }
 }
 
 fn webhooks(mutating: bool, o: &Value, e: &mut Errors) {
@@ -119,8 +162,8 @@ fn webhooks(mutating: bool, o: &Value, e: &mut Errors) {
         for (j, rule) in hook.items_at("rules").iter().enumerate() {
             webhook_rule(rule, rules.index(j), e);
         }
-        e.optional_one_of(item.child("failurePolicy"), hook.str_at("failurePolicy"), &["Fail", "Ignore"]);
-        e.optional_one_of(item.child("matchPolicy"), hook.str_at("matchPolicy"), &["Equivalent", "Exact"]);
+        e.known(item.child("failurePolicy"), hook.get("failurePolicy"), &["Fail", "Ignore"]);
+        e.known(item.child("matchPolicy"), hook.get("matchPolicy"), &["Equivalent", "Exact"]);
         match hook.get("sideEffects").and_then(Value::as_str) {
             None => e.required(item.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
             Some("None" | "NoneOnDryRun") => {}
@@ -268,7 +311,7 @@ fn webhook_rule(rule: &Value, at: Path<'_>, e: &mut Errors) {
         e.required(versions.index(i), "");
     }
     rule_resources(rule, at.child("resources"), e);
-    e.optional_one_of(at.child("scope"), rule.str_at("scope"), &["*", "Cluster", "Namespaced"]);
+    e.known(at.child("scope"), rule.get("scope"), &["*", "Cluster", "Namespaced"]);
 }
 
 /// Resources and subresources, of which wildcards must not cover others.

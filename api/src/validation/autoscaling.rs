@@ -8,7 +8,7 @@ use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
 
-pub fn autoscaler(o: &Value, e: &mut Errors) {
+pub fn autoscaler(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let (min, max) = (o.int_at("spec.minReplicas"), o.int_at("spec.maxReplicas").unwrap_or(0));
     if let Some(n) = min.filter(|n| *n < 1) {
         e.invalid(SPEC.child("minReplicas"), n, "must be greater than or equal to 1");
@@ -31,6 +31,12 @@ pub fn autoscaler(o: &Value, e: &mut Errors) {
     let version = o.str_at("spec.scaleTargetRef.apiVersion");
     if version.matches('/').count() > 1 {
         e.invalid(target.child("apiVersion"), version, format!("unexpected GroupVersion string: {version}"));
+    } else if !version.contains('/')
+        && old.is_none_or(|o| o.str_at("spec.scaleTargetRef.apiVersion").contains('/'))
+        && !(version == "v1" && o.str_at("spec.scaleTargetRef.kind") == "ReplicationController")
+    {
+        // What is stored without a group may stay so.
+        e.invalid(target.child("apiVersion"), version, "apiVersion must specify API group");
     }
     let list = SPEC.child("metrics");
     let metrics = o.items_at("spec.metrics");
@@ -61,7 +67,7 @@ fn scaling_rules(rules: &Value, at: Path<'_>, e: &mut Errors) {
             e.invalid(field, n, "must be less than or equal to 3600");
         }
     }
-    e.optional_one_of(at.child("selectPolicy"), rules.str_at("selectPolicy"), &["Disabled", "Max", "Min"]);
+    e.known(at.child("selectPolicy"), rules.get("selectPolicy"), &["Disabled", "Max", "Min"]);
     if let Some(q) = quantity(rules.get("tolerance")).filter(|q| q.is_negative()) {
         e.invalid(at.child("tolerance"), q.to_string(), super::checks::NOT_NEGATIVE);
     }
@@ -132,6 +138,8 @@ fn metric_source(field: &str, source: &Value, at: Path<'_>, e: &mut Errors) {
     let target = source.get("target").unwrap_or(&empty);
     if source.str_at("name").is_empty() && field.ends_with("esource") {
         e.required(at.child("name"), "must specify a resource name");
+    } else if field == "containerResource" {
+        super::handlers::container_resource(source.str_at("name"), at.child("name"), e);
     }
     if field == "object" {
         let described = at.child("describedObject");

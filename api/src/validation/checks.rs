@@ -60,6 +60,13 @@ impl Errors {
         }
     }
 
+    /// A field that, when it is there at all, has to be one of several; empty is none of them.
+    pub fn known(&mut self, at: Path<'_>, value: Option<&Value>, supported: &[&str]) {
+        if let Some(value) = value.and_then(Value::as_str).filter(|v| !supported.contains(v)) {
+            self.unsupported(at, value, supported);
+        }
+    }
+
     /// An integer field that may not be negative.
     pub fn not_negative(&mut self, at: Path<'_>, o: &Value, field: &str) {
         if let Some(n) = o.int_at(field).filter(|n| *n < 0) {
@@ -116,9 +123,7 @@ impl Errors {
 
     /// An IP address.
     pub fn ip(&mut self, at: Path<'_>, value: &str) {
-        if value.parse::<std::net::IpAddr>().is_err() {
-            self.invalid(at, value, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
-        }
+        super::addresses::ip(at, value, self);
     }
 
     /// A port given as a number or a name.
@@ -181,7 +186,11 @@ pub fn selects(selector: Option<&Value>, labels: Option<&Value>) -> bool {
 
 /// Whether a selector is well-formed.
 pub fn selector_parses(selector: &Value) -> bool {
+    let labels = Labels::new(selector.get("matchLabels").and_then(Value::as_object));
+    let good = |key: &str| names::qualified_name(key).is_empty();
     LabelSelector::from_object(Some(selector)).is_ok()
+        && labels.iter().all(|(k, v)| good(k) && names::label_value(v).is_empty())
+        && selector.items_at("matchExpressions").iter().all(|x| good(x.str_at("key")))
         && selector.items_at("matchExpressions").iter().all(|x| {
             !matches!(x.str_at("operator"), "Exists" | "DoesNotExist") || x.items_at("values").is_empty()
         })

@@ -1,8 +1,6 @@
 //! Validation of the core group's smaller kinds.
 
-use super::checks::{Errors, quantity};
-use super::scheduling;
-use super::workloads::same_but;
+use super::checks::Errors;
 use crate::names;
 use crate::object::ObjectExt as _;
 use crate::status::{FieldError, Path};
@@ -14,7 +12,6 @@ const ROOT: Path<'static> = Path::ROOT;
 /// Most bytes that a config map or secret may hold.
 const DATA_MAX: usize = 1024 * 1024;
 const FIXED: &str = "field is immutable when `immutable` is set";
-const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
 fn entries<'a>(o: &'a Value, field: &str) -> impl Iterator<Item = (&'a String, &'a str)> {
     o.get(field).and_then(Value::as_object).into_iter().flatten().map(|(k, v)| (k, v.as_str().unwrap_or("")))
@@ -109,274 +106,6 @@ pub fn secret(o: &Value, old: Option<&Value>, e: &mut Errors) {
     fixed(o, old, &["data"], e);
 }
 
-/// Fields of a volume's spec that are not its source.
-const NOT_SOURCES: [&str; 9] = [
-    "accessModes",
-    "capacity",
-    "claimRef",
-    "mountOptions",
-    "nodeAffinity",
-    "persistentVolumeReclaimPolicy",
-    "storageClassName",
-    "volumeAttributesClassName",
-    "volumeMode",
-];
-
-/// The sources in a volume's spec; there should be one.
-fn sources(volume: &Value) -> Vec<(&String, &Value)> {
-    let spec = volume.get("spec").and_then(Value::as_object);
-    let source = |(k, v): &(&String, &Value)| !NOT_SOURCES.contains(&k.as_str()) && !v.is_null();
-    spec.into_iter().flatten().filter(source).collect()
-}
-
-pub fn persistent_volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
-    if let Some(old) = old
-        && sources(o) != sources(old)
-    {
-        let detail = "spec.persistentvolumesource is immutable after creation";
-        e.forbidden(SPEC.child("persistentvolumesource"), detail);
-    }
-    let empty = Value::Null;
-    let s = o.get("spec").unwrap_or(&empty);
-    modes(s, SPEC, "", e);
-    let capacity = SPEC.child("capacity");
-    match s.get("capacity").and_then(Value::as_object).filter(|c| !c.is_empty()) {
-        None => {
-            e.required(capacity, "");
-            e.unsupported(capacity, "", &["storage"]);
-        }
-        Some(c) => {
-            if !c.contains_key("storage") || c.len() > 1 {
-                let found: Vec<&str> = c.keys().map(String::as_str).collect();
-                e.unsupported(capacity, &found.join(","), &["storage"]);
-            }
-            for (name, value) in c {
-                if let Some(q) = quantity(Some(value)).filter(|q| q.is_negative() || q.is_zero()) {
-                    e.invalid(capacity.key(name), q.to_string(), "must be greater than zero");
-                }
-            }
-        }
-    }
-    let policy = s.str_at("persistentVolumeReclaimPolicy");
-    e.optional_one_of(SPEC.child("persistentVolumeReclaimPolicy"), policy, &["Delete", "Recycle", "Retain"]);
-    if let Some(affinity) = s.get("nodeAffinity").filter(|a| !a.is_null()) {
-        let at = SPEC.child("nodeAffinity.required");
-        match affinity.get("required").filter(|r| !r.is_null()) {
-            Some(required) => scheduling::node_selector(required, at, e),
-            None => e.required(at, "must specify required node constraints"),
-        }
-    }
-    let mut count = 0;
-    for (name, _) in sources(o) {
-        count += 1;
-        if count > 1 {
-            e.forbidden(SPEC.child(name), "may not specify more than 1 volume type");
-        }
-    }
-    if let Some((name, source)) = sources(o).first() {
-        volume_source(name, source, SPEC.child(name), e);
-    }
-    let root =
-        s.get("hostPath").is_some() && s.str_at("hostPath.path").trim_end_matches(['/', '.']).is_empty();
-    if root && !s.str_at("hostPath.path").is_empty() && policy == "Recycle" {
-        let detail = "may not be 'recycle' for a hostPath mount of '/'";
-        e.forbidden(SPEC.child("persistentVolumeReclaimPolicy"), detail);
-    }
-    let class = s.str_at("storageClassName");
-    if !class.is_empty() {
-        e.all(SPEC.child("storageClassName"), class, names::dns1123_subdomain(class));
-    }
-    if let Some(class) = s.get("volumeAttributesClassName").and_then(Value::as_str) {
-        let at = SPEC.child("volumeAttributesClassName");
-        if class.is_empty() {
-            e.required(at, "an empty string is disallowed");
-        } else {
-            e.all(at, class, names::dns1123_subdomain(class));
-        }
-        if s.get("csi").is_none_or(Value::is_null) {
-            e.required(SPEC.child("csi"), "has to be specified when using volumeAttributesClassName");
-        }
-    }
-    if s.get("local").is_some_and(|l| !l.is_null()) && s.at("nodeAffinity.required").is_none() {
-        e.required(SPEC.child("nodeAffinity"), "Local volume requires node affinity");
-    }
-    if count == 0 {
-        e.required(SPEC, "must specify a volume type");
-    }
-    e.optional_one_of(SPEC.child("volumeMode"), s.str_at("volumeMode"), &["Block", "Filesystem"]);
-}
-
-/// Fields that the sources of volumes have to have.
-const SOURCE_FIELDS: [(&str, &[&str]); 14] = [
-    ("awsElasticBlockStore", &["volumeID"]),
-    ("azureDisk", &["diskName", "diskURI"]),
-    ("azureFile", &["secretName", "shareName"]),
-    ("cinder", &["volumeID"]),
-    ("csi", &["volumeHandle"]),
-    ("flexVolume", &["driver"]),
-    ("gcePersistentDisk", &["pdName"]),
-    ("glusterfs", &["endpoints", "path"]),
-    ("hostPath", &["path"]),
-    ("iscsi", &["targetPortal", "iqn"]),
-    ("local", &["path"]),
-    ("nfs", &["server", "path"]),
-    ("rbd", &["image"]),
-    ("vsphereVolume", &["volumePath"]),
-];
-
-fn volume_source(name: &str, source: &Value, at: Path<'_>, e: &mut Errors) {
-    if name == "csi" {
-        super::storage::driver_name(source.str_at("driver"), at.child("driver"), e);
-    }
-    let fields = SOURCE_FIELDS.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, fields)| fields);
-    for field in fields.iter().filter(|f| source.str_at(f).is_empty()) {
-        e.required(at.child(field), "");
-    }
-    let path = source.str_at("path");
-    if matches!(name, "hostPath" | "local") && path.split('/').any(|p| p == "..") {
-        e.invalid(at.child("path"), path, "must not contain '..'");
-    }
-    if name == "nfs" && !path.starts_with('/') {
-        e.invalid(at.child("path"), path, "must be an absolute path");
-    }
-    let secrets = [
-        "controllerPublishSecretRef",
-        "controllerExpandSecretRef",
-        "nodePublishSecretRef",
-        "nodeExpandSecretRef",
-    ];
-    for field in secrets {
-        let Some(secret) = source.get(field).filter(|r| name == "csi" && !r.is_null()) else { continue };
-        let at = at.child(field);
-        for part in ["name", "namespace"] {
-            match secret.str_at(part) {
-                "" => e.required(at.child(part), ""),
-                text if part == "name" => e.all(at.child(part), text, names::dns1123_subdomain(text)),
-                text => e.all(at.child(part), text, names::dns1123_label(text)),
-            }
-        }
-    }
-}
-
-fn modes(s: &Value, at: Path<'_>, missing: &str, e: &mut Errors) {
-    let list = at.child("accessModes");
-    let all = s.items_at("accessModes");
-    if all.is_empty() {
-        e.required(list, missing);
-    }
-    for mode in all.iter().filter_map(Value::as_str).filter(|m| !MODES.contains(m)) {
-        e.unsupported(list, mode, &MODES);
-    }
-    if all.len() > 1 && all.iter().any(|m| m == "ReadWriteOncePod") {
-        e.forbidden(list, "may not use ReadWriteOncePod with other access modes");
-    }
-}
-
-pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
-    let empty = Value::Null;
-    let s = o.get("spec").unwrap_or(&empty);
-    claim_spec(s, SPEC, e);
-    let before_status = old.and_then(|o| o.get("status"));
-    let Some(old) = old.and_then(|o| o.get("spec")) else { return };
-    let mut ours = s.clone();
-    // Binding fills in the volume and the class; a bound claim may ask for more.
-    for field in ["volumeName", "storageClassName"] {
-        if old.get(field).is_none() {
-            ours.remove_path(&[field]);
-        }
-    }
-    let bound = o.str_at("status.phase") == "Bound";
-    if bound {
-        for path in [&["volumeAttributesClassName"][..], &["resources", "requests", "storage"]] {
-            match old.get_path(path) {
-                Some(value) => ours.set_path(path, value.clone()),
-                None => drop(ours.remove_path(path)),
-            }
-        }
-    }
-    if !same_but(Some(&ours), Some(old), &[]) {
-        e.forbidden(SPEC, "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
-    }
-    let size = |s: &Value| quantity(s.at("resources.requests.storage"));
-    if let (Some(new), Some(before)) = (size(s), size(old))
-        && new < before
-    {
-        // What was asked for in vain may be taken back, as far as the volume already is (KEP-1790).
-        let there = quantity(before_status.and_then(|s| s.at("capacity.storage")));
-        if there.is_none_or(|there| new <= there) && (there.is_some() || new.is_zero() || new.is_negative()) {
-            e.forbidden(
-                SPEC.child("resources.requests.storage"),
-                "field can not be less than status.capacity",
-            );
-        }
-    }
-    e.immutable(Path::ROOT, s, old, "volumeMode");
-    let class = s.get("volumeAttributesClassName").and_then(Value::as_str);
-    let changed = class != old.get("volumeAttributesClassName").and_then(Value::as_str);
-    let current = before_status
-        .is_some_and(|s| s.get("currentVolumeAttributesClassName").is_some_and(|c| !c.is_null()));
-    if changed && current && class.is_none_or(str::is_empty) {
-        let to = if class.is_none() { "nil" } else { "empty string" };
-        let detail =
-            format!("update to {to} is forbidden when status.currentVolumeAttributesClassName is not nil");
-        e.forbidden(SPEC.child("volumeAttributesClassName"), &detail);
-    }
-}
-
-/// The spec of a claim or of a claim template.
-pub fn claim_spec(s: &Value, at: Path<'_>, e: &mut Errors) {
-    modes(s, at, "at least 1 access mode is required", e);
-    e.selector(at.child("selector"), s.get("selector"));
-    let resources = at.child("resources");
-    match quantity(s.at("resources.requests.storage")) {
-        None => e.required(resources.key("storage"), ""),
-        Some(q) if q.is_zero() || q.is_negative() => {
-            e.invalid(resources.key("storage"), q.to_string(), "must be greater than zero");
-        }
-        Some(_) => {}
-    }
-    let class = s.str_at("storageClassName");
-    if !class.is_empty() {
-        e.all(at.child("storageClassName"), class, names::dns1123_subdomain(class));
-    }
-    e.optional_one_of(at.child("volumeMode"), s.str_at("volumeMode"), &["Block", "Filesystem"]);
-    for field in ["dataSource", "dataSourceRef"] {
-        let Some(source) = s.get(field).filter(|d| !d.is_null()) else { continue };
-        let at = at.child(field);
-        for part in ["name", "kind"].into_iter().filter(|f| source.str_at(f).is_empty()) {
-            e.required(at.child(part), "");
-        }
-        let group = source.str_at("apiGroup");
-        if group.is_empty() {
-            if source.str_at("kind") != "PersistentVolumeClaim" {
-                e.invalid(
-                    at,
-                    source.str_at("kind"),
-                    "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
-                );
-            }
-        } else {
-            e.all(at.child("apiGroup"), group, names::dns1123_subdomain(group));
-        }
-        let namespace = source.str_at("namespace");
-        if field == "dataSourceRef" && !namespace.is_empty() {
-            e.all(at.child("namespace"), namespace, names::dns1123_label(namespace));
-        }
-    }
-    let class = s.str_at("volumeAttributesClassName");
-    if !class.is_empty() {
-        e.all(at.child("volumeAttributesClassName"), class, names::dns1123_subdomain(class));
-    }
-    if let (Some(source), Some(reference)) =
-        (s.get("dataSource").filter(|d| !d.is_null()), s.get("dataSourceRef").filter(|d| !d.is_null()))
-    {
-        let same = |f: &str| source.str_at(f) == reference.str_at(f);
-        if !(same("apiGroup") && same("kind") && same("name")) {
-            e.invalid(at, serde_json::json!({}), "must match dataSourceRef");
-        }
-    }
-}
-
 /// Longest parts of an event, in bytes.
 const EVENT_PARTS: [(&str, usize); 4] =
     [("reportingInstance", 128), ("action", 128), ("reason", 128), ("message", 1024)];
@@ -397,9 +126,9 @@ pub fn event(o: &Value, e: &mut Errors) {
     if timed {
         let reporter = o.str_at("reportingComponent");
         if reporter.is_empty() {
-            e.required(ROOT.child("reportingController"), "");
+            e.required(ROOT.child("reportingComponent"), "");
         }
-        e.all(ROOT.child("reportingController"), reporter, names::qualified_name(reporter));
+        e.all(ROOT.child("reportingComponent"), reporter, names::qualified_name(reporter));
         for (field, most) in EVENT_PARTS {
             let text = o.str_at(field);
             if text.is_empty() && field != "message" {
@@ -458,7 +187,9 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
         e.one_of(item.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         if seen.contains(&(key, effect)) {
-            let mut error = FieldError::duplicate(item, taint.clone());
+            let shown = serde_json::json!({"Key": key, "Value": value, "Effect": effect,
+                "TimeAdded": taint.get("timeAdded")});
+            let mut error = FieldError::duplicate(item, shown);
             error.detail = "taints must be unique by key and effect pair".into();
             e.push(error);
         }
@@ -472,16 +203,15 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
             if q.is_negative() {
                 e.invalid(at, q.to_string(), super::checks::NOT_NEGATIVE);
             }
-            if name == "pods" && !q.is_integer() {
+            let counted = name == "pods" || name.contains('/') && !name.contains("kubernetes.io/");
+            if counted && !q.is_integer() {
                 e.invalid(at, q.to_string(), "must be an integer");
             }
         }
     }
     let list = SPEC.child("podCIDRs");
     for (i, cidr) in o.items_at("spec.podCIDRs").iter().filter_map(Value::as_str).enumerate() {
-        if cidr.parse::<ipnet::IpNet>().is_err() {
-            e.invalid(list.index(i), cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
-        }
+        super::addresses::cidr(list.index(i), cidr, e);
     }
     let families: Vec<bool> = o
         .items_at("spec.podCIDRs")
@@ -512,5 +242,17 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
             SPEC.child("providerID"),
             "node updates may not change providerID except from \"\" to valid",
         );
+    }
+}
+
+/// A namespace's own finalizers: standard or with a domain.
+pub fn namespace(o: &Value, e: &mut Errors) {
+    let at = SPEC.child("finalizers");
+    for name in o.items_at("spec.finalizers").iter().filter_map(Value::as_str) {
+        let messages = names::qualified_name(name);
+        e.all(at, name, messages);
+        if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
+            e.invalid(at, name, "name is neither a standard finalizer name nor is it fully qualified");
+        }
     }
 }

@@ -74,7 +74,7 @@ impl<'o> Policy<'o> {
                 e.invalid(item.child("message"), message, "must not contain line breaks");
             }
             let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
-            e.optional_one_of(item.child("reason"), v.str_at("reason"), &reasons);
+            e.known(item.child("reason"), v.get("reason"), &reasons);
         }
         self.annotations(e);
     }

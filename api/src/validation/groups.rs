@@ -1,6 +1,6 @@
 //! Validation of the smaller groups.
 
-use super::checks::{Errors, IMMUTABLE, NOT_NEGATIVE, percent};
+use super::checks::{Errors, NOT_NEGATIVE, percent};
 use super::scheduling;
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
@@ -16,7 +16,11 @@ pub fn disruption_budget(o: &Value, e: &mut Errors) {
     let s = o.get("spec").unwrap_or(&empty);
     let (min, max) = (s.get("minAvailable"), s.get("maxUnavailable"));
     if min.is_some() && max.is_some() {
-        e.invalid(SPEC, s.clone(), "minAvailable and maxUnavailable cannot be both set");
+        let of = |field: &str| s.get(field).cloned().unwrap_or(Value::Null);
+        let shown = serde_json::json!({"MinAvailable": of("minAvailable"), "Selector": of("selector"),
+            "MaxUnavailable": of("maxUnavailable"),
+            "UnhealthyPodEvictionPolicy": of("unhealthyPodEvictionPolicy")});
+        e.invalid(SPEC, shown, "minAvailable and maxUnavailable cannot be both set");
     }
     for (field, value) in [("minAvailable", min), ("maxUnavailable", max)] {
         e.int_or_percent(SPEC.child(field), value);
@@ -27,8 +31,8 @@ pub fn disruption_budget(o: &Value, e: &mut Errors) {
         }
     }
     e.selector(SPEC.child("selector"), s.get("selector"));
-    let policy = s.str_at("unhealthyPodEvictionPolicy");
-    e.optional_one_of(SPEC.child("unhealthyPodEvictionPolicy"), policy, &["AlwaysAllow", "IfHealthyBudget"]);
+    let at = SPEC.child("unhealthyPodEvictionPolicy");
+    e.known(at, s.get("unhealthyPodEvictionPolicy"), &["AlwaysAllow", "IfHealthyBudget"]);
 }
 
 pub fn lease(o: &Value, e: &mut Errors) {
@@ -68,6 +72,9 @@ pub fn rbac(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
                 }
                 for (i, s) in selectors.items_at("clusterRoleSelectors").iter().enumerate() {
                     e.selector(list.index(i), Some(s));
+                    if !super::checks::selector_parses(s) {
+                        e.invalid(list.index(i), Value::Null, "invalid label selector.");
+                    }
                 }
             }
         }
@@ -171,7 +178,7 @@ pub fn priority_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
         e.forbidden(ROOT.child("value"), detail);
     }
     let policy = o.str_at("preemptionPolicy");
-    e.one_of(ROOT.child("preemptionPolicy"), policy, &["Never", "PreemptLowerPriority"]);
+    e.one_of(ROOT.child("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
     if let Some(old) = old {
         if old.int_at("value") != o.int_at("value") {
             e.forbidden(ROOT.child("value"), "may not be changed in an update.");
@@ -185,10 +192,22 @@ pub fn runtime_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
         "" => e.required(ROOT.child("handler"), ""),
         handler => e.all(ROOT.child("handler"), handler, names::dns1123_label(handler)),
     }
+    if let Some(overhead) = o.get("overhead").filter(|v| !v.is_null()) {
+        let limits = serde_json::json!({"limits": overhead.get("podFixed")});
+        super::handlers::requirements(&limits, ROOT.child("overhead"), None, e);
+    }
     if let Some(s) = o.get("scheduling").filter(|s| !s.is_null()) {
         let at = ROOT.child("scheduling");
         e.label_map(at.child("nodeSelector"), Labels::new(s.get("nodeSelector").and_then(Value::as_object)));
         scheduling::tolerations(s, at, e);
+        let list = at.child("tolerations");
+        let all = s.items_at("tolerations");
+        for (i, t) in all.iter().enumerate().filter(|(i, t)| all[..*i].contains(t)) {
+            let shown = serde_json::json!({"Key": t.str_at("key"), "Operator": t.str_at("operator"),
+                "Value": t.str_at("value"), "Effect": t.str_at("effect"),
+                "TolerationSeconds": t.get("tolerationSeconds")});
+            e.duplicate(list.index(i), shown);
+        }
     }
     if let Some(old) = old {
         e.immutable(ROOT, o, old, "handler");
@@ -364,152 +383,5 @@ pub fn request_conditions(o: &Value, e: &mut Errors) {
             let detail = "must contain at least one CERTIFICATE PEM block";
             e.invalid(status.child("certificate"), "<certificate data>", detail);
         }
-    }
-}
-
-pub fn resource(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
-    if let Some(old) = old
-        && matches!(kind, "ResourceClaim" | "ResourceClaimTemplate")
-        && old.get("spec") != o.get("spec")
-    {
-        e.invalid(SPEC, o.get("spec").cloned().unwrap_or(Value::Null), IMMUTABLE);
-    }
-    let (spec, at) = match kind {
-        "ResourceClaim" => (o.get("spec"), SPEC),
-        "ResourceClaimTemplate" => (o.at("spec.spec"), Path::new("spec.spec")),
-        _ => return,
-    };
-    let list = at.child("devices.requests");
-    let mut seen = Vec::new();
-    for (i, request) in spec.map_or(&[][..], |s| s.items_at("devices.requests")).iter().enumerate() {
-        let item = list.index(i);
-        let name = request.str_at("name");
-        e.all(item.child("name"), name, names::dns1123_label(name));
-        let present = |f: &str| request.get(f).filter(|v| !v.is_null());
-        let flat = present("deviceClassName").map(|_| request);
-        match (present("exactly").or(flat), present("firstAvailable")) {
-            (Some(exactly), None) => {
-                let at = if flat.is_some() { item } else { item.child("exactly") };
-                match exactly.str_at("deviceClassName") {
-                    "" => e.required(at.child("deviceClassName"), ""),
-                    class => e.all(at.child("deviceClassName"), class, names::dns1123_subdomain(class)),
-                }
-                let mode = exactly.str_at("allocationMode");
-                e.optional_one_of(at.child("allocationMode"), mode, &["All", "ExactCount"]);
-            }
-            (None, Some(_)) => {}
-            (Some(_), Some(_)) => e.invalid(
-                item,
-                request.clone(),
-                "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set",
-            ),
-            (None, None) => e.required(item, "exactly one of `exactly` or `firstAvailable` is required"),
-        }
-        if seen.contains(&name) {
-            e.duplicate(item, name);
-        }
-        seen.push(name);
-    }
-}
-
-pub fn flow_schema(o: &Value, e: &mut Errors) {
-    let n = o.int_at("spec.matchingPrecedence").unwrap_or(0);
-    if n <= 0 {
-        e.invalid(SPEC.child("matchingPrecedence"), n, "must be a positive value");
-    } else if n > 10_000 {
-        e.invalid(SPEC.child("matchingPrecedence"), n, "must not be greater than 10000");
-    } else if n == 1 && o.name() != "exempt" {
-        e.invalid(
-            SPEC.child("matchingPrecedence"),
-            n,
-            "only the schema named 'exempt' may have matchingPrecedence 1",
-        );
-    }
-    if let Some(method) = o.at("spec.distinguisherMethod").filter(|m| !m.is_null()) {
-        let at = SPEC.child("distinguisherMethod");
-        let types = ["ByNamespace", "ByUser"];
-        if !types.contains(&method.str_at("type")) {
-            e.unsupported(at.child("type"), method.str_at("type"), &types);
-        }
-    }
-    let level = SPEC.child("priorityLevelConfiguration");
-    match o.str_at("spec.priorityLevelConfiguration.name") {
-        "" => e.required(level.child("name"), "must reference a priority level"),
-        name => e.all(level.child("name"), name, names::dns1123_subdomain(name)),
-    }
-    let list = SPEC.child("rules");
-    for (i, rule) in o.items_at("spec.rules").iter().enumerate() {
-        let item = list.index(i);
-        let subjects = item.child("subjects");
-        if rule.items_at("subjects").is_empty() {
-            e.required(subjects, "subjects must contain at least one value");
-        }
-        for (j, subject) in rule.items_at("subjects").iter().enumerate() {
-            let kinds = ["Group", "ServiceAccount", "User"];
-            if !kinds.contains(&subject.str_at("kind")) {
-                let at = subjects.index(j);
-                e.unsupported(at.child("kind"), subject.str_at("kind"), &kinds);
-            }
-        }
-        if rule.items_at("resourceRules").is_empty() && rule.items_at("nonResourceRules").is_empty() {
-            e.required(item, "at least one of resourceRules and nonResourceRules has to be non-empty");
-        }
-    }
-}
-
-pub fn priority_level(o: &Value, e: &mut Errors) {
-    let empty = Value::Null;
-    let spec = o.get("spec").unwrap_or(&empty);
-    let given = |f: &str| spec.get(f).is_some_and(|v| !v.is_null());
-    match spec.str_at("type") {
-        "Exempt" => {
-            if given("limited") {
-                e.forbidden(SPEC.child("limited"), "must be nil if the type is not Limited");
-            }
-        }
-        "Limited" => {
-            if given("exempt") {
-                e.forbidden(SPEC.child("exempt"), "must be nil if the type is Limited");
-            }
-            if !given("limited") {
-                e.required(SPEC.child("limited"), "must not be empty when type is Limited");
-                return;
-            }
-            let at = SPEC.child("limited");
-            let limited = &spec["limited"];
-            if let Some(n) = limited.int_at("nominalConcurrencyShares").filter(|n| *n < 0) {
-                e.invalid(at.child("nominalConcurrencyShares"), n, "must be a non-negative integer");
-            }
-            if let Some(n) = limited.int_at("lendablePercent").filter(|n| !(0..=100).contains(n)) {
-                e.invalid(at.child("lendablePercent"), n, "must be between 0 and 100, inclusive");
-            }
-            limit_response(limited.get("limitResponse").unwrap_or(&empty), at.child("limitResponse"), e);
-        }
-        other => e.unsupported(SPEC.child("type"), other, &["Exempt", "Limited"]),
-    }
-}
-
-fn limit_response(response: &Value, at: Path<'_>, e: &mut Errors) {
-    let queuing = response.get("queuing").filter(|q| !q.is_null());
-    match (response.str_at("type"), queuing) {
-        ("Reject", Some(_)) => {
-            e.forbidden(at.child("queuing"), "must be nil if limited.limitResponse.type is not Limited");
-        }
-        ("Queue", None) => {
-            e.required(at.child("queuing"), "must not be empty if limited.limitResponse.type is Limited");
-        }
-        ("Queue", Some(queuing)) => {
-            let at = at.child("queuing");
-            let n = |f: &str| queuing.int_at(f).unwrap_or(0);
-            for field in ["queueLengthLimit", "queues", "handSize"].into_iter().filter(|f| n(f) <= 0) {
-                e.invalid(at.child(field), n(field), "must be positive");
-            }
-            if n("handSize") > n("queues") {
-                let detail = format!("should not be greater than queues ({})", n("queues"));
-                e.invalid(at.child("handSize"), n("handSize"), detail);
-            }
-        }
-        ("Reject", None) => {}
-        (other, _) => e.unsupported(at.child("type"), other, &["Queue", "Reject"]),
     }
 }

@@ -33,8 +33,33 @@ pub fn container_resource(name: &str, at: Path<'_>, e: &mut Errors) {
     }
 }
 
+/// The name of a resource of a pod as a whole.
+fn pod_resource(name: &str, at: Path<'_>, e: &mut Errors) {
+    let messages = names::qualified_name(name);
+    let huge = name.starts_with("hugepages-");
+    if !messages.is_empty() {
+        e.all(at, name, messages);
+    } else if !name.contains('/') && !huge && !super::quotas::is_standard(name) {
+        e.invalid(at, name, "must be a standard resource type or fully qualified");
+    } else if !huge && !matches!(name, "cpu" | "memory") {
+        e.unsupported(at, name, &["cpu", "hugepages-", "memory"]);
+    }
+}
+
+/// Requests and limits of a pod as a whole (KEP-2837).
+pub fn pod_requirements(r: &Value, at: Path<'_>, e: &mut Errors) {
+    amounts(r, at, pod_resource, e);
+    claim_names(r, at.child("claims"), &[], e);
+}
+
 /// Requests, limits and claims; `claims` are the pod's, if containers may name them.
 pub fn requirements(r: &Value, at: Path<'_>, claims: Option<&[&str]>, e: &mut Errors) {
+    amounts(r, at, container_resource, e);
+    claim_names(r, at.child("claims"), claims.unwrap_or_default(), e);
+}
+
+/// Limits and requests, `judge` being asked about each name.
+fn amounts(r: &Value, at: Path<'_>, judge: fn(&str, Path<'_>, &mut Errors), e: &mut Errors) {
     let named =
         |list: &str| r.get(list).and_then(Value::as_object).into_iter().flatten().map(|(k, _)| k.as_str());
     let mut names_of = named("limits").chain(named("requests"));
@@ -45,13 +70,19 @@ pub fn requirements(r: &Value, at: Path<'_>, claims: Option<&[&str]>, e: &mut Er
         let amounts = r.get(list).and_then(Value::as_object);
         for (name, value) in amounts.into_iter().flatten() {
             let item = path.key(name);
-            container_resource(name, item, e);
+            judge(name, item, e);
             let Some(q) = quantity(Some(value)) else { continue };
             if q.is_negative() {
                 e.invalid(item, q.to_string(), "must be greater than or equal to 0");
             }
             if !native(name) && !q.is_integer() {
                 e.invalid(item, q.to_string(), "must be an integer");
+            }
+            if let Some(page) = page_size(name)
+                && (page <= 0 || q.value() % page != 0)
+            {
+                let detail = format!("{q} is not positive integer multiple of {name}");
+                e.invalid(item, q.to_string(), detail);
             }
             if list == "requests" {
                 against_limit(r, name, q, path, at, e);
@@ -61,7 +92,11 @@ pub fn requirements(r: &Value, at: Path<'_>, claims: Option<&[&str]>, e: &mut Er
     if huge && !computes {
         e.forbidden(at, "HugePages require cpu or memory");
     }
-    claim_names(r, at.child("claims"), claims.unwrap_or_default(), e);
+}
+
+/// The size of the pages that a resource is made of.
+fn page_size(name: &str) -> Option<i64> {
+    crate::quantity::Quantity::parse(name.strip_prefix("hugepages-")?).ok().map(|q| q.value())
 }
 
 /// The claims that a container uses are among its pod's, each once.

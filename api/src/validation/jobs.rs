@@ -85,7 +85,7 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
     }
     let mode = spec.str_at("completionMode");
     let indexed = mode == "Indexed";
-    e.optional_one_of(at.child("completionMode"), mode, &["NonIndexed", "Indexed"]);
+    e.known(at.child("completionMode"), spec.get("completionMode"), &["NonIndexed", "Indexed"]);
     if indexed {
         indexed_job(spec, at, e);
     }
@@ -104,11 +104,11 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
             e.invalid(at.child("successPolicy"), policy.clone(), "requires indexed completion mode");
         }
     }
-    let replacement = spec.str_at("podReplacementPolicy");
+    let replacement = spec.get("podReplacementPolicy");
     if given("podFailurePolicy").is_some() {
-        e.optional_one_of(at.child("podReplacementPolicy"), replacement, &["Failed"]);
+        e.known(at.child("podReplacementPolicy"), replacement, &["Failed"]);
     } else {
-        e.optional_one_of(at.child("podReplacementPolicy"), replacement, &["Failed", "TerminatingOrFailed"]);
+        e.known(at.child("podReplacementPolicy"), replacement, &["Failed", "TerminatingOrFailed"]);
     }
     pods::template(spec.get("template"), template, e);
     let policy = spec.str_at("template.spec.restartPolicy");

@@ -87,6 +87,33 @@ fn owners(o: &Value, e: &mut Errors) {
     }
 }
 
+/// The metadata of a template that is only labels and annotations; everything else may not be set.
+pub fn of_template(at: Path<'_>, template: &Value, e: &mut Errors) {
+    annotations(at.child("annotations"), template, e);
+    e.label_map(at.child("labels"), template.labels());
+    // The names and the order are those of Go's struct.
+    const OTHERS: [(&str, &str); 13] = [
+        ("name", "name"),
+        ("generateName", "generateName"),
+        ("namespace", "namespace"),
+        ("selfLink", "selfLink"),
+        ("uid", "uID"),
+        ("resourceVersion", "resourceVersion"),
+        ("generation", "generation"),
+        ("creationTimestamp", "creationTimestamp"),
+        ("deletionTimestamp", "deletionTimestamp"),
+        ("deletionGracePeriodSeconds", "deletionGracePeriodSeconds"),
+        ("ownerReferences", "ownerReferences"),
+        ("finalizers", "finalizers"),
+        ("managedFields", "managedFields"),
+    ];
+    for (field, shown) in OTHERS {
+        if template.get_path(&["metadata", field]).is_some_and(|v| !v.is_null()) {
+            e.forbidden(at.child(shown), "cannot be set");
+        }
+    }
+}
+
 /// What is wrong with the metadata of an embedded resource.
 pub fn embedded(metadata: &Value) -> Vec<FieldError> {
     let mut e = Errors::default();

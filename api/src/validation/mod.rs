@@ -2,32 +2,43 @@
 //!
 //! Objects are well-typed, defaulted and prepared (see [`crate::strategy`]) when they come here.
 
+mod addresses;
 mod admission;
 mod autoscaling;
 mod checks;
+mod conditions;
 mod containers;
+mod contexts;
 mod core;
 mod cron;
+mod devices;
+mod env;
 mod expressions;
+mod flowcontrol;
 mod groups;
 mod handlers;
 mod jobs;
 mod meta;
 mod networking;
+mod persistent;
+mod platform;
 mod pods;
 mod profiles;
 mod quotas;
+#[cfg(test)]
+mod recorded;
 mod scheduling;
 mod service;
+mod sources;
 mod storage;
 mod volumes;
+mod warnings;
 mod workloads;
 
-pub use pods::warnings as pod_warnings;
+pub use service::addresses_wanted as service_addresses;
 
 use crate::crd::definition;
 use crate::kinds::Kind;
-use crate::object::ObjectExt as _;
 use crate::status::{FieldError, Path, Status};
 use checks::Errors;
 use serde_json::Value;
@@ -49,6 +60,9 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 pub fn validate_create_as(served: &Kind, stored: &Kind, object: &Value) -> Vec<FieldError> {
     let mut found = validate_create(stored, object);
     if served.group == "events.k8s.io" && served.kind == "Event" {
+        for error in found.iter_mut().filter(|e| e.field == "reportingComponent") {
+            error.field = "reportingController".into();
+        }
         let mut e = Errors::default();
         core::strict_event(object, &mut e);
         found.extend(e.into_vec());
@@ -80,6 +94,8 @@ pub fn validate_subresource_update(
     match (kind.kind.as_str(), subresource) {
         ("Pod", "ephemeralcontainers") => pods::ephemeral_update(new, old, &mut e),
         ("Pod", "resize") => pods::pod(new, Some(old), &mut e),
+        ("PersistentVolumeClaim", "status") => persistent::claim_status(new, &mut e),
+        ("ResourceClaim", "status") => devices::claim_status(new, old, &mut e),
         ("ResourceQuota", "status") => quotas::quota_status(new, &mut e),
         ("CertificateSigningRequest", "approval" | "status") => {
             groups::request_conditions(new, &mut e);
@@ -108,21 +124,12 @@ pub(crate) fn embedded_metadata(at: Path<'_>, metadata: &Value) -> Vec<FieldErro
 
 /// Warnings that go with an accepted object.
 pub fn warnings(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
-    let template = "spec.template";
     if kind.custom.is_some() {
         return meta::finalizer_warnings(object, old);
     }
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("apiextensions.k8s.io", "CustomResourceDefinition") => definition::warnings(object, old),
-        ("", "Pod") => pods::warnings(object, ""),
-        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch", "Job") => {
-            object.at(template).map(|t| pods::warnings(t, "spec.template.")).unwrap_or_default()
-        }
-        ("", "Service") => service::warnings(object),
-        ("discovery.k8s.io", "EndpointSlice") if object.str_at("addressType") == "FQDN" => {
-            vec!["spec.addressType: FQDN endpoints are deprecated".into()]
-        }
-        _ => Vec::new(),
+        _ => warnings::of(kind, object, old),
     }
 }
 
@@ -144,12 +151,13 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
         ("", "Endpoints") => service::endpoints(o, e),
         ("", "ConfigMap") => core::config_map(o, old, e),
         ("", "Secret") => core::secret(o, old, e),
-        ("", "PersistentVolume") => core::persistent_volume(o, old, e),
-        ("", "PersistentVolumeClaim") => core::claim(o, old, e),
+        ("", "PersistentVolume") => persistent::volume(o, old, e),
+        ("", "PersistentVolumeClaim") => persistent::claim(o, old, e),
         ("", "LimitRange") => quotas::limit_range(o, e),
         ("", "ResourceQuota") => quotas::resource_quota(o, old, e),
         ("", "Event") => core::event(o, e),
         ("", "Node") => core::node(o, old, e),
+        ("", "Namespace") => core::namespace(o, e),
         ("", "ReplicationController") => workloads::replication_controller(o, e),
         ("apps", "Deployment") => workloads::deployment(o, old, e),
         ("apps", "ReplicaSet") => workloads::replica_set(o, old, e),
@@ -158,7 +166,7 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
         ("apps", "ControllerRevision") => workloads::controller_revision(o, old, e),
         ("batch", "Job") => jobs::job(o, old, e),
         ("batch", "CronJob") => jobs::cron_job(o, e),
-        ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::autoscaler(o, e),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaling::autoscaler(o, old, e),
         ("discovery.k8s.io", "EndpointSlice") => service::endpoint_slice(o, old, e),
         ("networking.k8s.io", name) => networking::kind(name, o, old, e),
         ("policy", "PodDisruptionBudget") => groups::disruption_budget(o, e),
@@ -168,11 +176,11 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
         ("node.k8s.io", "RuntimeClass") => groups::runtime_class(o, old, e),
         ("storage.k8s.io", name) => storage::kind(name, o, old, e),
         ("admissionregistration.k8s.io", name) => admission::kind(name, o, e),
-        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => groups::flow_schema(o, e),
-        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => groups::priority_level(o, e),
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => flowcontrol::flow_schema(o, e),
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => flowcontrol::priority_level(o, e),
         ("apiregistration.k8s.io", "APIService") => groups::api_service(o, e),
         ("certificates.k8s.io", "CertificateSigningRequest") => groups::signing_request(o, e),
-        ("resource.k8s.io", name) => groups::resource(name, o, old, e),
+        ("resource.k8s.io", name) => devices::kind(name, o, old, e),
         _ => {}
     }
 }
@@ -198,8 +206,8 @@ mod tests {
     #[test]
     fn warnings_of_what_is_accepted() {
         let kind = |group: &str, plural: &str| crate::kinds::find(group, "v1", plural).expect("row");
-        let pod = json!({"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/c": "x"}},
-            "spec": {"nodeSelector": {"beta.kubernetes.io/os": "linux"}, "containers": [{"env": [{"name": "A"}, {"name": "A"}]}]}});
+        let pod = json!({"metadata": {"name": "p", "annotations": {"container.apparmor.security.beta.kubernetes.io/c": "x"}},
+            "spec": {"nodeSelector": {"beta.kubernetes.io/os": "linux"}, "containers": [{"name": "c", "env": [{"name": "A"}, {"name": "A"}]}]}});
         assert_eq!(
             warnings(kind("", "pods"), &pod, None),
             [

@@ -1,5 +1,6 @@
 //! Validation of ingresses, network policies and address ranges.
 
+use super::addresses;
 use super::checks::Errors;
 use crate::names;
 use crate::object::ObjectExt as _;
@@ -123,6 +124,9 @@ fn service_cidr(o: &Value, e: &mut Errors) {
     if cidrs.is_empty() {
         e.required(at, "at least one CIDR required");
     }
+    if cidrs.len() > 2 {
+        return e.invalid(at, json!({"CIDRs": cidrs}), "may only hold up to 2 values");
+    }
     let mut families = Vec::new();
     for (i, text) in cidrs.iter().enumerate() {
         match text.parse::<ipnet::IpNet>() {
@@ -140,7 +144,7 @@ fn service_cidr(o: &Value, e: &mut Errors) {
         }
     }
     let twice = families.iter().filter(|f| **f).count() > 1 || families.iter().filter(|f| !**f).count() > 1;
-    if cidrs.len() > 2 || twice {
+    if twice {
         let detail =
             "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
         e.invalid(at, json!(cidrs), detail);
@@ -207,7 +211,7 @@ fn host_name(host: &str, at: Path<'_>, e: &mut Errors) {
 fn ingress_path(path: &Value, at: Path<'_>, e: &mut Errors) {
     let text = path.str_at("path");
     match path.str_at("pathType") {
-        "" => {
+        "" if path.get("pathType").is_none_or(Value::is_null) => {
             e.required(at.child("pathType"), "pathType must be specified");
             return;
         }
@@ -236,11 +240,10 @@ fn ingress_backend(backend: &Value, at: Path<'_>, e: &mut Errors) {
     let present = |name: &str| backend.get(name).filter(|v| !v.is_null());
     match (present("service"), present("resource")) {
         (Some(_), Some(_)) => e.invalid(at, "", "cannot set both resource and service backends"),
-        (None, None) => e.required(at, "resource or service backend is required"),
+        (None, None) => e.invalid(at, "", "resource or service backend is required"),
         (None, Some(resource)) => {
             let at = at.child("resource");
-            let group = resource.str_at("apiGroup");
-            if !group.is_empty() {
+            if let Some(group) = resource.get("apiGroup").and_then(Value::as_str) {
                 e.all(at.child("apiGroup"), group, names::dns1123_subdomain(group));
             }
             for field in ["kind", "name"] {
@@ -251,18 +254,19 @@ fn ingress_backend(backend: &Value, at: Path<'_>, e: &mut Errors) {
             }
         }
         (Some(service), None) => {
+            let backend_at = at;
             let at = at.child("service");
             match service.str_at("name") {
                 "" => e.required(at.child("name"), ""),
-                name => e.all(at.child("name"), name, names::dns1035_label(name)),
+                name => e.all(at.child("name"), name, names::dns1123_label(name)),
             }
             let (name, number) = (service.str_at("port.name"), service.int_at("port.number").unwrap_or(0));
             match (name.is_empty(), number) {
                 (false, n) if n != 0 => {
-                    e.invalid(at, "", "cannot set both port name & port number");
+                    e.invalid(backend_at, "", "cannot set both port name & port number");
                 }
                 (false, _) => e.all(at.child("port.name"), name, names::port_name(name)),
-                (true, 0) => e.required(at, "port name or number is required"),
+                (true, 0) => e.required(backend_at, "port name or number is required"),
                 (true, n) => {
                     for message in names::port_number(n) {
                         e.invalid(at.child("port.number"), n, message);
@@ -293,6 +297,7 @@ fn network_policy(o: &Value, e: &mut Errors) {
     let types = o.items_at("spec.policyTypes");
     if types.len() > 2 {
         e.invalid(list, o["spec"]["policyTypes"].clone(), "may not specify more than two policyTypes");
+        return;
     }
     for (i, ty) in types.iter().filter_map(Value::as_str).enumerate() {
         if !matches!(ty, "Ingress" | "Egress") {
@@ -302,29 +307,27 @@ fn network_policy(o: &Value, e: &mut Errors) {
 }
 
 fn policy_port(port: &Value, at: Path<'_>, e: &mut Errors) {
-    let protocol = port.str_at("protocol");
-    let protocols = ["TCP", "UDP", "SCTP"];
-    if !protocol.is_empty() && !protocols.contains(&protocol) {
-        e.unsupported(at.child("protocol"), protocol, &protocols);
-    }
+    e.known(at.child("protocol"), port.get("protocol"), &["TCP", "UDP", "SCTP"]);
+    let (end, end_at) = (port.int_at("endPort"), at.child("endPort"));
     let number = port.get("port").filter(|p| !p.is_null());
-    let end = port.int_at("endPort");
-    match number {
-        Some(number) => {
-            e.port_or_name(at.child("port"), Some(number));
-            if let (Some(end), Some(start)) = (end, number.as_i64()) {
-                if end < start {
-                    e.invalid(at.child("endPort"), end, "must be greater than or equal to `port`");
-                }
-            } else if let Some(end) = end {
-                e.invalid(at.child("endPort"), end, "may not be specified when `port` is non-numeric");
-            }
+    let start = number.and_then(Value::as_i64);
+    match (number, start, end) {
+        (Some(_), None, Some(end)) => {
+            e.invalid(end_at, end, "may not be specified when `port` is non-numeric");
         }
-        None => {
-            if let Some(end) = end {
-                e.invalid(at.child("endPort"), end, "may not be specified when `port` is not specified");
-            }
+        (None, _, Some(end)) => {
+            e.invalid(end_at, end, "may not be specified when `port` is not specified");
         }
+        _ => {}
+    }
+    if number.is_some() {
+        e.port_or_name(at.child("port"), number);
+    }
+    if let (Some(start), Some(end)) = (start, end) {
+        if end < start {
+            e.invalid(end_at, start, "must be greater than or equal to `port`");
+        }
+        super::containers::port_number(end_at, end, e);
     }
 }
 
@@ -338,33 +341,31 @@ fn policy_peer(peer: &Value, at: Path<'_>, e: &mut Errors) {
         }
     }
     if let Some(block) = present("ipBlock") {
-        let ip = at.child("ipBlock");
+        ip_block(block, at.child("ipBlock"), e);
         if count > 0 {
             e.forbidden(at, "may not specify both ipBlock and another peer");
         }
         count += 1;
-        let text = block.str_at("cidr");
-        let invalid = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-        let whole = text.parse::<ipnet::IpNet>();
-        if text.is_empty() {
-            e.required(ip.child("cidr"), "");
-        } else if whole.is_err() {
-            e.invalid(ip.child("cidr"), text, invalid);
-        }
-        let list = ip.child("except");
-        for (i, except) in block.items_at("except").iter().filter_map(Value::as_str).enumerate() {
-            match (except.parse::<ipnet::IpNet>(), &whole) {
-                (Err(_), _) => e.invalid(list.index(i), except, invalid),
-                (Ok(part), Ok(whole))
-                    if !whole.contains(&part) || part.prefix_len() <= whole.prefix_len() =>
-                {
-                    e.invalid(list.index(i), except, "must be a strict subset of `cidr`");
-                }
-                _ => {}
-            }
-        }
     }
     if count == 0 {
         e.required(at, "must specify a peer");
+    }
+}
+
+fn ip_block(block: &Value, at: Path<'_>, e: &mut Errors) {
+    let text = block.str_at("cidr");
+    if text.is_empty() {
+        return e.required(at.child("cidr"), "");
+    }
+    addresses::cidr(at.child("cidr"), text, e);
+    let Ok(whole) = text.parse::<ipnet::IpNet>() else { return };
+    let list = at.child("except");
+    for (i, except) in block.items_at("except").iter().filter_map(Value::as_str).enumerate() {
+        addresses::cidr(list.index(i), except, e);
+        let inside =
+            |part: ipnet::IpNet| whole.contains(&part.network()) && part.prefix_len() > whole.prefix_len();
+        if except.parse::<ipnet::IpNet>().is_ok_and(|part| !inside(part)) {
+            e.invalid(list.index(i), except, "must be a strict subset of `cidr`");
+        }
     }
 }

@@ -1,10 +1,9 @@
 //! Validation of pods and pod templates.
 
 use super::checks::Errors;
-use super::{containers, meta, scheduling, volumes};
+use super::{containers, contexts, meta, platform, scheduling, volumes};
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
-use crate::quantity::Quantity;
 use crate::status::Path;
 use serde_json::Value;
 
@@ -18,7 +17,7 @@ pub fn pod(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let s = o.get("spec").unwrap_or(&empty);
     match old {
         None => {
-            spec(s, at, true, e);
+            spec(s, at, Some(o.name()), e);
             only_in_pods(s, at, e);
             if !s.items_at("ephemeralContainers").is_empty() {
                 e.forbidden(at.child("ephemeralContainers"), "cannot be set on create");
@@ -197,33 +196,35 @@ pub fn template(template: Option<&Value>, name: &str, e: &mut Errors) {
         e.required(at, "");
         return;
     };
-    let meta = at.child("metadata");
-    e.label_map(meta.child("labels"), template.labels());
-    meta::annotations(meta.child("annotations"), template, e);
+    // Kubernetes leaves "metadata" out.
+    e.label_map(at.child("labels"), template.labels());
+    meta::annotations(at.child("annotations"), template, e);
     let empty = Value::Null;
     let s = template.get("spec").unwrap_or(&empty);
-    spec(s, at.child("spec"), false, e);
+    spec(s, at.child("spec"), None, e);
     if !s.items_at("ephemeralContainers").is_empty() {
         let spec_at = at.child("spec");
         e.forbidden(spec_at.child("ephemeralContainers"), "ephemeral containers not allowed in pod template");
     }
 }
 
-/// A pod's spec.
-fn spec(s: &Value, at: Path<'_>, is_pod: bool, e: &mut Errors) {
+/// A pod's spec; `pod` is the pod's name, `None` in a template.
+fn spec(s: &Value, at: Path<'_>, pod: Option<&str>, e: &mut Errors) {
+    let is_pod = pod.is_some();
     if s.int_at("terminationGracePeriodSeconds").is_none() {
         e.required(at.child("terminationGracePeriodSeconds"), "");
     }
-    let names = volumes::volumes(s, at, e);
+    let names = volumes::volumes(s, at, is_pod, pod.unwrap_or(""), e);
     resource_claims(s, at.child("resourceClaims"), e);
     containers::all(s, at, &names, e);
+    containers::ephemeral(s, at, e);
     pod_resources(s, at.child("resources"), e);
-    host_network(s, at, is_pod, e);
+    platform::host_ports(s, at, is_pod, e);
     e.one_of(at.child("restartPolicy"), s.str_at("restartPolicy"), &["Always", "OnFailure", "Never"]);
     let dns = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
     e.one_of(at.child("dnsPolicy"), s.str_at("dnsPolicy"), &dns);
     e.label_map(at.child("nodeSelector"), Labels::new(s.get("nodeSelector").and_then(Value::as_object)));
-    security_context(s, at.child("securityContext"), e);
+    contexts::security_context(s, at.child("securityContext"), e);
     scheduling::affinity(s, at.child("affinity"), e);
     dns_config(s, at, e);
     let list = at.child("readinessGates");
@@ -231,14 +232,13 @@ fn spec(s: &Value, at: Path<'_>, is_pod: bool, e: &mut Errors) {
         let ty = gate.str_at("conditionType");
         e.all(list.index(i).child("conditionType"), ty, names::qualified_name(ty));
     }
-    scheduling::spread(s, at, e);
     scheduling_gates(s, at, e);
-    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
-        let value = s.str_at(field);
-        if !value.is_empty() {
-            e.all(at.child(field), value, names::dns1123_subdomain(value));
-        }
-    }
+    scheduling::spread(s, at, e);
+    platform::host_process(s, at, e);
+    platform::host_users(s, at, e);
+    platform::hostname_override(s, at, e);
+    subdomain(s, at, "serviceAccountName", e);
+    subdomain(s, at, "nodeName", e);
     if let Some(n) = s.int_at("activeDeadlineSeconds").filter(|n| !(1..=i64::from(i32::MAX)).contains(n)) {
         e.invalid(at.child("activeDeadlineSeconds"), n, "must be between 1 and 2147483647, inclusive");
     }
@@ -258,6 +258,10 @@ fn spec(s: &Value, at: Path<'_>, is_pod: bool, e: &mut Errors) {
             e.all(hosts.index(j), host, names::dns1123_subdomain(host));
         }
     }
+    subdomain(s, at, "priorityClassName", e);
+    if let Some(class) = s.get("runtimeClassName").and_then(Value::as_str) {
+        e.all(at.child("runtimeClassName"), class, names::dns1123_subdomain(class));
+    }
     if let Some(policy) = s.get("preemptionPolicy").and_then(Value::as_str) {
         e.one_of(at.child("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
     }
@@ -265,13 +269,15 @@ fn spec(s: &Value, at: Path<'_>, is_pod: bool, e: &mut Errors) {
         let limits = serde_json::json!({"limits": overhead});
         super::handlers::requirements(&limits, at.child("overhead"), None, e);
     }
-    if let Some(os) = s.at("os").filter(|o| !o.is_null()) {
-        match os.str_at("name") {
-            "" => e.required(at.child("os.name"), ""),
-            "linux" => linux(s, at, e),
-            "windows" => windows(s, at, e),
-            other => e.unsupported(at.child("os"), other, &["linux", "windows"]),
-        }
+    platform::os(s, at, e);
+    platform::env_files(s, at, e);
+}
+
+/// A name that is a DNS subdomain, when there is one.
+fn subdomain(s: &Value, at: Path<'_>, field: &str, e: &mut Errors) {
+    let value = s.str_at(field);
+    if !value.is_empty() {
+        e.all(at.child(field), value, names::dns1123_subdomain(value));
     }
 }
 
@@ -294,13 +300,13 @@ fn resource_claims(s: &Value, list: Path<'_>, e: &mut Errors) {
         match sources.iter().filter(|f| given(f).is_some()).count() {
             0 => {
                 let detail = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
-                e.invalid(item, claim.clone(), detail);
+                e.invalid(item, in_memory(claim), detail);
             }
             1 => {}
             _ => {
                 let detail =
                     "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
-                e.invalid(item, claim.clone(), detail);
+                e.invalid(item, in_memory(claim), detail);
             }
         }
         for field in sources {
@@ -321,7 +327,7 @@ fn pod_resources(s: &Value, at: Path<'_>, e: &mut Errors) {
     if resources.get("claims").is_some_and(|c| !c.is_null()) {
         e.forbidden(at.child("claims"), "claims may not be set for Resources at pod-level");
     }
-    super::handlers::requirements(resources, at, None, e);
+    super::handlers::pod_requirements(resources, at, e);
     let sums = |half| {
         let mut bare = serde_json::json!({"spec": s});
         bare.remove_path(&["spec", "resources"]);
@@ -350,127 +356,14 @@ fn pod_resources(s: &Value, at: Path<'_>, e: &mut Errors) {
     }
 }
 
-/// What the node's network and users demand of a pod.
-fn host_network(s: &Value, at: Path<'_>, is_pod: bool, e: &mut Errors) {
-    let set = |f: &str| s.bool_at(f) == Some(true);
-    if set("hostNetwork") {
-        let list = at.child("containers");
-        for (i, c) in s.items_at("containers").iter().enumerate() {
-            let item = list.index(i);
-            let ports = item.child("ports");
-            for (j, port) in c.items_at("ports").iter().enumerate() {
-                let (host, own) =
-                    (port.int_at("hostPort").unwrap_or(0), port.int_at("containerPort").unwrap_or(0));
-                if (is_pod || host != 0) && host != own {
-                    let item = ports.index(j);
-                    let detail = "must match `containerPort` when `hostNetwork` is true";
-                    e.invalid(item.child("hostPort"), host, detail);
-                }
-            }
-        }
-    }
-    if s.bool_at("hostUsers") == Some(false) {
-        for (field, name) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")]
-        {
-            if set(field) {
-                e.forbidden(at.child(name), "when `hostUsers` is false");
-            }
-        }
-    }
-    if let Some(name) = s.get("hostnameOverride").and_then(Value::as_str) {
-        let at = at.child("hostnameOverride");
-        if set("setHostnameAsFQDN") {
-            e.forbidden(at, "may not be specified when setHostnameAsFQDN is true");
-        }
-        if set("hostNetwork") {
-            e.forbidden(at, "may not be specified when hostNetwork is true");
-        }
-        if name.len() > 64 {
-            e.push(crate::status::FieldError::too_long(at, 64));
-        }
-        e.all(at, name, names::dns1123_subdomain(name));
-    }
-}
-
-/// What a pod for Linux may not say.
-fn linux(s: &Value, at: Path<'_>, e: &mut Errors) {
-    let given = |o: &Value| o.at("securityContext.windowsOptions").is_some_and(|w| !w.is_null());
-    if given(s) {
-        let at = at.child("securityContext.windowsOptions");
-        e.forbidden(at, "windows options cannot be set for a linux pod");
-    }
-    each_container(s, at, |c, item| {
-        if given(c) {
-            let at = item.child("securityContext.windowsOptions");
-            e.forbidden(at, "cannot be set for a linux pod");
-        }
-    });
-}
-
-/// Fields of security contexts that mean nothing on Windows.
-const NOT_ON_WINDOWS: [&str; 12] = [
-    "appArmorProfile",
-    "seLinuxOptions",
-    "seccompProfile",
-    "fsGroup",
-    "fsGroupChangePolicy",
-    "sysctls",
-    "shareProcessNamespace",
-    "runAsUser",
-    "runAsGroup",
-    "supplementalGroups",
-    "supplementalGroupsPolicy",
-    "seLinuxChangePolicy",
-];
-const NOT_IN_CONTAINERS_ON_WINDOWS: [&str; 10] = [
-    "appArmorProfile",
-    "seLinuxOptions",
-    "seccompProfile",
-    "capabilities",
-    "readOnlyRootFilesystem",
-    "privileged",
-    "allowPrivilegeEscalation",
-    "procMount",
-    "runAsUser",
-    "runAsGroup",
-];
-
-/// What a pod for Windows may not say.
-fn windows(s: &Value, at: Path<'_>, e: &mut Errors) {
-    const WHY: &str = "cannot be set for a windows pod";
-    if s.bool_at("hostUsers").is_some() {
-        e.forbidden(at.child("hostUsers"), WHY);
-    }
-    for field in ["hostPID", "hostIPC"] {
-        if s.bool_at(field) == Some(true) {
-            let at = at.child("securityContext");
-            e.forbidden(at.child(field), WHY);
-        }
-    }
-    let given =
-        |o: &Value, f: &str| o.get("securityContext").and_then(|c| c.get(f)).is_some_and(|v| !v.is_null());
-    for field in NOT_ON_WINDOWS {
-        let shared = field == "shareProcessNamespace" && s.bool_at(field) == Some(true);
-        if given(s, field) || shared {
-            let at = at.child("securityContext");
-            e.forbidden(at.child(field), WHY);
-        }
-    }
-    each_container(s, at, |c, item| {
-        let at = item.child("securityContext");
-        for field in NOT_IN_CONTAINERS_ON_WINDOWS.into_iter().filter(|f| given(c, f)) {
-            e.forbidden(at.child(field), WHY);
-        }
-    });
-}
-
-fn each_container(s: &Value, at: Path<'_>, mut look: impl FnMut(&Value, Path<'_>)) {
-    for field in ["containers", "initContainers", "ephemeralContainers"] {
-        let list = at.child(field);
-        for (i, c) in s.items_at(field).iter().enumerate() {
-            look(c, list.index(i));
-        }
-    }
+/// A claim of a pod as Kubernetes has it in memory.
+fn in_memory(claim: &Value) -> Value {
+    let given = |f: &str| claim.get(f).cloned().unwrap_or(Value::Null);
+    serde_json::json!({
+        "Name": claim.str_at("name"),
+        "ResourceClaimName": given("resourceClaimName"),
+        "ResourceClaimTemplateName": given("resourceClaimTemplateName"),
+    })
 }
 
 fn scheduling_gates(s: &Value, at: Path<'_>, e: &mut Errors) {
@@ -519,8 +412,7 @@ fn dns_config(s: &Value, at: Path<'_>, e: &mut Errors) {
     }
     for (i, search) in searches.into_iter().filter(|s| *s != ".").enumerate() {
         let search = search.strip_suffix('.').unwrap_or(search);
-        // Underscores are let pass in search paths (KEP-4427).
-        e.all(list.index(i), search, names::dns1123_subdomain(&search.replace('_', "x")));
+        e.all(list.index(i), search, names::search_path(search));
     }
     let list = config.child("options");
     for (i, option) in dns.items_at("options").iter().enumerate() {
@@ -528,117 +420,4 @@ fn dns_config(s: &Value, at: Path<'_>, e: &mut Errors) {
             e.required(list.index(i), "must not be empty");
         }
     }
-}
-
-/// What a sysctl's name may be.
-fn sysctl_name(name: &str) -> bool {
-    let segment = |s: &str| {
-        let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        let b = s.as_bytes();
-        edge(b.first())
-            && edge(b.last())
-            && b.iter().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_'))
-    };
-    name.len() <= 253 && name.split(['.', '/']).all(segment)
-}
-
-fn security_context(s: &Value, at: Path<'_>, e: &mut Errors) {
-    let Some(context) = s.get("securityContext").filter(|c| !c.is_null()) else { return };
-    for field in ["fsGroup", "runAsUser", "runAsGroup"] {
-        containers::id(at.child(field), context.int_at(field), e);
-    }
-    let groups = at.child("supplementalGroups");
-    for (i, group) in context.items_at("supplementalGroups").iter().enumerate() {
-        containers::id(groups.index(i), group.as_i64(), e);
-    }
-    let list = at.child("sysctls");
-    let mut seen = Vec::new();
-    for (i, sysctl) in context.items_at("sysctls").iter().enumerate() {
-        let name = sysctl.str_at("name");
-        let item = list.index(i);
-        if name.is_empty() {
-            e.required(item.child("name"), "");
-        } else if !sysctl_name(name) {
-            e.invalid(item.child("name"), name, "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$");
-        } else if seen.contains(&name) {
-            e.duplicate(item.child("name"), name);
-        }
-        seen.push(name);
-    }
-    if s.bool_at("shareProcessNamespace") == Some(true) && s.bool_at("hostPID") == Some(true) {
-        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
-        e.invalid(at.child("shareProcessNamespace"), true, detail);
-    }
-    containers::seccomp(context, at, e);
-    super::profiles::windows(context, at.child("windowsOptions"), e);
-    super::profiles::app_armor(context, at.child("appArmorProfile"), e);
-    let policy = context.str_at("seLinuxChangePolicy");
-    e.optional_one_of(at.child("seLinuxChangePolicy"), policy, &["MountOption", "Recursive"]);
-    let policy = context.str_at("fsGroupChangePolicy");
-    e.optional_one_of(at.child("fsGroupChangePolicy"), policy, &["Always", "OnRootMismatch"]);
-    let policy = context.str_at("supplementalGroupsPolicy");
-    e.optional_one_of(at.child("supplementalGroupsPolicy"), policy, &["Merge", "Strict"]);
-}
-
-/// The annotations that held AppArmor profiles before there was a field.
-const APPARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
-/// Node labels that have another name by now.
-const RENAMED_LABELS: [(&str, &str); 2] =
-    [("beta.kubernetes.io/arch", "kubernetes.io/arch"), ("beta.kubernetes.io/os", "kubernetes.io/os")];
-
-/// Warnings about a pod, or about a template below `prefix`.
-pub fn warnings(pod: &Value, prefix: &str) -> Vec<String> {
-    let mut out = Vec::new();
-    for (key, _) in pod.annotations().iter().filter(|(k, _)| k.starts_with(APPARMOR)) {
-        out.push(format!(
-            "{prefix}metadata.annotations[{key}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"
-        ));
-    }
-    let selector = Labels::new(pod.at("spec.nodeSelector").and_then(Value::as_object));
-    for (old, new) in RENAMED_LABELS.iter().filter(|(old, _)| selector.contains_key(old)) {
-        out.push(format!("{prefix}spec.nodeSelector[{old}]: deprecated since v1.14; use \"{new}\" instead"));
-    }
-    for (i, secret) in pod.items_at("spec.imagePullSecrets").iter().enumerate() {
-        if secret.str_at("name").is_empty() {
-            out.push(format!("{prefix}spec.imagePullSecrets[{i}].name: invalid empty name \"\""));
-        }
-    }
-    for (i, c) in pod.items_at("spec.containers").iter().enumerate() {
-        let ports = c.items_at("ports");
-        for (j, port) in ports.iter().enumerate() {
-            let same = |p: &&Value| {
-                p.int_at("containerPort") == port.int_at("containerPort")
-                    && p.str_at("protocol") == port.str_at("protocol")
-                    && p.int_at("hostPort") == port.int_at("hostPort")
-                    && p.str_at("hostIP") == port.str_at("hostIP")
-            };
-            if let Some(k) = ports[..j].iter().position(|p| same(&p)) {
-                let at = format!("{prefix}spec.containers[{i}].ports");
-                out.push(format!("{at}[{j}]: duplicate port definition with {at}[{k}]"));
-            }
-        }
-        let env = c.items_at("env");
-        for (j, var) in env.iter().enumerate() {
-            if env[..j].iter().any(|v| v.str_at("name") == var.str_at("name")) {
-                out.push(format!(
-                    "{prefix}spec.containers[{i}].env[{j}]: hides previous definition of {}, which may be dropped when using apply",
-                    crate::text::quote(var.str_at("name"))
-                ));
-            }
-        }
-        for list in ["limits", "requests"] {
-            let amounts = c.at(&format!("resources.{list}")).and_then(Value::as_object);
-            for (name, value) in amounts.into_iter().flatten() {
-                let fraction =
-                    value.as_str().and_then(|v| Quantity::parse(v).ok()).is_some_and(|q| !q.is_integer());
-                if matches!(name.as_str(), "memory" | "ephemeral-storage") && fraction {
-                    out.push(format!(
-                        "{prefix}spec.containers[{i}].resources.{list}[{name}]: fractional byte value {} is invalid, must be an integer",
-                        crate::text::quote(value.as_str().unwrap_or(""))
-                    ));
-                }
-            }
-        }
-    }
-    out
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+const NO_OPERATOR: &str = "not a valid selector operator";
 
 pub fn affinity(s: &Value, at: Path<'_>, e: &mut Errors) {
     let Some(affinity) = s.get("affinity").filter(|a| !a.is_null()) else { return };
@@ -21,7 +22,7 @@ pub fn affinity(s: &Value, at: Path<'_>, e: &mut Errors) {
             let item = list.index(i);
             weight(item, term, e);
             if let Some(preference) = term.get("preference") {
-                node_term(preference, item.child("preference"), e);
+                node_term(preference, item.child("preference"), false, e);
             }
         }
     }
@@ -54,14 +55,15 @@ fn pod_term(term: &Value, at: Path<'_>, e: &mut Errors) {
     e.selector(at.child("labelSelector"), term.get("labelSelector"));
     e.selector(at.child("namespaceSelector"), term.get("namespaceSelector"));
     label_keys(term, at, &["matchLabelKeys", "mismatchLabelKeys"], e);
-    let list = at.child("namespaces");
+    // Kubernetes does not say which of the namespaces it means.
     for name in term.items_at("namespaces").iter().filter_map(Value::as_str) {
-        e.all(list, name, names::dns1123_label(name));
+        e.all(at.child("namespace"), name, names::dns1123_label(name));
     }
-    match term.str_at("topologyKey") {
-        "" => e.required(at.child("topologyKey"), "can not be empty"),
-        key => e.all(at.child("topologyKey"), key, names::qualified_name(key)),
+    let key = term.str_at("topologyKey");
+    if key.is_empty() {
+        e.required(at.child("topologyKey"), "can not be empty");
     }
+    e.all(at.child("topologyKey"), key, names::qualified_name(key));
 }
 
 /// Keys of labels whose values are added to a selector (KEP-3633, KEP-3243).
@@ -114,40 +116,84 @@ pub fn node_selector(selector: &Value, at: Path<'_>, e: &mut Errors) {
         e.required(list, "must have at least one node selector term");
     }
     for (i, term) in terms.iter().enumerate() {
-        node_term(term, list.index(i), e);
+        node_term(term, list.index(i), true, e);
     }
 }
 
-fn node_term(term: &Value, at: Path<'_>, e: &mut Errors) {
-    for field in ["matchExpressions", "matchFields"] {
-        let list = at.child(field);
-        for (i, requirement) in term.items_at(field).iter().enumerate() {
-            let item = list.index(i);
-            let values = requirement.items_at("values");
-            match requirement.str_at("operator") {
-                "In" | "NotIn" if values.is_empty() => {
-                    e.required(item.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
-                }
-                "Exists" | "DoesNotExist" if !values.is_empty() => {
-                    let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                    e.forbidden(item.child("values"), detail);
-                }
-                "Gt" | "Lt" if values.len() != 1 => {
-                    e.required(
-                        item.child("values"),
-                        "must be specified single value when `operator` is 'Lt' or 'Gt'",
-                    );
-                }
-                "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-                other => e.invalid(item.child("operator"), other, "not a valid selector operator"),
-            }
-            let key = requirement.str_at("key");
-            if field == "matchExpressions" {
-                e.all(item.child("key"), key, names::qualified_name(key));
-            } else if key != "metadata.name" {
-                e.invalid(item.child("key"), key, "not a valid field selector key");
-            }
+/// The terms of a node selector as Kubernetes has them in memory.
+pub fn terms_in_memory(selector: &Value) -> Vec<Value> {
+    let list = |term: &Value, field: &str| {
+        match term.items_at(field) {
+        [] => Value::Null,
+        items => items
+            .iter()
+            .map(|x| json!({"Key": x.str_at("key"), "Operator": x.str_at("operator"), "Values": x.get("values")}))
+            .collect(),
+    }
+    };
+    selector
+        .items_at("nodeSelectorTerms")
+        .iter()
+        .map(|t| json!({"MatchExpressions": list(t, "matchExpressions"), "MatchFields": list(t, "matchFields")}))
+        .collect()
+}
+
+fn node_term(term: &Value, at: Path<'_>, judge_values: bool, e: &mut Errors) {
+    let list = at.child("matchExpressions");
+    for (i, requirement) in term.items_at("matchExpressions").iter().enumerate() {
+        node_requirement(requirement, list.index(i), judge_values, e);
+    }
+    let list = at.child("matchFields");
+    for (i, requirement) in term.items_at("matchFields").iter().enumerate() {
+        field_requirement(requirement, list.index(i), e);
+    }
+}
+
+fn node_requirement(requirement: &Value, item: Path<'_>, judge_values: bool, e: &mut Errors) {
+    let values = requirement.items_at("values");
+    match requirement.str_at("operator") {
+        "In" | "NotIn" if values.is_empty() => {
+            e.required(item.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
         }
+        "Exists" | "DoesNotExist" if !values.is_empty() => {
+            let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+            e.forbidden(item.child("values"), detail);
+        }
+        "Gt" | "Lt" if values.len() != 1 => {
+            e.required(
+                item.child("values"),
+                "must be specified single value when `operator` is 'Lt' or 'Gt'",
+            );
+        }
+        "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
+        other => e.invalid(item.child("operator"), other, NO_OPERATOR),
+    }
+    let key = requirement.str_at("key");
+    e.all(item.child("key"), key, names::qualified_name(key));
+    let list = item.child("values");
+    for (i, value) in values.iter().filter_map(Value::as_str).enumerate().filter(|_| judge_values) {
+        e.all(list.index(i), value, names::label_value(value));
+    }
+}
+
+/// A requirement on a field of the node: there is only the name.
+fn field_requirement(requirement: &Value, item: Path<'_>, e: &mut Errors) {
+    let values = requirement.items_at("values");
+    match requirement.str_at("operator") {
+        "In" | "NotIn" if values.len() != 1 => {
+            let detail = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+            e.required(item.child("values"), detail);
+        }
+        "In" | "NotIn" => {}
+        other => e.invalid(item.child("operator"), other, NO_OPERATOR),
+    }
+    let key = requirement.str_at("key");
+    if key != "metadata.name" {
+        return e.invalid(item.child("key"), key, "not a valid field selector key");
+    }
+    let list = item.child("values");
+    for (i, value) in values.iter().filter_map(Value::as_str).enumerate() {
+        e.all(list.index(i), value, names::dns1123_subdomain(value));
     }
 }
 
@@ -229,7 +275,7 @@ pub fn spread(s: &Value, at: Path<'_>, e: &mut Errors) {
             }
         }
         for field in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
-            e.optional_one_of(item.child(field), c.str_at(field), &["Honor", "Ignore"]);
+            e.known(item.child(field), c.get(field), &["Honor", "Ignore"]);
         }
         label_keys(c, item, &["matchLabelKeys"], e);
         e.selector(item.child("labelSelector"), c.get("labelSelector"));

@@ -1,5 +1,6 @@
 //! Validation of services and endpoints.
 
+use super::addresses;
 use super::checks::{Errors, IMMUTABLE};
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
@@ -45,9 +46,10 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
     cluster_ips(s, e);
     let list = SPEC.child("externalIPs");
     for (i, ip) in s.items_at("externalIPs").iter().filter_map(Value::as_str).enumerate() {
-        match ip.parse::<std::net::IpAddr>() {
-            Err(_) => e.ip(list.index(i), ip),
-            Ok(address) => special_address(address, ip, list.index(i), e),
+        if let Some(address) = addresses::ip(list.index(i), ip, e)
+            && ip.parse::<std::net::IpAddr>().is_ok()
+        {
+            special_address(address, ip, list.index(i), e);
         }
     }
     e.one_of(SPEC.child("type"), kind, &TYPES);
@@ -57,13 +59,7 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
         e.forbidden(list, "may only be used when `type` is 'LoadBalancer'");
     }
     for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
-        if range.trim().parse::<ipnet::IpNet>().is_err() {
-            e.invalid(
-                list.index(i),
-                range,
-                "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-            );
-        }
+        addresses::cidr(list.index(i), range.trim(), e);
     }
     const RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
     if let Some(text) = o.annotation(RANGES).filter(|_| ranges.is_empty()) {
@@ -73,19 +69,17 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
         let same = old.is_some_and(|old| old.annotation(RANGES) == Some(text));
         for range in text.split(',').map(str::trim).filter(|_| !same && !text.trim().is_empty()) {
-            if range.parse::<ipnet::IpNet>().is_err() {
-                e.invalid(
-                    at.key(RANGES),
-                    range,
-                    "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-                );
-            }
+            addresses::cidr(at.key(RANGES), range, e);
         }
     }
     for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
         if s.get(field).is_some_and(|v| !v.is_null()) && kind != "LoadBalancer" {
             e.forbidden(SPEC.child(field), "may only be used when `type` is 'LoadBalancer'");
         }
+    }
+    if let Some(class) = s.get("loadBalancerClass").and_then(Value::as_str).filter(|_| kind == "LoadBalancer")
+    {
+        e.all(SPEC.child("loadBalancerClass"), class, names::qualified_name(class));
     }
     traffic(s, kind, e);
     const MODE: &str = "service.kubernetes.io/topology-mode";
@@ -98,16 +92,6 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     if let Some(old) = old {
         update(o, old, e);
-    }
-}
-
-/// Warnings about fields that have no effect.
-pub fn warnings(o: &Value) -> Vec<String> {
-    let ignored = !o.str_at("spec.externalName").is_empty() && o.str_at("spec.type") != "ExternalName";
-    if ignored {
-        vec!["spec.externalName is ignored when spec.type is not \"ExternalName\"".into()]
-    } else {
-        Vec::new()
     }
 }
 
@@ -170,8 +154,7 @@ fn service_ports(s: &Value, e: &mut Errors) {
         e.port_or_name(item.child("port"), port.get("port"));
         e.one_of(item.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
         e.port_or_name(item.child("targetPort"), port.get("targetPort"));
-        let protocol = port.str_at("appProtocol");
-        if !protocol.is_empty() {
+        if let Some(protocol) = port.get("appProtocol").and_then(Value::as_str) {
             e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
         }
     }
@@ -192,8 +175,9 @@ fn service_ports(s: &Value, e: &mut Errors) {
         }
         let pair = (port.str_at("protocol"), port.int_at("port"));
         if pairs.contains(&pair) {
-            let target = port.get("targetPort").cloned().unwrap_or(json!(0));
-            let shown = json!({"Protocol": pair.0, "Port": pair.1, "TargetPort": target});
+            // As Kubernetes has it in memory, without what does not tell ports apart.
+            let shown = json!({"Name": "", "Protocol": pair.0, "AppProtocol": null, "Port": pair.1,
+                "TargetPort": 0, "NodePort": 0});
             e.duplicate(item, shown);
         }
         pairs.push(pair);
@@ -219,36 +203,61 @@ fn affinity(s: &Value, e: &mut Errors) {
     }
 }
 
+/// What is wrong with the addresses and families that a new service asks for, before any is given out.
+pub fn addresses_wanted(o: &Value) -> Vec<crate::status::FieldError> {
+    let mut e = Errors::default();
+    cluster_ips(o.get("spec").unwrap_or(&Value::Null), &mut e);
+    e.into_vec()
+}
+
 fn cluster_ips(s: &Value, e: &mut Errors) {
     let policies = ["PreferDualStack", "RequireDualStack", "SingleStack"];
-    e.optional_one_of(SPEC.child("ipFamilyPolicy"), s.str_at("ipFamilyPolicy"), &policies);
+    e.known(SPEC.child("ipFamilyPolicy"), s.get("ipFamilyPolicy"), &policies);
     let list = SPEC.child("ipFamilies");
     let mut seen = Vec::new();
     for (i, family) in s.items_at("ipFamilies").iter().filter_map(Value::as_str).enumerate() {
         if !matches!(family, "IPv4" | "IPv6") {
             e.unsupported(list.index(i), family, &["IPv4", "IPv6"]);
-        } else if seen.contains(&family) {
+        }
+        if seen.contains(&family) {
             e.duplicate(list.index(i), family);
         }
         seen.push(family);
     }
     let list = SPEC.child("clusterIPs");
     let all = s.items_at("clusterIPs");
+    let one = s.str_at("clusterIP");
+    if let Some(first) = all.first().and_then(Value::as_str) {
+        if one.is_empty() {
+            e.invalid(list, s["clusterIPs"].clone(), "must be empty when `clusterIP` is not specified");
+        } else if first != one {
+            e.invalid(list, s["clusterIPs"].clone(), "first value must match `clusterIP`");
+        }
+    }
     for (i, ip) in all.iter().filter_map(Value::as_str).enumerate() {
-        if ip == "None" {
+        if ip == "None" && i == 0 {
             if all.len() > 1 {
                 e.invalid(list, s["clusterIPs"].clone(), "'None' must be the first and only value");
             }
-        } else {
-            e.ip(list.index(i), ip);
+            continue;
+        }
+        let parsed = addresses::ip(list.index(i), ip, e);
+        let family = s.items_at("ipFamilies").get(i).and_then(Value::as_str);
+        if let (Some(parsed), Some(family)) = (parsed, family) {
+            let own = if parsed.is_ipv4() { "IPv4" } else { "IPv6" };
+            if own != family && matches!(family, "IPv4" | "IPv6") {
+                let detail = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
+                e.invalid(list.index(i), ip, detail);
+            }
         }
     }
-    let one = s.str_at("clusterIP");
-    if let Some(first) = all.first().and_then(Value::as_str)
-        && !one.is_empty()
-        && first != one
-    {
-        e.invalid(list, s["clusterIPs"].clone(), "first value must match `clusterIP`");
+    let families: Vec<bool> =
+        all.iter().filter_map(|ip| Some(addresses::sloppy(ip.as_str()?)?.is_ipv4())).collect();
+    if all.len() > 2 {
+        e.invalid(list, s["clusterIPs"].clone(), "may only hold up to 2 values");
+    } else if matches!(families.as_slice(), [a, b] if a == b) {
+        let detail = "may specify no more than one IP for each IP family";
+        e.invalid(list, s["clusterIPs"].clone(), detail);
     }
     if all.is_empty() && !one.is_empty() && one != "None" {
         e.ip(SPEC.child("clusterIP"), one);
@@ -267,14 +276,17 @@ fn traffic(s: &Value, kind: &str, e: &mut Errors) {
     }
     let port = s.int_at("healthCheckNodePort").unwrap_or(0);
     let at = SPEC.child("healthCheckNodePort");
-    if port < 0 {
-        e.invalid(at, port, "must be greater than or equal to 0");
-    } else if port > 0 && !(kind == "LoadBalancer" && policy == "Local") {
+    if port != 0 {
+        super::containers::port_number(at, port, e);
+    }
+    if port > 0 && !(kind == "LoadBalancer" && policy == "Local") {
         let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         e.invalid(at, port, detail);
     }
     let internal = s.str_at("internalTrafficPolicy");
-    if internal.is_empty() {
+    if s.get("internalTrafficPolicy").and_then(Value::as_str) == Some("") {
+        e.unsupported(SPEC.child("internalTrafficPolicy"), "", &["Cluster", "Local"]);
+    } else if internal.is_empty() {
         // A type that is none was reported; nothing is known about what it needs.
         if TYPES.contains(&kind) && kind != "ExternalName" {
             e.required(SPEC.child("internalTrafficPolicy"), "");
@@ -282,9 +294,8 @@ fn traffic(s: &Value, kind: &str, e: &mut Errors) {
     } else {
         e.one_of(SPEC.child("internalTrafficPolicy"), internal, &["Cluster", "Local"]);
     }
-    let distribution = s.str_at("trafficDistribution");
     let all = ["PreferClose", "PreferSameZone", "PreferSameNode"];
-    e.optional_one_of(SPEC.child("trafficDistribution"), distribution, &all);
+    e.known(SPEC.child("trafficDistribution"), s.get("trafficDistribution"), &all);
 }
 
 /// A service that keeps needing its address keeps it.
@@ -322,13 +333,12 @@ pub fn endpoints(o: &Value, e: &mut Errors) {
                 if !host.is_empty() {
                     e.all(at.child("hostname"), host, names::dns1123_label(host));
                 }
-                let node = address.str_at("nodeName");
-                if !node.is_empty() {
+                if let Some(node) = address.get("nodeName").and_then(Value::as_str) {
                     e.all(at.child("nodeName"), node, names::dns1123_subdomain(node));
                 }
-                match ip.parse::<std::net::IpAddr>() {
-                    Err(_) => e.ip(at.child("ip"), ip),
-                    Ok(parsed) => endpoint_address(is_own(o), parsed, ip, at.child("ip"), e),
+                match addresses::ip(at.child("ip"), ip, e) {
+                    Some(parsed) => endpoint_address(is_own(o), parsed, ip, at.child("ip"), e),
+                    None => e.invalid(at.child("ip"), ip, "must be a valid IP address"),
                 }
             }
         }
@@ -343,6 +353,9 @@ pub fn endpoints(o: &Value, e: &mut Errors) {
             }
             e.port_or_name(at.child("port"), port.get("port"));
             e.one_of(at.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
+            if let Some(protocol) = port.get("appProtocol").and_then(Value::as_str) {
+                e.all(at.child("appProtocol"), protocol, names::qualified_name(protocol));
+            }
         }
     }
 }
@@ -370,6 +383,21 @@ fn hint_zones(hints: &Value, at: Path<'_>, e: &mut Errors) {
     }
 }
 
+/// A fully qualified domain name: one of at least two labels.
+fn fqdn(name: &str, at: Path<'_>, e: &mut Errors) {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let messages = names::dns1123_subdomain(name);
+    if !messages.is_empty() {
+        return e.all(at, name, messages);
+    }
+    if !name.contains('.') {
+        e.invalid(at, name, "should be a domain with at least two segments separated by dots");
+    }
+    for label in name.split('.') {
+        e.all(at, label, names::dns1123_label(label));
+    }
+}
+
 pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let root = Path::ROOT;
     let family = o.str_at("addressType");
@@ -389,7 +417,7 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
         for (j, address) in endpoint.items_at("addresses").iter().filter_map(Value::as_str).enumerate() {
             match (family, address.parse::<std::net::IpAddr>()) {
-                ("FQDN", _) => e.all(addresses.index(j), address, names::dns1123_subdomain(address)),
+                ("FQDN", _) => fqdn(address, addresses.index(j), e),
                 ("IPv4", Ok(ip)) if ip.is_ipv4() => {
                     endpoint_address(is_own(o), ip, address, addresses.index(j), e)
                 }
@@ -434,7 +462,10 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.duplicate(item.child("name"), name);
         }
         seen.push(name);
-        e.one_of(item.child("protocol"), port.str_at("protocol"), &PROTOCOLS);
+        match port.get("protocol").and_then(Value::as_str) {
+            None => e.required(item.child("protocol"), ""),
+            given => e.known(item.child("protocol"), given.map(Value::from).as_ref(), &PROTOCOLS),
+        }
         if let Some(protocol) = port.get("appProtocol").and_then(Value::as_str) {
             e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
         }

@@ -20,25 +20,33 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
             match o.str_at("provisioner") {
                 "" => e.required(ROOT.child("provisioner"), ""),
-                name => e.all(ROOT.child("provisioner"), name, names::qualified_name(&name.to_lowercase())),
+                name => {
+                    let name = name.to_lowercase();
+                    e.all(ROOT.child("provisioner"), &name, names::qualified_name(&name));
+                }
             }
             parameters(o, true, e);
             let policy = o.str_at("reclaimPolicy");
             e.optional_one_of(ROOT.child("reclaimPolicy"), policy, &["Delete", "Retain"]);
             let mode = o.str_at("volumeBindingMode");
-            if mode.is_empty() {
+            if o.get("volumeBindingMode").is_none_or(Value::is_null) {
                 e.required(ROOT.child("volumeBindingMode"), "");
-            } else {
-                e.one_of(ROOT.child("volumeBindingMode"), mode, &["Immediate", "WaitForFirstConsumer"]);
+            } else if !matches!(mode, "Immediate" | "WaitForFirstConsumer") {
+                let modes = ["Immediate", "WaitForFirstConsumer"];
+                e.unsupported(ROOT.child("volumeBindingMode"), mode, &modes);
             }
             topologies(o, e);
         }
         "CSIStorageCapacity" => {
             let class = o.str_at("storageClassName");
             e.all(ROOT.child("storageClassName"), class, names::dns1123_subdomain(class));
-            for field in ["capacity", "maximumVolumeSize"] {
-                if let Some(q) = quantity(o.get(field)).filter(|q| q.is_negative()) {
-                    e.invalid(ROOT.child(field), q.to_string(), NOT_NEGATIVE);
+            if let Some(q) = quantity(o.get("capacity")).filter(|q| q.is_negative()) {
+                e.invalid(ROOT.child("capacity"), q.to_string(), NOT_NEGATIVE);
+            }
+            e.selector(ROOT.child("nodeTopology"), o.get("nodeTopology"));
+            if let Some(old) = old {
+                for field in ["nodeTopology", "storageClassName"] {
+                    e.immutable(ROOT, o, old, field);
                 }
             }
         }
@@ -50,13 +58,16 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             match (source("inlineVolumeSpec"), source("persistentVolumeName")) {
                 (None, None) => e.required(at, detail),
                 (Some(_), Some(_)) => e.forbidden(at, detail),
-                (None, Some(name)) if name == "" => {
-                    e.required(
-                        at.child("persistentVolumeName"),
-                        "must specify non empty persistentVolumeName",
-                    );
+                (None, Some(name)) => {
+                    let (at, name) = (at.child("persistentVolumeName"), name.as_str().unwrap_or(""));
+                    if name.is_empty() {
+                        e.required(at, "must specify non empty persistentVolumeName");
+                    }
+                    e.all(at, name, names::dns1123_subdomain(name));
                 }
-                _ => {}
+                (Some(spec), None) => {
+                    super::persistent::volume_spec(spec, "", true, at.child("inlineVolumeSpec"), e);
+                }
             }
             let node = o.str_at("spec.nodeName");
             e.all(SPEC.child("nodeName"), node, names::dns1123_subdomain(node));
@@ -69,7 +80,10 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
         "VolumeAttributesClass" => {
             match o.str_at("driverName") {
                 "" => e.required(ROOT.child("driverName"), ""),
-                name => e.all(ROOT.child("driverName"), name, names::qualified_name(&name.to_lowercase())),
+                name => {
+                    let name = name.to_lowercase();
+                    e.all(ROOT.child("driverName"), &name, names::qualified_name(&name));
+                }
             }
             parameters(o, false, e);
             if let Some(old) = old {
@@ -130,7 +144,8 @@ fn topologies(o: &Value, e: &mut Errors) {
             }
             keys.push(key);
         }
-        if terms[..i].contains(term) {
+        let bare = |t: &Value| t.items_at("matchLabelExpressions").is_empty();
+        if terms[..i].contains(term) || bare(term) {
             e.duplicate(expressions, "");
         }
     }
@@ -139,7 +154,7 @@ fn topologies(o: &Value, e: &mut Errors) {
 /// The name of a CSI driver.
 pub fn driver_name(name: &str, at: Path<'_>, e: &mut Errors) {
     if name.is_empty() {
-        e.required(at, "");
+        return e.required(at, "");
     }
     if name.len() > 63 {
         e.push(crate::status::FieldError::too_long(at, 63));
@@ -155,14 +170,23 @@ fn csi_driver(o: &Value, old: Option<&Value>, e: &mut Errors) {
             e.required(SPEC.child(shown), "");
         }
     }
-    let policy = o.str_at("spec.fsGroupPolicy");
     let policies = ["File", "None", "ReadWriteOnceWithFSType"];
-    e.optional_one_of(SPEC.child("fsGroupPolicy"), policy, &policies);
+    e.known(SPEC.child("fsGroupPolicy"), o.at("spec.fsGroupPolicy"), &policies);
     let at = SPEC.child("volumeLifecycleModes");
     for mode in o.items_at("spec.volumeLifecycleModes").iter().filter_map(Value::as_str) {
         if !matches!(mode, "Ephemeral" | "Persistent") {
-            e.unsupported(at, mode, &["Ephemeral", "Persistent"]);
+            e.unsupported(at, mode, &["Persistent", "Ephemeral"]);
         }
+    }
+    if let Some(n) = o.int_at("spec.nodeAllocatableUpdatePeriodSeconds").filter(|n| *n < 10) {
+        let at = SPEC.child("nodeAllocatableUpdatePeriodSeconds");
+        e.invalid(at, n, "must be greater than or equal to 10 seconds");
+    }
+    if let Some(set) =
+        o.bool_at("spec.serviceAccountTokenInSecrets").filter(|_| o.items_at("spec.tokenRequests").is_empty())
+    {
+        let detail = "serviceAccountTokenInSecrets is set but no tokenRequests are specified";
+        e.invalid(SPEC.child("serviceAccountTokenInSecrets"), set, detail);
     }
     let list = SPEC.child("tokenRequests");
     let mut seen = Vec::new();

@@ -1,7 +1,7 @@
 //! Validation of the kinds that keep pods running.
 
 use super::checks::{Errors, IMMUTABLE, percent, scaled, selector_empty, selector_parses, selects};
-use super::{core, pods};
+use super::{persistent, pods};
 use crate::object::{Labels, ObjectExt as _};
 use crate::status::Path;
 use serde_json::Value;
@@ -29,8 +29,11 @@ fn template(o: &Value, what: &str, e: &mut Errors) {
     let wanted = o.at("spec.selector").filter(|s| !s.is_null());
     let labels = o.at("spec.template.metadata.labels");
     match wanted {
+        // A daemon set's is told by its fields alone.
+        Some(s) if !selector_parses(s) && o.kind() == "DaemonSet" => {}
         Some(s) if !selector_parses(s) => {
-            e.invalid(SPEC.child("selector"), s.clone(), "invalid label selector");
+            let detail = if o.kind() == "StatefulSet" { "" } else { "invalid label selector" };
+            e.invalid(SPEC.child("selector"), s.clone(), detail);
             return;
         }
         // An empty selector has been refused already; it would select everything.
@@ -49,8 +52,7 @@ fn template(o: &Value, what: &str, e: &mut Errors) {
 fn always_restarts(o: &Value, what: &str, e: &mut Errors) {
     let at = SPEC.child("template.spec");
     let policy = o.str_at("spec.template.spec.restartPolicy");
-    let known = matches!(policy, "OnFailure" | "Never");
-    if known {
+    if !matches!(policy, "Always" | "") {
         e.unsupported(at.child("restartPolicy"), policy, &["Always"]);
     }
     if o.at("spec.template.spec.activeDeadlineSeconds").is_some() {
@@ -222,12 +224,12 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let at = SPEC.child("persistentVolumeClaimRetentionPolicy");
     for field in ["whenDeleted", "whenScaled"] {
         let value = o.at("spec.persistentVolumeClaimRetentionPolicy").map_or("", |p| p.str_at(field));
-        e.optional_one_of(at.child(field), value, &["Delete", "Retain"]);
+        e.optional_one_of(at.child(field), value, &["Retain", "Delete"]);
     }
     let list = SPEC.child("volumeClaimTemplates");
     for (i, claim) in o.items_at("spec.volumeClaimTemplates").iter().enumerate() {
         let item = list.index(i);
-        core::claim_spec(claim.get("spec").unwrap_or(&Value::Null), item.child("spec"), e);
+        persistent::claim_spec(claim.get("spec").unwrap_or(&Value::Null), item.child("spec"), e);
     }
     not_negative(o, &["replicas", "minReadySeconds"], e);
     if let Some(n) = o.int_at("spec.ordinals.start").filter(|n| *n < 0) {

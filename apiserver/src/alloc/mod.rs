@@ -190,6 +190,10 @@ impl Allocators {
         if !is_service(kind) {
             return Ok(Allocation::default());
         }
+        let wrong = hawser_api::validation::service_addresses(object);
+        if !wrong.is_empty() {
+            return Err(Status::invalid("", "Service", object.name(), &wrong));
+        }
         Work::allocate(self, object, &[], dry_run).await
     }
 

@@ -1,15 +1,13 @@
 //! An object as the cache holds it: its stored bytes and the few facts that selectors ask for.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
-use serde::Deserialize;
 use serde_json::Value;
 
+use super::sparse;
 use crate::encode::Head;
 
 type Pair = (Box<str>, Box<str>);
@@ -32,35 +30,14 @@ impl Facts {
         Self { labels: labels.into(), fields }
     }
 
-    /// Reads the facts of encoded bytes; without selectable fields only the metadata is looked at.
+    /// Reads the facts of encoded bytes, of which only what is asked for is decoded.
     ///
     /// # Errors
     /// When the bytes are no JSON object.
     pub fn parse(kind: &Kind, value: &[u8]) -> Result<Self, serde_json::Error> {
-        #[derive(Deserialize, Default)]
-        #[serde(default)]
-        struct Meta<'a> {
-            #[serde(borrow)]
-            labels: Option<HashMap<Cow<'a, str>, Cow<'a, str>>>,
-        }
-        #[derive(Deserialize)]
-        struct Outer<'a> {
-            #[serde(borrow, default)]
-            metadata: Meta<'a>,
-        }
-        if !kind.selectable_fields.is_empty() {
-            return Ok(Self::of(kind, &serde_json::from_slice(value)?));
-        }
-        let outer: Outer<'_> = serde_json::from_slice(value)?;
-        let mut labels: Vec<Pair> = outer
-            .metadata
-            .labels
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(k, v)| (k.as_ref().into(), v.as_ref().into()))
-            .collect();
-        labels.sort_unstable();
-        Ok(Self { labels: labels.into(), fields: Box::default() })
+        let fields = kind.selectable_fields.iter().flat_map(|f| f.paths.iter().map(String::as_str));
+        let paths: Vec<&str> = std::iter::once("metadata.labels").chain(fields).collect();
+        Ok(Self::of(kind, &sparse::parse(value, &paths)?))
     }
 
     /// The value of a label.
@@ -160,6 +137,11 @@ mod tests {
             ),
             ("configmaps", json!({"data": {"x": "y"}, "metadata": {"name": "a", "labels": {"a": "\"1"}}})),
             ("configmaps", json!({"metadata": {"name": "a"}})),
+            (
+                "pods",
+                json!({"metadata": {"labels": null}, "spec": {"hostNetwork": true, "nodeName": ""},
+                    "status": {"podIPs": [{"ip": "::1"}], "phase": "Running", "podIP": 3}}),
+            ),
         ] {
             let kind = hawser_api::kinds::find("", "v1", plural).expect("row");
             let bytes = serde_json::to_vec(&object).expect("json");

@@ -6,12 +6,14 @@
 //! the question is a linearizable read, so consistency is proven and not assumed.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
+use hawser_api::kinds::Kind;
 use hawser_storage::{
     Error, Event, EventKind, KeyValue, ListOptions, Precondition, ProgressHandle, Storage, WatchItem,
 };
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::entry::{Entry, Facts};
 use super::{Applied, ResourceCache};
+use crate::encode::Head;
 use crate::encryption::Transformer;
 use crate::kinds::{KindsRegistry, REGISTRY};
 
@@ -32,6 +35,8 @@ pub const WAIT_LIMIT: Duration = Duration::from_secs(3);
 const PROGRESS_AFTER: Duration = Duration::from_millis(5);
 /// How often old events are dropped while nothing happens.
 const TRIM_EVERY: Duration = Duration::from_secs(15);
+/// Values that one thread decodes in one go.
+const LOADED_AT_ONCE: usize = 2048;
 /// Pause before a failed watch is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
@@ -85,6 +90,27 @@ pub struct Feed {
     /// Writes on their way, by the address of their bytes: an engine that hands the same buffer back in its event
     /// spares parsing it.
     prepared: Mutex<HashMap<usize, Prepared>>,
+}
+
+/// Makes entries of stored values.
+#[derive(Clone)]
+struct Loader {
+    kind: Arc<Kind>,
+    head: Head,
+    seal: Option<Arc<dyn Transformer>>,
+}
+
+impl Loader {
+    fn entry(&self, prefix: &str, kv: KeyValue) -> Result<Entry, FeedError> {
+        let unreadable = |why: String| FeedError::Unreadable { key: kv.key.to_string(), why };
+        let value = match &self.seal {
+            Some(seal) => seal.decrypt(kv.key.as_bytes(), kv.value).map_err(|e| unreadable(e.to_string()))?,
+            None => kv.value,
+        };
+        let key = kv.key.strip_prefix(prefix).unwrap_or(&kv.key).into();
+        Entry::load(&self.kind, &self.head, key, kv.mod_revision, value)
+            .map_err(|e| unreadable(e.to_string()))
+    }
 }
 
 /// Takes a write out of `prepared` if it fails or nobody waits for it any longer.
@@ -267,16 +293,9 @@ impl Feed {
                 return Ok(Entry::new(key, kv.mod_revision, value, facts));
             }
         }
-        let unreadable = |why: String| FeedError::Unreadable { key: kv.key.to_string(), why };
-        let value = self.open(&kv.key, kv.value.clone()).map_err(unreadable)?;
-        cache.entry(&kv.key, kv.mod_revision, value).map_err(|e| unreadable(e.to_string()))
-    }
-
-    fn open(&self, key: &str, value: Bytes) -> Result<Bytes, String> {
-        match &self.seal {
-            Some(seal) => seal.decrypt(key.as_bytes(), value).map_err(|e| e.to_string()),
-            None => Ok(value),
-        }
+        let loader =
+            Loader { kind: cache.kind().clone(), head: cache.head().clone(), seal: self.seal.clone() };
+        loader.entry(cache.prefix(), kv)
     }
 
     /// After a watch has ended: when history is gone, all caches are read anew.
@@ -327,16 +346,42 @@ impl Feed {
         cache.begin_loading();
         let mut guard = LoadGuard(Some(cache));
         let listed = self.storage.list(cache.prefix(), ListOptions::default()).await?;
-        let mut entries = Vec::with_capacity(listed.items.len());
-        for (n, kv) in listed.items.into_iter().enumerate() {
-            entries.push(self.entry(cache, kv)?);
-            if n % 512 == 511 {
-                tokio::task::yield_now().await;
-            }
-        }
+        let entries = self.load(cache, listed.items).await?;
         guard.0 = None;
         cache.finish_loading(entries, listed.revision);
         Ok(())
+    }
+
+    /// Makes entries of what storage listed. Many of them are made where work may take its time, on several threads.
+    async fn load(&self, cache: &ResourceCache, items: Vec<KeyValue>) -> Result<Vec<Entry>, FeedError> {
+        let mut entries = Vec::with_capacity(items.len());
+        let mut items = items.into_iter();
+        let loader =
+            Loader { kind: cache.kind().clone(), head: cache.head().clone(), seal: self.seal.clone() };
+        let prefix = cache.prefix();
+        if items.len() <= LOADED_AT_ONCE {
+            for kv in items {
+                entries.push(loader.entry(prefix, kv)?);
+            }
+            return Ok(entries);
+        }
+        let pieces = std::iter::from_fn(move || {
+            let piece: Vec<KeyValue> = items.by_ref().take(LOADED_AT_ONCE).collect();
+            (!piece.is_empty()).then_some(piece)
+        });
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let mut loaded = stream::iter(pieces.map(|piece| {
+            let (loader, prefix) = (loader.clone(), prefix.to_owned());
+            tokio::task::spawn_blocking(move || {
+                piece.into_iter().map(|kv| loader.entry(&prefix, kv)).collect::<Result<Vec<_>, _>>()
+            })
+        }))
+        .buffered(threads);
+        while let Some(piece) = loaded.next().await {
+            let piece = piece.map_err(|e| Error::Unavailable(format!("reading was interrupted: {e}")))?;
+            entries.extend(piece?);
+        }
+        Ok(entries)
     }
 
     /// Waits until the caches have seen a revision.

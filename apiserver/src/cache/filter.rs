@@ -92,6 +92,17 @@ impl Filter {
         Some(format!("{ns}/{name}"))
     }
 
+    /// Whether everything in a scope is shown, which [`Filter::scope`] has answered: then all who ask so see the same.
+    pub fn is_scope(&self, scope: &Scope) -> bool {
+        let terms = match scope {
+            Scope::All | Scope::Namespace(_) => 0,
+            Scope::Object(_) => 1,
+            Scope::Field(_) if self.namespace.is_some() => return false,
+            Scope::Field(_) => 1,
+        };
+        self.labels.is_everything() && self.fields.terms.len() == terms
+    }
+
     /// The smallest scope whose events are enough. `indexed` is the position of the indexed field.
     pub fn scope(&self, namespaced: bool, indexed: Option<usize>) -> Scope {
         if let Some(key) = self.exact_key(namespaced) {
@@ -177,18 +188,26 @@ mod tests {
     fn scopes() {
         let kind = find("", "v1", "pods").expect("pods");
         let indexed = kind.selectable_fields.iter().position(|f| f.label == "spec.nodeName");
-        for (ns, fields, want) in [
-            (None, "", Scope::All),
-            (Some("x"), "", Scope::Namespace("x".into())),
-            (Some("x"), "metadata.name=a", Scope::Object("x/a".into())),
-            (None, "metadata.name=a,metadata.namespace=y", Scope::Object("y/a".into())),
-            (None, "metadata.name=a", Scope::All),
-            (None, "spec.nodeName=n", Scope::Field("n".into())),
-            (None, "spec.nodeName!=n", Scope::All),
+        for (ns, fields, want, whole) in [
+            (None, "", Scope::All, true),
+            (Some("x"), "", Scope::Namespace("x".into()), true),
+            (Some("x"), "status.phase=Failed", Scope::Namespace("x".into()), false),
+            (Some("x"), "metadata.name=a", Scope::Object("x/a".into()), true),
+            (Some("x"), "metadata.name=a,status.phase=Failed", Scope::Object("x/a".into()), false),
+            (Some("x"), "metadata.name=a,metadata.namespace=y", Scope::Object("x/a".into()), false),
+            (None, "metadata.name=a,metadata.namespace=y", Scope::Object("y/a".into()), false),
+            (None, "metadata.name=a", Scope::All, false),
+            (None, "spec.nodeName=n", Scope::Field("n".into()), true),
+            (Some("x"), "spec.nodeName=n", Scope::Field("n".into()), false),
+            (None, "spec.nodeName!=n", Scope::All, false),
         ] {
             let fields = FieldSelector::parse(fields, kind).expect("fields");
             let filter = Filter::new(kind, ns, LabelSelector::everything(), fields);
-            assert_eq!(filter.scope(true, indexed), want);
+            let scope = filter.scope(true, indexed);
+            assert_eq!(scope, want);
+            assert_eq!(filter.is_scope(&scope), whole, "{scope:?}");
+            let labels = LabelSelector::parse("a=b").expect("labels");
+            assert!(!Filter { labels, ..filter }.is_scope(&scope));
         }
     }
 }

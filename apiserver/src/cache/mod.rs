@@ -8,6 +8,7 @@ pub mod entry;
 pub mod feed;
 pub mod filter;
 pub mod ring;
+mod sparse;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -15,7 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use bytes::Bytes;
 use hawser_api::kinds::Kind;
 use parking_lot::{Mutex, RwLock};
 
@@ -399,10 +399,19 @@ impl ResourceCache {
         }
     }
 
-    /// Wakes the watchers of everything that was applied since the last call.
+    /// Wakes the watchers of everything that was applied since the last call, at once or when their time has come.
     pub fn flush(&self) {
         let rings = std::mem::take(&mut *self.dirty.lock());
-        rings.iter().for_each(|ring| ring.wake());
+        let now = Instant::now();
+        for ring in rings {
+            if let Err(until) = ring.wake(now) {
+                tokio::spawn(async move {
+                    tokio::time::sleep_until(until.into()).await;
+                    // Nobody else wakes a ring that is dirty already, so its time has come.
+                    let _ = ring.wake(until);
+                });
+            }
+        }
     }
 
     /// Shows `visit` the rings of all smaller scopes that an event is in.
@@ -450,12 +459,16 @@ impl ResourceCache {
         }
     }
 
-    /// Forgets old events; called now and then by the feed.
+    /// Forgets old events and what was made of them; called now and then by the feed.
     pub fn trim(&self, now: Instant) {
         {
             let scopes = self.scopes.read();
             let dropped = self.all.trim(now);
             self.forget(&scopes, &dropped);
+            self.all.forget_batch();
+            for map in [&scopes.namespaces, &scopes.objects, &scopes.fields] {
+                map.values().filter_map(Weak::upgrade).for_each(|ring| ring.forget_batch());
+            }
         }
         self.drop_stale_scopes();
     }
@@ -491,15 +504,6 @@ impl ResourceCache {
     /// Whether a change would be taken in: an idle cache wants none.
     pub fn wants_events(&self) -> bool {
         !matches!(self.state.read().phase, Phase::Idle)
-    }
-
-    /// Makes an entry of a stored value; `key` is the store's.
-    ///
-    /// # Errors
-    /// When the value is no JSON object.
-    pub fn entry(&self, key: &str, revision: u64, value: Bytes) -> Result<Entry, serde_json::Error> {
-        let key = key.strip_prefix(&self.prefix).unwrap_or(key);
-        Entry::load(&self.kind, &self.head, key.into(), revision, value)
     }
 
     /// From now on events wait for [`ResourceCache::finish_loading`].

@@ -4,10 +4,13 @@
 //! bounded by the ring: a watcher that falls behind the ring's floor is cut off. The ring of everything decides what
 //! is old; the rings of smaller scopes share its events and drop them with it, so all of a resource's history
 //! together is bounded by [`MAX_BYTES`].
+//!
+//! Many watchers are not woken for every event: see [`Ring::wake`].
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,6 +29,12 @@ const MAX_EVENTS: usize = 65_536;
 const MAX_BYTES: usize = 64 << 20;
 /// What an event costs beside its objects.
 const OVERHEAD: usize = 256;
+/// Processor time that waking one watcher and writing to it takes, roughly, for server and client together.
+const WAKE_COST: Duration = Duration::from_micros(50);
+/// Watchers are let alone for no longer than this after they were woken …
+const MAX_REST: Duration = Duration::from_millis(50);
+/// … nor for less than this, which is as exact as timers are.
+const MIN_REST: Duration = Duration::from_millis(1);
 
 /// What happened to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,8 +58,22 @@ impl EventType {
     }
 }
 
-/// Identifies a rendering of an event: the row's address, the form, and the type as the watcher sees it.
-pub type RenderKey = (usize, u8, EventType);
+/// Identifies the form that a watcher wants: the row's number and which of its renderings.
+pub type Form = (u64, u8);
+
+/// Identifies a rendering of an event: the form, and the type as the watcher sees it.
+pub type RenderKey = (Form, EventType);
+
+/// Rendered events, one after the other.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// The rendered events; empty when the watcher is shown none of them.
+    pub bytes: Bytes,
+    /// How many there are in `bytes`.
+    pub events: u64,
+    /// Revision of the last event looked at: where to go on from.
+    pub last: u64,
+}
 
 /// One change of one object.
 #[derive(Debug)]
@@ -71,6 +94,11 @@ impl Event {
     /// A change that happened now.
     pub fn new(revision: u64, kind: EventType, entry: Arc<Entry>, previous: Option<Arc<Entry>>) -> Self {
         Self { revision, kind, entry, previous, at: Instant::now(), frames: Mutex::default() }
+    }
+
+    /// Whether the time that a rendering shows is still right.
+    pub fn is_recent(&self) -> bool {
+        self.at.elapsed() < Duration::from_secs(1)
     }
 
     /// The bytes of a rendering, made once for all watchers.
@@ -111,8 +139,39 @@ pub struct Ring {
     inner: RwLock<Inner>,
     /// Something was added that watchers were not woken for yet.
     dirty: AtomicBool,
+    watchers: AtomicU32,
+    /// Until when watchers are let alone.
+    rest: Mutex<Option<Instant>>,
+    /// The newest batch, by its form and the cursor that it begins after.
+    shared: Mutex<Option<(Form, u64, Batch)>>,
     /// Woken by [`Ring::wake`] and when the ring starts anew.
     pub changed: Notify,
+}
+
+/// A ring as a watcher holds it, which is counted.
+#[derive(Debug)]
+pub struct Seat(Arc<Ring>);
+
+impl Seat {
+    /// One watcher more.
+    pub fn new(ring: Arc<Ring>) -> Self {
+        ring.watchers.fetch_add(1, Ordering::Relaxed);
+        Self(ring)
+    }
+}
+
+impl Deref for Seat {
+    type Target = Ring;
+
+    fn deref(&self) -> &Ring {
+        &self.0
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.watchers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Ring {
@@ -144,10 +203,45 @@ impl Ring {
         !self.dirty.swap(true, Ordering::AcqRel)
     }
 
-    /// Wakes the watchers.
-    pub fn wake(&self) {
+    /// Wakes the watchers. Many of them are then let alone for as long as they are busy with what they were woken
+    /// for: waking them again for each event that comes meanwhile would cost a task, a record and a system call for
+    /// every event and watcher, where one for all these events does as well.
+    ///
+    /// # Errors
+    /// Before that time has passed, with when to come back.
+    pub fn wake(&self, now: Instant) -> Result<(), Instant> {
+        {
+            let mut rest = self.rest.lock();
+            if let Some(until) = rest.filter(|until| now < *until) {
+                return Err(until);
+            }
+            let cost = (WAKE_COST * self.watchers.load(Ordering::Relaxed)).min(MAX_REST);
+            *rest = (cost >= MIN_REST).then(|| now + cost);
+        }
         self.dirty.store(false, Ordering::Release);
         self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// What another watcher of the same form has made of the events after a cursor.
+    pub fn batch(&self, form: Form, cursor: u64) -> Option<Batch> {
+        let shared = self.shared.lock();
+        shared
+            .as_ref()
+            .filter(|(f, after, _)| (*f, *after) == (form, cursor))
+            .map(|(_, _, batch)| batch.clone())
+    }
+
+    /// Lets go of the shared batch: those whom it was for have taken it.
+    pub fn forget_batch(&self) {
+        *self.shared.lock() = None;
+    }
+
+    /// Gives the others what was made of the events after a cursor.
+    pub fn share_batch(&self, form: Form, cursor: u64, batch: &Batch) {
+        if self.watchers.load(Ordering::Relaxed) > 1 {
+            *self.shared.lock() = Some((form, cursor, batch.clone()));
+        }
     }
 
     /// Drops events up to a revision: the ring of everything has dropped them.
@@ -176,6 +270,7 @@ impl Ring {
     /// Forgets everything: history begins at `floor`. Watchers that are not there yet lag.
     pub fn reset(&self, floor: u64) {
         *self.inner.write() = Inner { floor, ..Inner::default() };
+        self.forget_batch();
         self.changed.notify_waiters();
     }
 
@@ -195,6 +290,12 @@ impl Ring {
         let start = inner.events.partition_point(|e| e.revision <= cursor);
         out.extend(inner.events.range(start..).take(max).cloned());
         Ok(())
+    }
+
+    /// Whether reading after the cursor would give anything, or an error.
+    pub fn has_after(&self, cursor: u64) -> bool {
+        let inner = self.inner.read();
+        cursor < inner.floor || inner.events.back().is_some_and(|e| e.revision > cursor)
     }
 
     /// The oldest revision that one can go on from.
@@ -299,11 +400,46 @@ mod tests {
     }
 
     #[test]
+    fn many_watchers_are_let_alone_for_a_while() {
+        let ring = Arc::new(Ring::default());
+        let now = Instant::now();
+        let few: Vec<_> = (0..10).map(|_| Seat::new(ring.clone())).collect();
+        assert!(ring.mark() && !ring.mark());
+        assert_eq!(ring.wake(now), Ok(()));
+        assert_eq!((ring.mark(), ring.wake(now)), (true, Ok(())), "a few do not rest");
+        let many: Vec<_> = (0..10_000).map(|_| Seat::new(ring.clone())).collect();
+        assert_eq!((ring.mark(), ring.wake(now)), (true, Ok(())), "who was idle is woken at once");
+        assert_eq!((ring.mark(), ring.wake(now + MIN_REST)), (true, Err(now + MAX_REST)));
+        assert!(!ring.mark(), "whoever was sent away comes back");
+        drop(many);
+        assert_eq!(ring.wake(now + MAX_REST), Ok(()));
+        assert_eq!((ring.mark(), ring.wake(now + MAX_REST)), (true, Ok(())));
+        drop(few);
+        assert_eq!(ring.watchers.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_batch_is_for_its_form_and_cursor() {
+        let ring = Arc::new(Ring::default());
+        let batch = Batch { bytes: Bytes::from_static(b"x"), events: 1, last: 7 };
+        let _one = Seat::new(ring.clone());
+        ring.share_batch((1, 0), 5, &batch);
+        assert!(ring.batch((1, 0), 5).is_none(), "there is nobody to share it with");
+        let _other = Seat::new(ring.clone());
+        ring.share_batch((1, 0), 5, &batch);
+        assert_eq!(ring.batch((1, 0), 5).map(|b| b.last), Some(7));
+        assert!(ring.batch((1, 1), 5).is_none() && ring.batch((2, 0), 5).is_none());
+        assert!(ring.batch((1, 0), 6).is_none());
+        ring.reset(20);
+        assert!(ring.batch((1, 0), 5).is_none());
+    }
+
+    #[test]
     fn a_frame_is_made_once() {
         let e = event(1);
         let mut made = 0;
         for _ in 0..3 {
-            let bytes = e.frame((1, 0, EventType::Added), || {
+            let bytes = e.frame(((1, 0), EventType::Added), || {
                 made += 1;
                 Ok::<_, ()>(Bytes::from_static(b"x"))
             });

@@ -5,7 +5,7 @@ pub mod histogram;
 pub mod storage;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
@@ -30,26 +30,85 @@ static SLI_SECONDS: [f64; 21] = [
     45.0, 60.0,
 ];
 
-/// What a request is counted as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
+/// What a request is counted as. It names its resource and does not refer to it: rows of custom resources come and go,
+/// their counters stay.
+#[derive(Debug, Default)]
+struct Key<'a> {
     /// In capitals, as Kubernetes reports it.
     verb: &'static str,
-    /// Address of the kind, which the series keeps alive; 0 for paths.
-    kind: usize,
-    /// Of the kind: one more than its number, 0 for the resource itself. Of paths: that of a health check.
-    sub: usize,
+    group: &'a str,
+    version: &'a str,
+    /// Empty for paths.
+    resource: &'a str,
+    /// Of a path: the health check.
+    subresource: &'a str,
     scope: &'static str,
     dry_run: bool,
+}
+
+impl Key<'_> {
+    /// What no other key has.
+    fn name(&self) -> String {
+        let parts = [self.verb, self.group, self.version, self.resource, self.subresource, self.scope];
+        let mut name = String::with_capacity(parts.iter().map(|p| p.len() + 1).sum::<usize>() + 1);
+        for part in parts {
+            name.push_str(part);
+            name.push(' ');
+        }
+        name.push(if self.dry_run { 'd' } else { '-' });
+        name
+    }
+}
+
+/// How often each status code was answered. The first codes that come up have places of their own; there are few.
+#[derive(Debug, Default)]
+struct Codes {
+    places: [(AtomicU16, AtomicU64); 12],
+    others: Mutex<Vec<(u16, u64)>>,
+}
+
+impl Codes {
+    fn count(&self, code: u16) {
+        for (place, count) in &self.places {
+            let there = match place.load(Ordering::Relaxed) {
+                0 => place
+                    .compare_exchange(0, code, Ordering::Relaxed, Ordering::Relaxed)
+                    .unwrap_or_else(|c| c),
+                there => there,
+            };
+            // An exchange answers what was there before: nothing, where the place is now this code's.
+            if there == code || there == 0 {
+                count.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        }
+        let mut others = self.others.lock();
+        match others.iter_mut().find(|(c, _)| *c == code) {
+            Some((_, n)) => *n += 1,
+            None => others.push((code, 1)),
+        }
+    }
+
+    fn all(&self) -> Vec<(u16, u64)> {
+        let places = self.places.iter().map(|(c, n)| (c.load(Ordering::Relaxed), n.load(Ordering::Relaxed)));
+        let mut all: Vec<_> = places.filter(|(code, _)| *code != 0).collect();
+        all.extend(self.others.lock().iter());
+        all.sort_unstable();
+        all
+    }
 }
 
 /// The counters of one key.
 #[derive(Debug)]
 pub struct Series {
-    key: Key,
-    kind: Option<Arc<Kind>>,
-    /// By status code. There are few.
-    codes: Mutex<Vec<(u16, u64)>>,
+    verb: &'static str,
+    group: Box<str>,
+    version: Box<str>,
+    resource: Box<str>,
+    subresource: Box<str>,
+    scope: &'static str,
+    dry_run: bool,
+    codes: Codes,
     seconds: Histogram,
     sli: Histogram,
     running: AtomicI64,
@@ -61,11 +120,16 @@ pub struct Series {
 const HEALTH: [&str; 3] = ["healthz", "livez", "readyz"];
 
 impl Series {
-    fn new(key: Key, kind: Option<Arc<Kind>>) -> Self {
+    fn new(key: &Key<'_>) -> Self {
         Self {
-            key,
-            kind,
-            codes: Mutex::default(),
+            verb: key.verb,
+            group: key.group.into(),
+            version: key.version.into(),
+            resource: key.resource.into(),
+            subresource: key.subresource.into(),
+            scope: key.scope,
+            dry_run: key.dry_run,
+            codes: Codes::default(),
             seconds: Histogram::new(&SECONDS),
             sli: Histogram::new(&SLI_SECONDS),
             running: AtomicI64::new(0),
@@ -80,25 +144,21 @@ impl Series {
         self.event_bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    fn subresource(&self) -> &str {
-        match (&self.kind, self.key.sub.checked_sub(1)) {
-            (_, None) => "",
-            (Some(kind), Some(n)) => kind.subresources.get(n).map_or("", |s| s.name.as_str()),
-            (None, Some(n)) => HEALTH.get(n).map_or("", |h| h),
-        }
+    /// Whether requests end when they are answered.
+    fn is_timed(&self) -> bool {
+        !matches!(self.verb, "WATCH" | "CONNECT")
     }
 
     /// Labels that all families share, by name.
     fn labels<'a>(&'a self, more: Labels<'a>) -> Vec<(&'a str, &'a str)> {
-        let kind = |part: fn(&Kind) -> &str| self.kind.as_deref().map_or("", part);
         let mut labels = vec![
             ("component", "apiserver"),
-            ("group", kind(|k| &k.group)),
-            ("resource", kind(|k| &k.plural)),
-            ("scope", self.key.scope),
-            ("subresource", self.subresource()),
-            ("verb", self.key.verb),
-            ("version", kind(|k| &k.version)),
+            ("group", &*self.group),
+            ("resource", &*self.resource),
+            ("scope", self.scope),
+            ("subresource", &*self.subresource),
+            ("verb", self.verb),
+            ("version", &*self.version),
         ];
         labels.extend(more);
         labels.sort_unstable();
@@ -152,7 +212,8 @@ fn scope(info: &RequestInfo) -> &'static str {
 /// Counters of a server.
 #[derive(Debug)]
 pub struct Metrics {
-    series: DashMap<Key, Arc<Series>>,
+    /// By the names of their keys.
+    series: DashMap<String, Arc<Series>>,
     /// Requests that were turned away, by being reads and being writes.
     rejected: [AtomicU64; 2],
     /// TLS handshakes that failed.
@@ -180,38 +241,36 @@ impl Metrics {
         apply: bool,
         connect: bool,
     ) -> Arc<Series> {
-        let sub = match kind {
-            Some(kind) => kind.subresources.iter().position(|s| s.name == info.subresource),
+        let verb = reported_verb(info, apply, connect);
+        let dry_run = info.param("dryRun").is_some();
+        let key = match kind {
+            Some(kind) => Key {
+                verb,
+                group: &kind.group,
+                version: &kind.version,
+                resource: &kind.plural,
+                subresource: kind.subresource(&info.subresource).map_or("", |s| &s.name),
+                scope: scope(info),
+                dry_run,
+            },
             None => {
                 let first = info.path.trim_start_matches('/').split('/').next();
-                HEALTH.iter().position(|h| Some(*h) == first)
+                let health = HEALTH.iter().find(|h| Some(**h) == first);
+                Key { verb, subresource: health.unwrap_or(&""), dry_run, ..Key::default() }
             }
         };
-        let key = Key {
-            verb: reported_verb(info, apply, connect),
-            kind: kind.map_or(0, |k| Arc::as_ptr(k) as usize),
-            sub: sub.map_or(0, |n| n + 1),
-            scope: if kind.is_some() { scope(info) } else { "" },
-            dry_run: info.param("dryRun").is_some(),
-        };
-        if let Some(series) = self.series.get(&key) {
+        let name = key.name();
+        if let Some(series) = self.series.get(&name) {
             return Arc::clone(&series);
         }
-        let new = || Arc::new(Series::new(key, kind.cloned()));
-        Arc::clone(&self.series.entry(key).or_insert_with(new))
+        Arc::clone(&self.series.entry(name).or_insert_with(|| Arc::new(Series::new(&key))))
     }
 
     /// A request is answered.
     pub fn end(&self, series: &Series, code: u16, took: Duration) {
-        {
-            let mut codes = series.codes.lock();
-            match codes.iter_mut().find(|(c, _)| *c == code) {
-                Some((_, n)) => *n += 1,
-                None => codes.push((code, 1)),
-            }
-        }
+        series.codes.count(code);
         // Requests that go on do so for as long as their clients like.
-        if !matches!(series.key.verb, "WATCH" | "CONNECT") {
+        if series.is_timed() {
             series.seconds.observe(took.as_secs_f64());
             series.sli.observe(took.as_secs_f64());
         }
@@ -290,7 +349,7 @@ impl Metrics {
 }
 
 fn dry_run(series: &Series) -> (&'static str, &'static str) {
-    ("dry_run", if series.key.dry_run { "All" } else { "" })
+    ("dry_run", if series.dry_run { "All" } else { "" })
 }
 
 fn write_requests(out: &mut Exposition, all: &[Arc<Series>]) {
@@ -299,9 +358,7 @@ fn write_requests(out: &mut Exposition, all: &[Arc<Series>]) {
                 scope, component, and HTTP response code.";
     out.family(name, "counter", help);
     for series in all {
-        let mut codes = series.codes.lock().clone();
-        codes.sort_unstable();
-        for (code, n) in codes {
+        for (code, n) in series.codes.all() {
             out.sample(name, &series.labels(&[("code", &code.to_string()), dry_run(series)]), n);
         }
     }
@@ -309,7 +366,7 @@ fn write_requests(out: &mut Exposition, all: &[Arc<Series>]) {
     let help = "Response latency distribution in seconds for each verb, dry run value, group, version, resource, \
                 subresource, scope and component.";
     out.family(name, "histogram", help);
-    let timed = || all.iter().filter(|s| !matches!(s.key.verb, "WATCH" | "CONNECT"));
+    let timed = || all.iter().filter(|s| s.is_timed());
     for series in timed() {
         series.seconds.write(out, name, &series.labels(&[dry_run(series)]));
     }
@@ -318,18 +375,18 @@ fn write_requests(out: &mut Exposition, all: &[Arc<Series>]) {
                 times) in seconds for each verb, group, version, resource, subresource, scope and component.";
     out.family(name, "histogram", help);
     // It has no label for dry runs, and they are nobody's service level.
-    for series in timed().filter(|s| !s.key.dry_run) {
+    for series in timed().filter(|s| !s.dry_run) {
         series.sli.write(out, name, &series.labels(&[]));
     }
     let name = "apiserver_longrunning_requests";
     let help = "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, \
                 scope and component. Not all requests are tracked this way.";
     out.family(name, "gauge", help);
-    let long = || all.iter().filter(|s| matches!(s.key.verb, "WATCH" | "CONNECT"));
+    let long = || all.iter().filter(|s| !s.is_timed());
     for series in long() {
         out.sample(name, &series.labels(&[]), series.running.load(Ordering::Relaxed));
     }
-    let watches = || all.iter().filter(|s| s.key.verb == "WATCH");
+    let watches = || all.iter().filter(|s| s.verb == "WATCH");
     let families = [
         ("apiserver_watch_events_total", "Number of events sent in watch clients"),
         ("apiserver_watch_events_bytes_total", "Bytes of events sent in watch clients"),
@@ -430,5 +487,16 @@ mod tests {
         assert!(after.contains("verb=\"GET\",version=\"v1\",le=\"0.025\"} 0\n"), "{after}");
         assert!(!after.contains(&format!("duration_seconds_count{{{exec}")), "{after}");
         assert_eq!(metrics.series.len(), 5, "names that clients make up are not kept");
+        // A definition that changes is another row of the same name.
+        count(Method::GET, pod, Some(&self::pods()), false, 200);
+        assert_eq!(metrics.series.len(), 5);
+    }
+
+    #[test]
+    fn any_number_of_codes() {
+        let codes = Codes::default();
+        let want: Vec<_> = (200..230).map(|code| (code, u64::from(code - 199))).collect();
+        want.iter().for_each(|(code, n)| (0..*n).for_each(|_| codes.count(*code)));
+        assert_eq!(codes.all(), want);
     }
 }

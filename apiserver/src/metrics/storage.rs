@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dashmap::DashMap;
 use hawser_api::exposition::Exposition;
-use hawser_api::kinds::Kind;
 use hawser_storage::{
     Error, KeyValue, ListOptions, ListResult, Precondition, Revision, Storage, WatchStream,
 };
@@ -19,8 +18,10 @@ use crate::kinds::KindsRegistry;
 
 /// Requests of one operation on one resource.
 struct Series {
-    /// None for keys of no resource.
-    kind: Option<Arc<Kind>>,
+    operation: &'static str,
+    /// Empty, as the resource is, for keys of no resource.
+    group: Box<str>,
+    resource: Box<str>,
     seconds: Histogram,
     errors: AtomicU64,
 }
@@ -29,14 +30,32 @@ struct Series {
 pub struct Measured {
     inner: Arc<dyn Storage>,
     kinds: Arc<KindsRegistry>,
-    /// By operation and the address of the kind, which the series keeps alive.
-    series: DashMap<(&'static str, usize), Arc<Series>>,
+    /// By operation, group and resource.
+    series: DashMap<String, Arc<Series>>,
 }
 
 impl Measured {
     /// Around an engine.
     pub fn new(inner: Arc<dyn Storage>, kinds: Arc<KindsRegistry>) -> Self {
         Self { inner, kinds, series: DashMap::new() }
+    }
+
+    fn series(&self, operation: &'static str, key: &str) -> Arc<Series> {
+        let table = self.kinds.load();
+        let kind = table.cache_of_key(key).map(|cache| cache.kind());
+        let (group, resource) = kind.map_or(("", ""), |k| (k.group.as_str(), k.plural.as_str()));
+        let name = [operation, group, resource].join(" ");
+        if let Some(series) = self.series.get(&name) {
+            return Arc::clone(&series);
+        }
+        let new = || Series {
+            operation,
+            group: group.into(),
+            resource: resource.into(),
+            seconds: Histogram::new(&SECONDS),
+            errors: AtomicU64::new(0),
+        };
+        Arc::clone(&self.series.entry(name).or_insert_with(|| Arc::new(new())))
     }
 
     async fn count<T>(
@@ -48,14 +67,7 @@ impl Measured {
         let begun = Instant::now();
         let result = work.await;
         let took = begun.elapsed().as_secs_f64();
-        let kind = self.kinds.load().cache_of_key(key).map(|c| Arc::clone(c.kind()));
-        let address = kind.as_ref().map_or(0, |k| Arc::as_ptr(k) as usize);
-        let found = self.series.get(&(operation, address)).map(|s| Arc::clone(&s));
-        let series = found.unwrap_or_else(|| {
-            let new =
-                || Arc::new(Series { kind, seconds: Histogram::new(&SECONDS), errors: AtomicU64::new(0) });
-            Arc::clone(&self.series.entry((operation, address)).or_insert_with(new))
-        });
+        let series = self.series(operation, key);
         series.seconds.observe(took);
         // A precondition that does not hold is an answer.
         if result.as_ref().is_err_and(|e| !matches!(e, Error::Conflict { .. } | Error::NotFound)) {
@@ -66,16 +78,7 @@ impl Measured {
 
     /// The families of requests to storage, named after etcd whatever the engine.
     pub fn write(&self, out: &mut Exposition) {
-        let all: Vec<_> = self.series.iter().map(|e| (e.key().0, Arc::clone(e.value()))).collect();
-        let labels = |operation: &'static str, s: &Arc<Series>| {
-            let (group, resource) =
-                s.kind.as_ref().map_or(("", ""), |k| (k.group.as_str(), k.plural.as_str()));
-            [
-                ("group", group.to_owned()),
-                ("operation", operation.to_owned()),
-                ("resource", resource.to_owned()),
-            ]
-        };
+        let all: Vec<_> = self.series.iter().map(|e| Arc::clone(e.value())).collect();
         let families: [(&str, &str, &str); 2] = [
             (
                 "etcd_request_duration_seconds",
@@ -90,9 +93,12 @@ impl Measured {
         ];
         for (name, kind, help) in families {
             out.family(name, kind, help);
-            for (operation, series) in &all {
-                let labels = labels(operation, series);
-                let labels: Vec<(&str, &str)> = labels.iter().map(|(n, v)| (*n, v.as_str())).collect();
+            for series in &all {
+                let labels = [
+                    ("group", &*series.group),
+                    ("operation", series.operation),
+                    ("resource", &*series.resource),
+                ];
                 if kind == "histogram" {
                     series.seconds.write(out, name, &labels);
                 } else {

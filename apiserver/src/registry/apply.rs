@@ -38,7 +38,7 @@ impl Configuration {
         let (mut value, twice) = match decode::parse_json(body, &mut dropped) {
             // JSON is YAML, and its duplicates are told in YAML's words.
             Ok(value) if dropped.messages.is_empty() => (value, Vec::new()),
-            Ok(value) => (value, decode::parse_yaml(body).map(|y| y.duplicates).unwrap_or_default()),
+            Ok(value) => (value, decode::parse_yaml(body).map(|yaml| yaml.duplicates).unwrap_or_default()),
             Err(_) => {
                 let yaml = decode::parse_yaml(body).map_err(|e| {
                     Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {e}"))
@@ -74,7 +74,7 @@ impl Configuration {
             }
             FieldValidation::Strict => Err(Status::bad_request(format!(
                 "error strict decoding YAML: error converting YAML to JSON: {}",
-                decode::yaml_errors(&self.twice)
+                decode::duplicates_error(&self.twice)
             ))),
         }
     }
@@ -214,8 +214,8 @@ mod tests {
     #[test]
     fn bodies() {
         let parse = |text: &str| Configuration::parse(&Bytes::copy_from_slice(text.as_bytes()));
-        let yaml = parse("a: 1.0\nb:\n- c: x\n  c: w\n---\nz: 1\n").expect("yaml");
-        assert_eq!(yaml.value, json!({"a": 1, "b": [{"c": "w"}]}));
+        let yaml = parse("a: 1.0\nb:\n- c: x\n  c: y\n---\nz: 1\n").expect("yaml");
+        assert_eq!(yaml.value, json!({"a": 1, "b": [{"c": "y"}]}));
         assert_eq!(yaml.twice, ["line 4: key \"c\" already set in map"]);
         let json = parse(r#"{"a": {"b": 1, "b": 2}}"#).expect("json");
         assert_eq!(json.value, json!({"a": {"b": 2}}));

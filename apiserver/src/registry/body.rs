@@ -135,7 +135,8 @@ impl Call<'_> {
             }
             FieldValidation::Strict => {
                 // What YAML has twice is one error.
-                let lines = Some(&dropped.lines).filter(|l| !l.is_empty()).map(|l| decode::yaml_errors(l));
+                let lines =
+                    Some(&dropped.lines).filter(|l| !l.is_empty()).map(|l| decode::duplicates_error(l));
                 let all: Vec<&str> =
                     lines.as_deref().into_iter().chain(dropped.messages.iter().map(String::as_str)).collect();
                 Err(Status::bad_request(format!("strict decoding error: {}", all.join(", "))))

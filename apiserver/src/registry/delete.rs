@@ -164,7 +164,11 @@ impl Registry {
     }
 }
 
-fn check_preconditions(
+/// Whether an object is the one that is meant.
+///
+/// # Errors
+/// 409.
+pub(super) fn check_preconditions(
     kind: &Arc<Kind>,
     name: &str,
     entry: &Entry,

@@ -5,19 +5,20 @@
 //! is cut off with `410 Expired`.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use hawser_api::status::Status;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::{Call, Registry, feed_status, reloading};
 use crate::cache::entry::Entry;
 use crate::cache::feed::{Feed, FeedError};
 use crate::cache::filter::Filter;
-use crate::cache::ring::{Event, EventType, Ring};
+use crate::cache::ring::{Batch, Event, EventType, Seat};
 use crate::cache::{LOST, ResourceCache, Scope};
 use crate::crd::convert::{Converter, webhook};
 use crate::kinds::Row;
@@ -48,8 +49,10 @@ enum Initial {
 pub struct Watch {
     feed: Arc<Feed>,
     cache: Arc<ResourceCache>,
-    ring: Arc<Ring>,
+    ring: Seat,
     filter: Filter,
+    /// Whether all that is in the ring is shown, so that what one watcher makes of it does for the others.
+    whole: bool,
     cursor: u64,
     renderer: Renderer,
     /// The row, and who converts its objects, where a webhook has to be asked.
@@ -60,6 +63,8 @@ pub struct Watch {
     bookmarks: bool,
     next_bookmark: Instant,
     deadline: Instant,
+    /// Runs for as long as the watch does, so that waiting does not begin with setting a timer.
+    timer: Pin<Box<Sleep>>,
     failure: Option<Status>,
     done: bool,
     /// Events given out of which nobody was told yet.
@@ -110,26 +115,29 @@ impl Registry {
         } else {
             revision.filter(|r| *r > 0).unwrap_or_else(|| cache.revision().max(seen))
         };
-        let ring = cache.ring(&scope, cursor);
+        let ring = Seat::new(cache.ring(&scope, cursor));
         if cursor < ring.floor() {
             failure = failure.or_else(|| Some(too_old(cursor, cache.floor())));
         }
         let now = Instant::now();
         let timeout = options.timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()));
         let deadline = now + timeout;
+        let conversion = webhook(&call.row.kind).map(|_| (call.row.clone(), self.converter.clone()));
         let mut watch = Watch {
             feed: self.feed.clone(),
             cache,
             ring,
+            whole: conversion.is_none() && filter.is_scope(&scope),
             filter,
             cursor,
             renderer,
-            conversion: webhook(&call.row.kind).map(|_| (call.row.clone(), self.converter.clone())),
+            conversion,
             initial,
             initial_end: (options.send_initial_events == Some(true) && options.bookmarks).then_some(cursor),
             bookmarks: options.bookmarks,
             next_bookmark: deadline,
             deadline,
+            timer: Box::pin(tokio::time::sleep_until(deadline)),
             failure,
             done: false,
             given: 0,
@@ -179,50 +187,75 @@ impl Watch {
             if let Some(revision) = self.initial_end.take() {
                 return Some(self.renderer.bookmark(revision, true));
             }
-            let ring = self.ring.clone();
-            let mut changed = std::pin::pin!(ring.changed.notified());
+            match self.batch().await {
+                Ok(Some(batch)) => {
+                    self.cursor = batch.last;
+                    if !batch.bytes.is_empty() {
+                        self.given += batch.events;
+                        return Some(batch.bytes);
+                    }
+                }
+                Ok(None) => {
+                    if let Some(bookmark) = self.wait().await {
+                        return Some(bookmark);
+                    }
+                }
+                Err(status) => self.failure = Some(status),
+            }
+        }
+    }
+
+    /// What is made of the events after the cursor; None when there are none.
+    async fn batch(&mut self) -> Result<Option<Batch>, Status> {
+        let form = if self.whole { self.renderer.form() } else { None };
+        if let Some(batch) = form.and_then(|form| self.ring.batch(form, self.cursor)) {
+            return Ok(Some(batch));
+        }
+        let mut events = Vec::new();
+        let read = self.ring.read(self.cursor, BATCH, &mut events);
+        read.map_err(|lagged| too_old(self.cursor, lagged.floor))?;
+        if events.is_empty() {
+            return Ok(None);
+        }
+        if let Some((row, converter)) = self.conversion.clone() {
+            return self.converted(&events, &row, &converter).await.map(Some);
+        }
+        let batch = self.rendered(&events)?;
+        if let Some(form) = form {
+            self.ring.share_batch(form, self.cursor, &batch);
+        }
+        Ok(Some(batch))
+    }
+
+    /// Waits until there may be something to read. Answers a bookmark when it is time for one.
+    async fn wait(&mut self) -> Option<Bytes> {
+        {
+            let mut changed = std::pin::pin!(self.ring.changed.notified());
             // Listening begins before looking, so that nothing falls between.
             changed.as_mut().enable();
-            if self.feed.is_stopped() {
-                return None;
-            }
             let seen = self.feed.seen();
-            let mut events = Vec::new();
-            if let Err(lagged) = self.ring.read(self.cursor, BATCH, &mut events) {
-                self.failure = Some(too_old(self.cursor, lagged.floor));
-                continue;
-            }
-            if !events.is_empty() {
-                let chunk = match self.conversion.clone() {
-                    None => self.chunk(&events),
-                    Some((row, converter)) => self.converted_chunk(&events, &row, &converter).await,
-                };
-                match chunk {
-                    Ok(Some(chunk)) => return Some(chunk),
-                    Ok(None) => {}
-                    Err(status) => self.failure = Some(status),
-                }
-                continue;
+            if self.feed.is_stopped() || self.ring.has_after(self.cursor) {
+                return None;
             }
             // Everything up to `seen` was applied before it was read, and nothing of it is left.
             self.cursor = self.cursor.max(seen);
             let wake = if self.bookmarks { self.next_bookmark.min(self.deadline) } else { self.deadline };
+            if self.timer.deadline() != wake {
+                self.timer.as_mut().reset(wake);
+            }
             tokio::select! {
-                () = changed => {}
-                () = tokio::time::sleep_until(wake) => {
-                    let now = Instant::now();
-                    if now >= self.deadline {
-                        self.done = true;
-                    } else {
-                        self.schedule_bookmark(now);
-                        // Nothing can be said of a revision that is still to come.
-                        if self.cursor <= self.feed.seen() {
-                            return Some(self.renderer.bookmark(self.cursor, false));
-                        }
-                    }
-                }
+                () = changed => return None,
+                () = self.timer.as_mut() => {}
             }
         }
+        let now = Instant::now();
+        if now >= self.deadline {
+            self.done = true;
+            return None;
+        }
+        self.schedule_bookmark(now);
+        // Nothing can be said of a revision that is still to come.
+        (self.cursor <= self.feed.seen()).then(|| self.renderer.bookmark(self.cursor, false))
     }
 
     fn schedule_bookmark(&mut self, now: Instant) {
@@ -281,15 +314,16 @@ impl Watch {
         Ok((!out.is_empty()).then(|| out.freeze()))
     }
 
-    /// Renders events; None when none of them concerns this watcher.
-    fn chunk(&mut self, events: &[Arc<Event>]) -> Result<Option<Bytes>, Status> {
+    /// Renders events.
+    fn rendered(&mut self, events: &[Arc<Event>]) -> Result<Batch, Status> {
         let mut only: Option<Bytes> = None;
         let mut out = BytesMut::new();
+        let (mut count, mut last) = (0, self.cursor);
         for event in events {
-            self.cursor = event.revision;
-            let Some((kind, entry)) = self.as_seen(event) else { continue };
+            last = event.revision;
+            let Some((kind, entry)) = as_seen(&self.filter, event) else { continue };
             let frame = self.renderer.shared_event(event, kind, entry)?;
-            self.given += 1;
+            count += 1;
             match only.take() {
                 None if out.is_empty() => only = Some(frame),
                 None => out.extend_from_slice(&frame),
@@ -303,40 +337,45 @@ impl Watch {
                 break;
             }
         }
-        Ok(only.or_else(|| (!out.is_empty()).then(|| out.freeze())))
+        Ok(Batch { bytes: only.unwrap_or_else(|| out.freeze()), events: count, last })
     }
 
     /// Renders events whose objects a webhook has to convert first. These frames are this watcher's own.
-    async fn converted_chunk(
+    async fn converted(
         &mut self,
         events: &[Arc<Event>],
         row: &Row,
         converter: &Converter,
-    ) -> Result<Option<Bytes>, Status> {
+    ) -> Result<Batch, Status> {
         let (mut seen, mut entries) = (Vec::new(), Vec::new());
         for event in events {
-            self.cursor = event.revision;
-            if let Some((kind, entry)) = self.as_seen(event) {
+            if let Some((kind, entry)) = as_seen(&self.filter, event) {
                 seen.push((kind, event.revision));
                 entries.push(entry.clone());
             }
         }
+        let mut batch = Batch {
+            bytes: Bytes::new(),
+            events: seen.len() as u64,
+            last: events.last().map_or(self.cursor, |e| e.revision),
+        };
         let mut out = BytesMut::new();
         for ((kind, revision), entry) in seen.into_iter().zip(converter.present(row, entries).await?) {
             out.extend_from_slice(&self.renderer.event(kind, &entry, revision)?);
         }
-        Ok((!out.is_empty()).then(|| out.freeze()))
+        batch.bytes = out.freeze();
+        Ok(batch)
     }
+}
 
-    /// What an event is to this watcher: an object that begins to match is added, one that ceases to is deleted.
-    fn as_seen<'e>(&self, event: &'e Event) -> Option<(EventType, &'e Arc<Entry>)> {
-        let now = event.kind != EventType::Deleted && self.filter.matches(&event.entry);
-        let before = event.previous.as_ref().filter(|p| self.filter.matches(p));
-        match (now, before) {
-            (true, Some(_)) => Some((EventType::Modified, &event.entry)),
-            (true, None) => Some((EventType::Added, &event.entry)),
-            (false, Some(previous)) => Some((EventType::Deleted, previous)),
-            (false, None) => None,
-        }
+/// What an event is to a watcher: an object that begins to match is added, one that ceases to is deleted.
+fn as_seen<'e>(filter: &Filter, event: &'e Event) -> Option<(EventType, &'e Arc<Entry>)> {
+    let now = event.kind != EventType::Deleted && filter.matches(&event.entry);
+    let before = event.previous.as_ref().filter(|p| filter.matches(p));
+    match (now, before) {
+        (true, Some(_)) => Some((EventType::Modified, &event.entry)),
+        (true, None) => Some((EventType::Added, &event.entry)),
+        (false, Some(previous)) => Some((EventType::Deleted, previous)),
+        (false, None) => None,
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use serde_json::Value;
 
 use super::forward::{Target, forward, is_upgrade};
+use super::messages::Socket;
 use super::{Shared, location, options};
 use crate::access::{Attributes, Authorizer, Connector, Decision, UserInfo};
 use crate::authz::{Authorizers, forbidden};
@@ -47,8 +48,18 @@ impl PodStreams {
         &self,
         info: &RequestInfo,
         pod: &Value,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Body>, Status> {
+        let socket = Socket::asked(&mut request)?;
+        let response = self.logged(info, pod, request.uri().clone()).await?;
+        Ok(match socket {
+            Some(socket) => socket.answer(response.into_body()),
+            None => response,
+        })
+    }
+
+    /// What a container has logged, as the kubelet answers it.
+    async fn logged(&self, info: &RequestInfo, pod: &Value, uri: Uri) -> Result<Response<Body>, Status> {
         let query = options::log_query(info)?;
         let container = location::container(pod, info.param("container").unwrap_or(""))?;
         let (namespace, name) = (encode(&info.namespace), encode(&info.name));
@@ -61,10 +72,9 @@ impl PodStreams {
             return Ok(empty);
         };
         // The kubelet gets a request of the server's own: no headers of the caller concern it.
-        let (parts, _) = request.into_parts();
         let mut plain = Request::new(Body::Empty);
         *plain.method_mut() = Method::GET;
-        *plain.uri_mut() = parts.uri;
+        *plain.uri_mut() = uri;
         let mut response = forward(plain, &target).await?;
         if !response.status().is_success() {
             return Err(kubelet_error(response).await);

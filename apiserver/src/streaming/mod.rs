@@ -4,6 +4,7 @@
 mod forward;
 mod kubelet;
 mod location;
+mod messages;
 mod options;
 mod proxy;
 mod rewrite;

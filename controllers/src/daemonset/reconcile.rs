@@ -77,7 +77,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
             return plan;
         }
     };
-    let claims = claim(set, &selector, &view.candidates, |_| true);
+    let claims = claim(set, &selector, None, &view.candidates, |_| true);
     if !claims.acts.is_empty() {
         plan.actions.push(Step::Parallel(claims.acts));
     }

@@ -75,7 +75,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
         return plan;
     }
 
-    let claims = claim(deployment, &selector, &view.candidates, |_| true);
+    let claims = claim(deployment, &selector, None, &view.candidates, |_| true);
     if !claims.acts.is_empty() {
         // What was just adopted is looked at again as one's own.
         plan.actions.push(Step::Parallel(claims.acts));

@@ -21,14 +21,14 @@ use crate::runner::{Controller, Failure, Queue, ViewError};
 
 pub use reconcile::{View, reconcile};
 
-/// Before the name of a pod in keys of pods whose Job is gone; no object's name holds a colon.
+/// Before the name of a pod in keys of pods that have no Job; no object's name holds a colon.
 const POD: &str = "pod:";
 
 /// What a decision rests on.
 pub enum Look {
     /// A Job and its pods.
     Job(View),
-    /// A pod that still carries our finalizer although its Job is gone.
+    /// A pod that still carries our finalizer although it has no Job, or one that is gone.
     Stray(Arc<Pod>),
 }
 
@@ -50,7 +50,7 @@ pub fn ended(job: &Job) -> Option<&JobCondition> {
     condition(job, "Complete").or_else(|| condition(job, "Failed"))
 }
 
-/// The controller. Keys are Jobs, and pods whose Job is gone.
+/// The controller. Keys are Jobs, and pods that have no Job to count them.
 pub struct Jobs {
     caches: Arc<Caches>,
 }
@@ -77,20 +77,21 @@ impl Jobs {
             .flat_map(|bucket| self.caches.jobs.by_index(BY_SELECTOR, bucket))
             .filter(|job| selects(job))
             .map(|job| Key::of(job.as_ref()))
+            .chain(self.is_stray(pod).then(|| pod_key(pod)))
             .collect()
     }
 }
 
 impl Jobs {
-    /// Whether the pod waits to be counted by a Job that is gone.
+    /// Whether the pod waits to be counted by a Job that is gone, or by none. Who adopts a pod adds the finalizer.
     fn is_stray(&self, pod: &Pod) -> bool {
-        let owner = object::controller_ref(&pod.metadata)
-            .filter(|owner| owner.kind == "Job" && owner.api_version.starts_with("batch/"));
-        let Some(owner) = owner.filter(|_| object::has_finalizer(&pod.metadata, TRACKING)) else {
+        if !object::has_finalizer(&pod.metadata, TRACKING) {
             return false;
-        };
+        }
+        let Some(owner) = object::controller_ref(&pod.metadata) else { return true };
+        let ours = owner.kind == "Job" && owner.api_version.starts_with("batch/");
         let job = self.caches.jobs.get(&Key::new(object::namespace(pod), &owner.name));
-        job.is_none_or(|job| object::uid(job.as_ref()) != owner.uid)
+        ours && job.is_none_or(|job| object::uid(job.as_ref()) != owner.uid)
     }
 }
 

@@ -68,7 +68,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
         return plan;
     }
     let Some(selector) = spec.selector.as_ref().and_then(object::selector) else { return plan };
-    let claims = claim(job, &selector, &view.candidates, |pod| !pods::is_terminal(pod));
+    let claims = claim(job, &selector, Some(TRACKING), &view.candidates, |pod| !pods::is_terminal(pod));
     if !claims.acts.is_empty() {
         plan.actions.push(Step::Parallel(claims.acts));
     }

@@ -317,3 +317,30 @@ async fn pods_of_a_job_that_is_gone_are_let_go() {
     let left = h.model.lock().list::<Pod>();
     assert!(left.iter().all(|p| p.metadata.finalizers.as_ref().is_none_or(Vec::is_empty)), "{left:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn released_pods_are_not_held_and_adopted_ones_are() {
+    let mut h = harness();
+    h.model.lock().put(&job(|_| {}));
+    h.settle(100).await;
+    let first = name(&active(&h)[0]).to_owned();
+    let of_job = |h: &Harness<Jobs>| {
+        let pod = h.model.lock().get::<Pod>("ns", &first).unwrap();
+        (object::controller_ref(&pod.metadata).is_some(), object::has_finalizer(&pod.metadata, TRACKING))
+    };
+    assert_eq!(of_job(&h), (true, true));
+    h.model.lock().edit::<Pod>("ns", &first, |p| p.metadata.labels = None);
+    h.settle(100).await;
+    assert_eq!(of_job(&h), (false, false), "released");
+    // The Job has made another pod instead, and takes this one back first.
+    h.model.lock().edit::<Pod>("ns", &first, |p| p.metadata.labels = labels());
+    h.deliver();
+    let taken = h.plan(&Key::new("ns", "job")).await;
+    assert!(format!("{taken:?}").contains(TRACKING), "{taken:?}");
+    h.model.lock().edit::<Pod>("ns", &first, |p| {
+        p.metadata.labels = None;
+        p.metadata.finalizers = Some(vec![TRACKING.into()]);
+    });
+    h.settle(100).await;
+    assert_eq!(of_job(&h), (false, false), "a stray");
+}

@@ -40,7 +40,7 @@ pub fn reconcile<K: Replicates>(view: &View<K>, now: Timestamp) -> Plan {
 
     let (ended, living): (Vec<_>, Vec<_>) =
         view.candidates.iter().cloned().partition(|pod| !pods::is_active(pod));
-    let Claims { claimed: mut pods, acts } = claim(set, &selector, &living, |_| true);
+    let Claims { claimed: mut pods, acts } = claim(set, &selector, None, &living, |_| true);
     if !acts.is_empty() {
         plan.actions.push(Step::Parallel(acts));
     }

@@ -91,7 +91,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
         }
     };
     // Only pods of the right name are adopted.
-    let claims = claim(set, &selector, &view.candidates, |p| pod::ordinal_of(set, p).is_some());
+    let claims = claim(set, &selector, None, &view.candidates, |p| pod::ordinal_of(set, p).is_some());
     if !claims.acts.is_empty() {
         plan.actions.push(Step::Parallel(claims.acts));
     }

@@ -49,11 +49,25 @@ pub fn prepare(spec: &ProcessSpec) -> io::Result<()> {
         process::set_rlimit(*resource, *soft, *hard).map_err(context("set resource limit"))?;
     }
     if let Some(score) = spec.oom_score_adj {
-        fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(context("set oom_score_adj"))?;
+        set_oom_score(score).map_err(context("set oom_score_adj"))?;
     }
     match process::new_session_keyring() {
         Err(e) if e.raw_os_error() != Some(libc::ENOSYS) => Err(context("make session keyring")(e)),
         _ => Ok(()),
+    }
+}
+
+/// Sets the score by which the kernel picks whom to kill. To lower it below what it was needs CAP_SYS_RESOURCE
+/// (proc_pid_oom_score_adj(5)); a runtime without it, as in a user namespace, leaves the lowest there is, the inherited
+/// one, as other runtimes do there.
+fn set_oom_score(score: i32) -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    match fs::write(FILE, score.to_string()) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let inherited = fs::read_to_string(FILE)?.trim().parse::<i32>();
+            if inherited.is_ok_and(|inherited| score < inherited) { Ok(()) } else { Err(e) }
+        }
+        written => written,
     }
 }
 

@@ -27,6 +27,8 @@ const CHUNK_REVISIONS: usize = 1024;
 const CHUNK_BYTES: usize = 1 << 20;
 /// A list that reads more rows than this from the table goes to a thread where it may block.
 const INLINE_ROWS: usize = 32;
+/// A list that needs at least one of so many rows in its range reads the range.
+const SCAN_SHARE: Revision = 8;
 
 pub(crate) struct State {
     pub index: Index,
@@ -110,12 +112,26 @@ fn read_rows(mut found: Vec<Found>, reader: &Reader) -> Result<Vec<KeyValue>, Er
         }
     }
     misses.sort_unstable();
-    for (revision, n) in misses {
-        let value =
-            reader.get(revision, |r| Bytes::copy_from_slice(r.value))?.ok_or_else(|| lost(revision))?;
-        if let Found::InTable(key, version) = &found[n] {
+    let mut take = |n: usize, revision, value: &[u8]| {
+        if let Some(Found::InTable(key, version)) = found.get(n) {
             let (key, create_revision) = (key.clone(), version.create);
+            let value = Bytes::copy_from_slice(value);
             found[n] = Found::Here(KeyValue { key, value, create_revision, mod_revision: revision });
+        }
+    };
+    let span = misses.first().zip(misses.last()).map_or(0, |(first, last)| last.0 - first.0);
+    if span / SCAN_SHARE < misses.len() as Revision && misses.len() > INLINE_ROWS {
+        // Most of what lies between is wanted: one way through the table instead of a search for each row.
+        let mut wanted = misses.iter().copied().peekable();
+        reader.scan(misses[0].0..=misses[0].0 + span, |record| {
+            if let Some((revision, n)) = wanted.next_if(|(revision, _)| *revision == record.revision) {
+                take(n, revision, record.value);
+            }
+            Ok(wanted.peek().is_none_or(|(revision, _)| *revision > record.revision))
+        })?;
+    } else {
+        for (revision, n) in misses {
+            reader.get(revision, |r| take(n, revision, r.value))?;
         }
     }
     let whole = found.into_iter().map(|item| match item {

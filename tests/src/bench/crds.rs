@@ -83,7 +83,7 @@ async fn define(wire: &mut Wire, prefix: &str, number: usize) -> Result<Duration
 }
 
 async fn wait_served(wire: &mut Wire, prefix: &str, number: usize) -> Result<()> {
-    let path = format!("/apis/{prefix}{number}.bench.example.com/v1/widgets");
+    let path = format!("/apis/{prefix}-{number}.bench.example.com/v1/widgets");
     let begun = Instant::now();
     loop {
         let (status, _) = wire.send(http::Method::GET, &path, "application/json", Bytes::new()).await?;
@@ -98,7 +98,7 @@ async fn wait_served(wire: &mut Wire, prefix: &str, number: usize) -> Result<()>
 
 /// A definition of ordinary size: some twenty fields, in a group of its own.
 fn definition(prefix: &str, number: usize) -> Bytes {
-    let group = format!("{prefix}{number}.bench.example.com");
+    let group = format!("{prefix}-{number}.bench.example.com");
     let fields: serde_json::Map<String, Value> = (0..20)
         .map(|n| {
             let description =

@@ -38,6 +38,11 @@ impl Report {
         self.lines.push(line);
     }
 
+    /// Tells a figure that has no target.
+    pub fn note(&self, what: &str, value: f64, unit: &str) {
+        eprintln!("  {what}: {} {unit}", number(value));
+    }
+
     /// All lines as a table.
     pub fn table(&self) -> Table {
         let mut table = Table::new();

@@ -6,8 +6,8 @@ use hawser_api::status::{FieldError, Status};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::set_condition;
 use crate::access::Operation;
-use crate::hooks;
 use crate::kinds::Row;
 use crate::options::WriteOptions;
 use crate::registry::modify::Manner;
@@ -112,7 +112,8 @@ impl Registry {
             for (key, value) in binding.labels().iter() {
                 pod.set_path(&["metadata", "labels", key], json!(value));
             }
-            scheduled(&mut pod);
+            // A scheduler has decided.
+            set_condition(&mut pod, json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null}));
             Ok(pod)
         })
         .await?;
@@ -120,20 +121,6 @@ impl Registry {
         done.status = "Success".into();
         Ok(Answer::Done(Box::new(done)))
     }
-}
-
-/// Sets the condition that tells that a scheduler has decided.
-fn scheduled(pod: &mut Value) {
-    let mut conditions = pod.items_at("status.conditions").to_vec();
-    let now = hooks::now();
-    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null,
-        "lastTransitionTime": now});
-    match conditions.iter_mut().find(|c| c.str_at("type") == "PodScheduled") {
-        Some(c) if c.str_at("status") == "True" => {}
-        Some(c) => *c = condition,
-        None => conditions.push(condition),
-    }
-    pod.set_path(&["status", "conditions"], Value::Array(conditions));
 }
 
 /// Whether a row is the older collection of bindings, whose POST binds the pod that the body names.

@@ -9,11 +9,13 @@ use hawser_api::status::Status;
 use hawser_storage::{Error as StorageError, Precondition};
 use serde_json::{Value, json};
 
+use super::set_condition;
 use crate::access::GroupResource;
 use crate::cache::ResourceCache;
 use crate::cache::entry::{Entry, Facts};
 use crate::hooks;
 use crate::options::{DeleteOptions, WriteOptions};
+use crate::registry::delete::check_preconditions;
 use crate::registry::{Answer, Call, Registry, feed_status, reloading, storage_status};
 
 /// How often a budget is tried when others use it too.
@@ -38,10 +40,37 @@ impl Registry {
         if !self.needs_no_budget(&pod) {
             self.use_budget(call, &pod, delete.dry_run).await?;
         }
+        if !delete.dry_run {
+            let marked = self.mark_evicted(call, &delete).await?;
+            if delete.resource_version.is_some() {
+                delete.resource_version = Some(marked.to_string());
+            }
+        }
         self.delete_one(call, &name, &delete).await?;
         let mut done = Status::failure(201, "", "");
         done.status = "Success".into();
         Ok(Answer::Done(Box::new(done)))
+    }
+
+    /// Notes in the pod that its end is a disruption and no failure of its own (KEP-3329). Answers its new revision.
+    async fn mark_evicted(&self, call: &Call<'_>, options: &DeleteOptions) -> Result<u64, Status> {
+        let (cache, kind, name) = (call.cache()?, call.row.stored_kind(), &call.info.name);
+        let key = cache.storage_key(call.namespace(), name);
+        for _ in 0..ATTEMPTS {
+            let entry = self.current(call, name).await?;
+            let mut pod = entry.decode().map_err(Status::internal)?;
+            check_preconditions(kind, name, &entry, &pod, options)?;
+            let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+                "message": "Eviction API: evicting", "lastProbeTime": null});
+            set_condition(&mut pod, condition);
+            let (value, facts) = (cache.head().encode(&pod), Facts::of(cache.kind(), &pod));
+            match self.feed.put(&key, value, facts, Precondition::ModRevision(entry.revision)).await {
+                Ok(revision) => return Ok(revision),
+                Err(StorageError::Conflict { .. }) => {}
+                Err(e) => return Err(storage_status(&e)),
+            }
+        }
+        Err(call.stale(name))
     }
 
     /// Pods that are over, have not begun, or are going already disturb nobody.

@@ -60,7 +60,7 @@ async fn fresh(binary: &Path) -> Result<(TempDir, Server, Endpoint)> {
     Ok((directory, server, endpoint))
 }
 
-/// A ConfigMap of about 600 bytes as the server answers it.
+/// A ConfigMap of the smallest size.
 fn configmap(name: &str, value: &str) -> Bytes {
     let body = format!(
         r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"key":"value-{value}"}}}}"#

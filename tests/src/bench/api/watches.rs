@@ -24,7 +24,7 @@ const ROUNDS: usize = 5;
 /// Watches that share a connection of HTTP/2 (Go's client opens another one from this number on).
 const PER_CONNECTION: usize = 250;
 const IDLE_WATCHES: usize = 5_000;
-const UPDATES: usize = 300;
+const UPDATES: usize = 1_000;
 /// How long deliveries may take before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -87,10 +87,11 @@ async fn revision(endpoint: &Endpoint) -> Result<String> {
 }
 
 async fn deliveries(binary: &Path, report: &mut Report) -> Result<()> {
-    let (_directory, _server, endpoint) = fresh(binary).await?;
+    let (_directory, server, endpoint) = fresh(binary).await?;
     let from = revision(&endpoint).await?;
     let count = Count::new();
     let mut watchers = JoinSet::new();
+    let before = cpu(server.pid())?;
     for _ in 0..WATCHERS {
         let mut wire = endpoint.connect().await?;
         let body = wire.open(&format!("{CONFIGMAPS}?watch=true&resourceVersion={from}")).await?;
@@ -108,6 +109,9 @@ async fn deliveries(binary: &Path, report: &mut Report) -> Result<()> {
     let median = crate::report::percentile(&mut rates, 0.5);
     let rate = super::rate(WATCHERS * EVENTS, median);
     report.add("deliveries, 100 watchers × 1,000 creates", rate, "/s", Target::AtLeast(600_000.0));
+    let after = cpu(server.pid())?;
+    let used = (after.0 + after.1).saturating_sub(before.0 + before.1).as_secs_f64();
+    report.note("processor time of the server for each round", used * 1e3 / ROUNDS as f64, "ms");
     watchers.abort_all();
     Ok(())
 }
@@ -157,6 +161,9 @@ async fn one_object(binary: &Path, report: &mut Report) -> Result<()> {
     // "Plus the bytes written": what the kernel needs for them at least, a write for each connection and update.
     let writes = UPDATES * 1_000usize.div_ceil(PER_CONNECTION);
     let writing = tokio::task::spawn_blocking(move || sending(bytes, writes)).await??;
+    for (what, time) in [("of 10", few), ("of 1,000", many), ("of writing", writing)] {
+        report.note(&format!("processor time {what}"), time.as_secs_f64() * 1e3, "ms");
+    }
     let ratio = many.saturating_sub(writing).as_secs_f64() / few.as_secs_f64().max(0.01);
     report.add(
         "CPU of 1,000 watchers of one object over that of 10, less the writing",
