@@ -16,6 +16,11 @@ def before_load_schema(context, schema):
     known = schema.get("components", {}).get("schemas", {})
     reference = {"$ref": f"#/components/schemas/{STATUS}"} if STATUS in known else {"type": "object"}
     refusal = {"description": "Refused", "content": {"application/json": {"schema": reference}}}
+    # Go writes an empty list that is always written as null (the rules of an aggregated ClusterRole).
+    for kind in known.values():
+        for field in kind.get("properties", {}).values():
+            if field.get("type") == "array":
+                field["nullable"] = True
     for path in [p for p in schema["paths"] if any(w in p for w in WATCHES)]:
         del schema["paths"][path]
     for item in schema["paths"].values():
