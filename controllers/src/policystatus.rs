@@ -153,7 +153,7 @@ mod tests {
     use crate::testing::Harness;
     use serde_json::json;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_policy_is_checked_once_for_each_generation() {
         let mut h = Harness::new(PolicyStatus::new);
         let policy = |expression: &str, generation: i64| -> ValidatingAdmissionPolicy {

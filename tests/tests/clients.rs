@@ -26,34 +26,25 @@ async fn scenario(program: &str, script: &str, more: &[(&str, &str)]) -> Result<
     Ok(())
 }
 
-/// Whether a program runs. Continuous integration insists on those that it installs.
-fn runs(program: &str, arguments: &[&str], in_ci: bool) -> Result<bool> {
-    let found = Command::new(program).args(arguments).output().is_ok_and(|out| out.status.success());
-    if !found {
-        ensure!(!in_ci || std::env::var_os("CI").is_none(), "no {program} on this machine, and CI needs it");
-        eprintln!("skipped: {program} {} does not run on this machine", arguments.join(" "));
-    }
-    Ok(found)
-}
-
 /// `HAWSER_KUBECTL` names other versions than the one of the path, separated by colons.
 #[tokio::test(flavor = "multi_thread")]
 async fn kubectl() -> Result<()> {
     let versions = std::env::var("HAWSER_KUBECTL").unwrap_or_else(|_| "kubectl".into());
     for version in versions.split(':') {
-        if runs(version, &["version", "--client"], true)? {
-            scenario("bash", "kubectl-api.sh", &[("KUBECTL", version)]).await?;
+        if version == "kubectl" && !Command::new(version).arg("version").output().is_ok() {
+            // Debian has no kubectl that is new enough, so only continuous integration insists on it.
+            ensure!(std::env::var_os("CI").is_none(), "no kubectl on this machine, and CI needs it");
+            eprintln!("skipped: no kubectl on this machine");
+            continue;
         }
+        scenario("bash", "kubectl-api.sh", &[("KUBECTL", version)]).await?;
     }
     Ok(())
 }
 
-/// `HAWSER_PYTHON` names an interpreter that has the package `kubernetes`.
+/// `HAWSER_PYTHON` names another interpreter that has the package `kubernetes`; Debian's is of python3-kubernetes.
 #[tokio::test(flavor = "multi_thread")]
 async fn python() -> Result<()> {
-    let python = std::env::var("HAWSER_PYTHON").unwrap_or_else(|_| "python3".into());
-    if runs(&python, &["-c", "import kubernetes"], false)? {
-        scenario(&python, "python_client.py", &[]).await?;
-    }
-    Ok(())
+    let python = std::env::var("HAWSER_PYTHON").unwrap_or_else(|_| "/usr/bin/python3".into());
+    scenario(&python, "python_client.py", &[]).await
 }

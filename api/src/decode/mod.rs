@@ -276,8 +276,8 @@ fn check_base64(s: &str) -> Result<(), DecodeError> {
 /// Whether a set value is written as if it were absent.
 fn vanishes(field: &Field, value: &Value) -> bool {
     match value {
-        // Empty lists and maps vanish, as in the encoding that Kubernetes stores; an always written one becomes null.
-        Value::Array(a) => a.is_empty(),
+        // An always written list keeps "[]"; others vanish when empty, as do maps, but not objects.
+        Value::Array(a) => a.is_empty() && field.presence != Presence::AlwaysNull,
         Value::Object(m) => m.is_empty() && matches!(field.ty.shape(), Shape::Map(_)),
         Value::String(s) => s.is_empty() && field.presence == Presence::WhenNotZero,
         Value::Bool(b) => !b && field.presence == Presence::WhenNotZero,

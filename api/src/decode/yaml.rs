@@ -53,6 +53,9 @@ fn failed(why: &str) -> DecodeError {
 /// go-yaml names the line before the one that its parser stands at, and none for the first.
 fn syntax_error(e: &ScanError) -> DecodeError {
     let info = e.info();
+    if info == "recursion limit exceeded" {
+        return failed("exceeded max depth");
+    }
     let problem = match info.split_once(", ") {
         Some((context, problem)) if context.starts_with("while ") => problem,
         _ => info,

@@ -214,8 +214,8 @@ mod tests {
     #[test]
     fn bodies() {
         let parse = |text: &str| Configuration::parse(&Bytes::copy_from_slice(text.as_bytes()));
-        let yaml = parse("a: 1.0\nb:\n- c: x\n  c: y\n---\nz: 1\n").expect("yaml");
-        assert_eq!(yaml.value, json!({"a": 1, "b": [{"c": "y"}]}));
+        let yaml = parse("a: 1.0\nb:\n- c: x\n  c: w\n---\nz: 1\n").expect("yaml");
+        assert_eq!(yaml.value, json!({"a": 1, "b": [{"c": "w"}]}));
         assert_eq!(yaml.twice, ["line 4: key \"c\" already set in map"]);
         let json = parse(r#"{"a": {"b": 1, "b": 2}}"#).expect("json");
         assert_eq!(json.value, json!({"a": {"b": 2}}));
