@@ -6,19 +6,13 @@
 
 Every step fails the program when its answer is not as it must be.
 """
-import json
 import os
 import sys
 
 from kubernetes import client, config, dynamic, utils, watch
 from kubernetes.client.exceptions import ApiException
 from kubernetes.leaderelection import electionconfig, leaderelection
-
-try:
-    from kubernetes.leaderelection.resourcelock.leaselock import LeaseLock as Lock
-except ImportError:
-    # Versions before 31 lead by a ConfigMap.
-    from kubernetes.leaderelection.resourcelock.configmaplock import ConfigMapLock as Lock
+from kubernetes.leaderelection.resourcelock.leaselock import LeaseLock
 
 NS = f"python-{os.getpid()}"
 GROUP = "python.example.com"
@@ -187,16 +181,12 @@ def leader(core):
     def lead():
         led.append(True)
 
-    lock = Lock("leader", NS, "me")
+    lock = LeaseLock("leader", NS, "me")
     chosen = electionconfig.Config(lock, lease_duration=17, renew_deadline=15, retry_period=5, onstarted_leading=lead, onstopped_leading=None)
     election = leaderelection.LeaderElection(chosen)
     assert election.try_acquire_or_renew() and election.try_acquire_or_renew()
-    if Lock.__name__ == "LeaseLock":
-        held = client.CoordinationV1Api(core.api_client).read_namespaced_lease("leader", NS).spec.holder_identity
-    else:
-        record = core.read_namespaced_config_map("leader", NS).metadata.annotations
-        held = json.loads(record["control-plane.alpha.kubernetes.io/leader"])["holderIdentity"]
-    assert held == "me", held
+    held = client.CoordinationV1Api(core.api_client).read_namespaced_lease("leader", NS)
+    assert held.spec.holder_identity == "me", held
 
 
 def main():

@@ -42,9 +42,10 @@ async fn kubectl() -> Result<()> {
     Ok(())
 }
 
-/// `HAWSER_PYTHON` names another interpreter that has the package `kubernetes`; Debian's is of python3-kubernetes.
+/// `HAWSER_PYTHON` names an interpreter that has the package `kubernetes`; Debian's is too old.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs HAWSER_PYTHON, an interpreter with the package kubernetes of version 31 or later"]
 async fn python() -> Result<()> {
-    let python = std::env::var("HAWSER_PYTHON").unwrap_or_else(|_| "/usr/bin/python3".into());
+    let python = std::env::var("HAWSER_PYTHON").context("HAWSER_PYTHON is not set")?;
     scenario(&python, "python_client.py", &[]).await
 }

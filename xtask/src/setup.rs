@@ -20,7 +20,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "demo image"),
     ("nginx", "demo image"),
     ("etcd-server", "storage tests over etcd"),
-    ("python3-kubernetes", "tests with the Python client"),
     ("docker-registry", "image pull tests"),
     ("curl", "demo image"),
 ];

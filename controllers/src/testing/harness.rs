@@ -191,6 +191,7 @@ fn give(caches: &Caches, event: &Logged) {
         "poddisruptionbudgets" => feed(&caches.budgets, event),
         "certificatesigningrequests" => feed(&caches.csrs, event),
         "secrets" if event.object["type"] == "bootstrap.kubernetes.io/token" => feed(&caches.tokens, event),
+        "validatingadmissionpolicies" => feed(&caches.validating_policies, event),
         "clusterroles" => feed(&caches.cluster_roles, event),
         _ => {}
     }

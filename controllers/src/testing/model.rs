@@ -350,6 +350,7 @@ fn has_status(kind: &Kind) -> bool {
             | "certificatesigningrequests"
             | "poddisruptionbudgets"
             | "services"
+            | "validatingadmissionpolicies"
     )
 }
 
