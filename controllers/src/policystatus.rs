@@ -178,7 +178,6 @@ mod tests {
         assert_eq!(warnings[0].field_ref, "spec.validations[0].expression");
         h.model.lock().edit::<ValidatingAdmissionPolicy>("", "p", |p| {
             p.spec = policy("object.spec.replicas > 1", 2).spec;
-            p.metadata.generation = Some(2);
         });
         h.settle(20).await;
         let status = h

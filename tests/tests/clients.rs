@@ -31,7 +31,7 @@ async fn scenario(program: &str, script: &str, more: &[(&str, &str)]) -> Result<
 async fn kubectl() -> Result<()> {
     let versions = std::env::var("HAWSER_KUBECTL").unwrap_or_else(|_| "kubectl".into());
     for version in versions.split(':') {
-        if version == "kubectl" && !Command::new(version).arg("version").output().is_ok() {
+        if version == "kubectl" && Command::new(version).arg("version").output().is_err() {
             // Debian has no kubectl that is new enough, so only continuous integration insists on it.
             ensure!(std::env::var_os("CI").is_none(), "no kubectl on this machine, and CI needs it");
             eprintln!("skipped: no kubectl on this machine");
