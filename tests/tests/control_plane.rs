@@ -109,7 +109,7 @@ async fn deploy(client: &Client) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_gets_in_unless_let_in() -> Result<()> {
     let (binary, directory) = (hawser_tests::hawser_binary()?, temporary()?);
-    let server = Server::start(&binary, "apiserver", directory.path(), &[]).await?;
+    let server = Server::start(&binary, "server", directory.path(), &[]).await?;
     let admin = hawser_tests::cluster::client(&server.kubeconfig()).await?;
 
     let nobody = with_token(&server, None).await?;
