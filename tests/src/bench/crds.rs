@@ -79,7 +79,7 @@ async fn appearances(wire: &mut Wire, prefix: &str, when: &str, report: &mut Rep
     for number in 0..TIMED {
         wire.create(ROOT, definition(prefix, number)).await?;
         let answered = Instant::now();
-        let group = format!("{prefix}{number}.bench.example.com");
+        let group = format!("{prefix}-{number}.bench.example.com");
         wait_served(wire, prefix, number).await?;
         all[0].push(answered.elapsed());
         wait_named(wire, "/apis", AGGREGATED, &format!("\"name\":\"{group}\"")).await?;

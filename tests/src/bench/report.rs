@@ -32,7 +32,14 @@ impl Report {
             what.to_owned(),
             format!("{} {unit}", number(value)),
             shown,
-            if met { "met" } else { "MISSED" }.to_owned(),
+            if matches!(target, Target::None) {
+                ""
+            } else if met {
+                "met"
+            } else {
+                "MISSED"
+            }
+            .to_owned(),
         ];
         eprintln!("{}: {} ({})", line[0], line[1], line[3]);
         self.lines.push(line);
