@@ -139,22 +139,27 @@ impl TestRequest {
         self
     }
 
+    /// As the plugins get it.
+    fn as_admission<'r>(&'r mut self, options: &'r Value) -> AdmissionRequest<'r> {
+        AdmissionRequest {
+            user: &self.user,
+            operation: self.operation,
+            info: &self.info,
+            kind: "",
+            object: self.object.as_mut(),
+            old_object: self.old.as_ref(),
+            dry_run: false,
+            options,
+            warnings: Mutex::default(),
+            reinvocation: Reinvocation::default(),
+        }
+    }
+
     /// What a plugin that does not handle the request, or admits and validates it, leaves of the object.
     pub(super) async fn admit(mut self, plugin: &dyn Admission) -> Result<Value, Status> {
         if plugin.handles(self.operation, &self.info) {
             let options = json!({});
-            let mut request = AdmissionRequest {
-                user: &self.user,
-                operation: self.operation,
-                info: &self.info,
-                kind: "",
-                object: self.object.as_mut(),
-                old_object: self.old.as_ref(),
-                dry_run: false,
-                options: &options,
-                warnings: Mutex::default(),
-                reinvocation: Reinvocation::default(),
-            };
+            let mut request = self.as_admission(&options);
             plugin.admit(&mut request).await?;
             plugin.validate(&request).await?;
         }
@@ -164,18 +169,7 @@ impl TestRequest {
     /// The warnings that come with an accepted request.
     pub(super) async fn warnings(mut self, plugin: &dyn Admission) -> Vec<String> {
         let options = json!({});
-        let mut request = AdmissionRequest {
-            user: &self.user,
-            operation: self.operation,
-            info: &self.info,
-            kind: "",
-            object: self.object.as_mut(),
-            old_object: self.old.as_ref(),
-            dry_run: false,
-            options: &options,
-            warnings: Mutex::default(),
-            reinvocation: Reinvocation::default(),
-        };
+        let mut request = self.as_admission(&options);
         plugin.admit(&mut request).await.expect("admitted");
         plugin.validate(&request).await.expect("valid");
         request.warnings.into_inner()

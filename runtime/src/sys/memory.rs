@@ -4,9 +4,10 @@ use std::io;
 
 use super::check;
 
-/// Gives back what start-up needed: free pages of the heap (`malloc_trim(3)`), and the pages of the program's own
-/// code, of which the kernel maps back those that are still run when they are (`MADV_DONTNEED` of madvise(2)). A
-/// process that only waits is then as small as what it does while it waits.
+/// Gives back what start-up needed: free pages of the C library's heap (`malloc_trim(3)`; a Rust allocator of its own
+/// gives back by itself), and the pages of the program's own code, of which the kernel maps back those that are still
+/// run when they are (`MADV_DONTNEED` of madvise(2)). A process that only waits is then as small as what it does while
+/// it waits.
 ///
 /// # Errors
 /// When the process's own mappings cannot be read, or what `madvise(2)` answered.
