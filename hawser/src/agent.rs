@@ -91,6 +91,7 @@ impl NodeSettings {
         &self,
         uplink: Option<String>,
         service_cidr: ipnet::Ipv4Net,
+        xdp: hawser_proxy::config::Xdp,
     ) -> Result<hawser_proxy::Config> {
         Ok(hawser_proxy::Config {
             node_name: self.name.clone(),
@@ -102,6 +103,7 @@ impl NodeSettings {
             mtu: None,
             masquerade: true,
             pod_network: true,
+            xdp,
         })
     }
 
@@ -140,7 +142,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
-    let proxy_config = node.proxy_config(flags.uplink, flags.service_cidr)?;
+    let proxy_config = node.proxy_config(flags.uplink, flags.service_cidr, flags.xdp)?;
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
         token: flags.token.clone(),
@@ -218,7 +220,7 @@ pub async fn proxy(flags: ProxyFlags) -> Result<()> {
     let server = server_of(&flags.kubeconfig).await?;
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
-    let mut config = node.proxy_config(flags.uplink, flags.service_cidr)?;
+    let mut config = node.proxy_config(flags.uplink, flags.service_cidr, hawser_proxy::config::Xdp::Off)?;
     // The pods' network is another's; Services are translated at the sockets.
     config.pod_network = false;
     config.masquerade = false;

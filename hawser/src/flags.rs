@@ -194,6 +194,9 @@ pub struct AgentFlags {
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
+    /// XDP on that interface: auto (hardware only), native, generic or off
+    #[arg(long, default_value = "auto")]
+    pub xdp: hawser_proxy::config::Xdp,
     /// Range of the Services' addresses
     #[arg(long, default_value = "10.96.0.0/12")]
     pub service_cidr: ipnet::Ipv4Net,

@@ -10,8 +10,11 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
-use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, LAYOUT, NodeConfig};
-use ipnet::Ipv4Net;
+use hawser_ebpf_common::ct::{CtEntry, CtKey};
+use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IpcacheEntry4, LAYOUT, NodeConfig};
+use hawser_ebpf_common::lb::Address6;
+use hawser_ebpf_common::map_names;
+use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::WatchStreamExt;
@@ -24,18 +27,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Settings};
 use crate::convert;
-use crate::ct;
 use crate::dataplane::Dataplane;
 use crate::desired::{self, Local, ObjectName, Touched};
 use crate::inspect::{self, InspectService};
 use crate::lock::{InstanceLock, LockError};
-use crate::maps::{KernelMaps, MapError};
+use crate::maps::{Address, KernelMaps, MapError};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::podnet::{NodeNet, PodNet, PodNetError, write_sysctl};
 use crate::programs::{Pins, Programs, ProgramsError, create_private};
 use crate::routes::Routes;
+use crate::sweep::{Step, Sweep};
 use crate::sys::monotonic_ns;
-use crate::types::address_be;
+use crate::types::{PrefixSpec, address_be};
 use crate::watch::{Known, Named, compact};
 
 /// Shortest and longest wait before a failed reconcile is tried again.
@@ -126,25 +129,27 @@ impl Agent {
 
         let mut local = Local {
             node_name: config.node_name.clone(),
-            node_ip: config.pod_network.then_some(config.node_ip),
-            link: None,
-            service_cidr: config.service_cidr,
+            node_ips: if config.pod_network { vec![config.node_ip.into()] } else { Vec::new() },
+            service_cidrs: config.service_cidr.into_iter().map(IpNet::V4).collect(),
+            ..Local::default()
         };
         let mut network = None;
         if config.pod_network {
             let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
             let uplink = find_uplink(&netlink, config).await?;
-            local.link = uplink.subnet;
+            local.links = uplink.subnet.into_iter().map(IpNet::V4).collect();
             maps.set_config(&NodeConfig {
                 node_ip_be: address_be(config.node_ip),
                 uplink_ifindex: uplink.index,
                 flags: if config.masquerade { CONFIG_MASQUERADE } else { 0 },
                 layout: LAYOUT,
                 uplink_mac: uplink.mac,
-                pad: [0; 2],
+                mtu: u16::try_from(uplink.mtu).unwrap_or(0),
+                ..NodeConfig::default()
             })?;
             write_sysctl("net/ipv4/ip_forward", "1")?;
             programs.attach_uplink(&uplink.name)?;
+            programs.attach_xdp(&uplink.name, config.xdp, uplink.is_virtual)?;
             network = Some((netlink, uplink));
         }
         programs.attach_cgroup(&config.cgroup)?;
@@ -218,6 +223,7 @@ struct Uplink {
     name: String,
     mac: [u8; 6],
     mtu: u32,
+    is_virtual: bool,
     subnet: Option<Ipv4Net>,
 }
 
@@ -237,6 +243,7 @@ async fn find_uplink(netlink: &Netlink, config: &Config) -> Result<Uplink, Error
         name: link.name,
         mac: link.mac.unwrap_or_default(),
         mtu: link.mtu,
+        is_virtual: link.is_virtual,
         subnet,
     })
 }
@@ -316,7 +323,7 @@ impl Engine {
         }
         let desired = self.dataplane.desired();
         let prefixes: Vec<_> =
-            touched.prefixes.iter().map(|prefix| (*prefix, desired.prefix(prefix).copied())).collect();
+            touched.prefixes.iter().filter_map(|prefix| route_of(prefix, desired.prefix(prefix))).collect();
         if let Some(routes) = &mut self.routes
             && !prefixes.is_empty()
             && let Err(error) = routes.apply(&prefixes).await
@@ -328,7 +335,7 @@ impl Engine {
 
     fn on_node(&mut self, name: &ObjectName, node: Option<&desired::Node>) -> Touched {
         if **name == *self.node_name {
-            let cidr = node.and_then(|node| node.pod_cidrs.first().copied());
+            let cidr = node.and_then(|node| node.pod_cidrs.iter().find_map(as_v4));
             // A Node that is deleted and comes back keeps its pods meanwhile.
             self.cidr.send_if_modified(|held| {
                 let changed = cidr.is_some() && *held != cidr;
@@ -361,8 +368,13 @@ impl Engine {
             tracing::warn!(%error, "comparing the maps; trying again");
             whole = false;
         }
-        let prefixes: Vec<_> =
-            self.dataplane.desired().prefixes().map(|(prefix, entry)| (*prefix, *entry)).collect();
+        let prefixes: Vec<_> = self
+            .dataplane
+            .desired()
+            .prefixes()
+            .filter_map(|(prefix, spec)| route_of(prefix, Some(spec)))
+            .filter_map(|(prefix, entry)| Some((prefix, entry?)))
+            .collect();
         if let Some(routes) = &mut self.routes
             && !routes.in_sync()
             && let Err(error) = routes.reconcile(&prefixes).await
@@ -380,10 +392,21 @@ impl Engine {
 
 fn merge(all: impl Iterator<Item = Touched>) -> Touched {
     all.fold(Touched::default(), |mut sum, touched| {
-        sum.frontends.extend(touched.frontends);
-        sum.prefixes.extend(touched.prefixes);
+        sum.merge(touched);
         sum
     })
+}
+
+fn as_v4(prefix: &IpNet) -> Option<Ipv4Net> {
+    match prefix {
+        IpNet::V4(prefix) => Some(*prefix),
+        IpNet::V6(_) => None,
+    }
+}
+
+/// A prefix as the routes know it: of IPv4.
+fn route_of(prefix: &IpNet, spec: Option<&PrefixSpec>) -> Option<(Ipv4Net, Option<IpcacheEntry4>)> {
+    Some((as_v4(prefix)?, spec.map(<u32 as Address>::ipcache)))
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {
@@ -413,7 +436,8 @@ fn inputs(client: Client) -> SelectAll<BoxStream<'static, Input>> {
     futures::stream::select_all([services.boxed(), slices.boxed(), nodes.boxed()])
 }
 
-/// Removes entries of connections that are over, now and then.
+/// Removes entries of connections that are over: one pass over both maps every [`CT_SWEEP`], in parts between which
+/// other work gets its turn.
 async fn sweep_ct(maps: PathBuf, token: CancellationToken) {
     let mut tick = tokio::time::interval(CT_SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -422,16 +446,36 @@ async fn sweep_ct(maps: PathBuf, token: CancellationToken) {
             () = token.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let dir = maps.clone();
-        let swept = tokio::task::spawn_blocking(move || {
-            let mut maps = KernelMaps::open(&dir)?;
-            let entries = maps.ct()?;
-            ct::expired(&entries, monotonic_ns()).iter().try_for_each(|key| maps.delete_ct(key))
-        });
-        match swept.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "sweeping connection tracking"),
-            Err(error) => tracing::warn!(%error, "sweeping connection tracking"),
+        let swept = async {
+            sweep_family::<u32>(&maps, map_names::CT).await?;
+            sweep_family::<Address6>(&maps, map_names::CT6).await
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "sweeping connection tracking");
+        }
+    }
+}
+
+async fn sweep_family<A: Copy + Default>(maps: &std::path::Path, name: &'static str) -> Result<(), MapError>
+where
+    CtKey<A>: aya::Pod,
+    CtEntry<A>: aya::Pod,
+{
+    let mut sweep = Sweep::<A>::open(maps, name)?;
+    loop {
+        match sweep.step(monotonic_ns())? {
+            Step::More => tokio::task::yield_now().await,
+            Step::Done { entries, capacity } => {
+                if entries * 10 > capacity * 9 {
+                    tracing::warn!(
+                        name,
+                        entries,
+                        capacity,
+                        "connection tracking is nearly full: old flows are evicted"
+                    );
+                }
+                return Ok(());
+            }
         }
     }
 }

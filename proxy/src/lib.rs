@@ -19,11 +19,13 @@ pub mod desired;
 pub mod diff;
 pub mod inspect;
 mod lock;
+pub mod maglev;
 pub mod maps;
 pub mod netlink;
 pub mod podnet;
 pub mod programs;
 mod routes;
+pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
 pub mod types;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, tc,
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp,
+    XdpMode, tc,
 };
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
@@ -17,6 +18,7 @@ use hawser_ebpf_common::endpoint::{LAYOUT, NodeConfig};
 use hawser_ebpf_common::map_names;
 use nix::mount::MsFlags;
 
+use crate::config;
 use crate::maps::{KernelMaps, MapError};
 use crate::sys;
 
@@ -24,7 +26,19 @@ use crate::sys;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser.bpf.o"));
 
 /// Cgroup programs.
-const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
+const SOCKET_PROGRAMS: [&str; 9] = [
+    "connect4",
+    "sendmsg4",
+    "recvmsg4",
+    "getpeername4",
+    "connect6",
+    "sendmsg6",
+    "recvmsg6",
+    "getpeername6",
+    "sock_release",
+];
+/// The program of the uplink's XDP hook.
+const XDP_PROGRAM: &str = "xdp_uplink";
 /// Priority and handle of our filters: fixed, so that a restart finds them.
 const NETLINK_PRIORITY: u16 = 1;
 const NETLINK_HANDLE: TcHandle = TcHandle::new(0, 0x68);
@@ -165,7 +179,9 @@ impl Programs {
             let failed = |source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) };
             match program {
                 Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
+                Program::CgroupSock(program) => program.load().map_err(failed)?,
                 Program::SchedClassifier(program) => program.load().map_err(failed)?,
+                Program::Xdp(program) => program.load().map_err(failed)?,
                 _ => continue,
             }
             let pin = pins.programs().join(name);
@@ -196,13 +212,26 @@ impl Programs {
                 continue;
             }
             let failed = attach_error(name, &cgroup.display().to_string());
-            let program: &mut CgroupSockAddr = self.program(name)?;
-            let id = program.attach(&directory, CgroupAttachMode::Single).map_err(|e| failed(&e))?;
-            let link = program.take_link(id).map_err(|e| failed(&e))?;
-            let link = FdLink::try_from(link).map_err(|e| failed(&e))?;
+            let link = self.link_cgroup(name, &directory).map_err(|e| failed(&e))?;
             link.pin(&pin).map_err(|e| failed(&e))?;
         }
         self.release_others(&SOCKET_PROGRAMS, &target)
+    }
+
+    fn link_cgroup(&mut self, name: &str, cgroup: &File) -> Result<FdLink, ProgramError> {
+        let not_there = || ProgramError::IOError(io::Error::other("the object has no such program"));
+        let mode = CgroupAttachMode::Single;
+        match self.ebpf.program_mut(name).ok_or_else(not_there)? {
+            Program::CgroupSock(program) => {
+                let id = program.attach(cgroup, mode)?;
+                Ok(program.take_link(id)?.try_into().map_err(io::Error::other)?)
+            }
+            program => {
+                let program: &mut CgroupSockAddr = program.try_into()?;
+                let id = program.attach(cgroup, mode)?;
+                Ok(program.take_link(id)?.try_into().map_err(io::Error::other)?)
+            }
+        }
     }
 
     /// Attaches to a pod's interface, or replaces what is there. By filters and not by TCX links, whatever
@@ -229,6 +258,60 @@ impl Programs {
             }
         }
         self.release_others(&["from_uplink", "to_uplink"], interface)
+    }
+
+    /// Attaches XDP to the uplink, or replaces what is there, or takes it away.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`]; with [`config::Xdp::Native`] also a driver that cannot.
+    pub fn attach_xdp(
+        &mut self,
+        interface: &str,
+        wanted: config::Xdp,
+        is_virtual: bool,
+    ) -> Result<(), ProgramsError> {
+        let modes: &[XdpMode] = match wanted {
+            config::Xdp::Off => &[],
+            config::Xdp::Auto if is_virtual => &[],
+            config::Xdp::Auto => &[XdpMode::Driver, XdpMode::Skb],
+            config::Xdp::Native => &[XdpMode::Driver],
+            config::Xdp::Generic => &[XdpMode::Skb],
+        };
+        // The mode is part of the name: a link cannot change it.
+        let target = |mode: &XdpMode| format!("{interface}-{mode:?}").to_lowercase();
+        let mut last = Ok(());
+        for mode in modes {
+            let target = target(mode);
+            self.release_others(&[XDP_PROGRAM], &target)?;
+            last = self.attach_xdp_as(interface, *mode, &target);
+            match &last {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::info!(%error, "XDP in this mode"),
+            }
+        }
+        self.release_others(&[XDP_PROGRAM], "")?;
+        last
+    }
+
+    fn attach_xdp_as(&mut self, interface: &str, mode: XdpMode, target: &str) -> Result<(), ProgramsError> {
+        let failed = attach_error(XDP_PROGRAM, interface);
+        let pin = self.pins.link(XDP_PROGRAM, target);
+        if self.replace(XDP_PROGRAM, target, &pin)? {
+            return Ok(());
+        }
+        let program: &mut Xdp = self.program(XDP_PROGRAM)?;
+        let id = program.attach(interface, mode).map_err(|e| failed(&e))?;
+        let link = program.take_link(id).map_err(|e| failed(&e))?;
+        let link = FdLink::try_from(link).map_err(|e| failed(&e))?;
+        link.pin(&pin).map(drop).map_err(|e| failed(&e))
+    }
+
+    /// The XDP program, for `BPF_PROG_TEST_RUN`.
+    ///
+    /// # Errors
+    /// There is no such program.
+    pub fn xdp(&mut self, name: &str) -> Result<&mut Xdp, ProgramsError> {
+        self.program(name)
     }
 
     /// Removes these programs' links to any other target.

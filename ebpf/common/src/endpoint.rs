@@ -26,11 +26,9 @@ map_types! {
     }
 
     /// Value of `hawser_ipcache6`; the key is a prefix (`BPF_MAP_TYPE_LPM_TRIE`).
-    pub struct IpcacheEntry6 [28] {
-        /// Node behind which the prefix lies; 0 when it is this node or none, or when it has no IPv6 address.
+    pub struct IpcacheEntry6 [24] {
+        /// Node behind which the prefix lies; 0 when it is this node or none.
         pub node_ip_be: [u32; 4],
-        /// IPv4 address of that node, to which tunnels lead; 0 when it is this node or none.
-        pub tunnel_be: u32,
         /// `IDENTITY_*`.
         pub identity: u32,
         /// `IPCACHE_*`.

@@ -4,7 +4,7 @@
 //! network byte order says so in its name (`_be`); all others are in the machine's order. The names
 //! are Cilium's: frontend, backend, slot, rev_nat, ipcache, CT entry. Types of IPv6 have a `6` in their
 //! name; no type here is shared between the families unless it holds no address.
-#![cfg_attr(not(test), no_std)]
+#![no_std]
 
 /// Declares map types: layout, derives, and proofs of size and of absent padding.
 macro_rules! map_types {
@@ -61,7 +61,6 @@ macro_rules! family_types {
     )*};
 }
 
-pub mod crc32c;
 pub mod ct;
 pub mod endpoint;
 pub mod lb;

@@ -7,6 +7,7 @@ use hawser_ebpf_common::PROTO_ICMP6;
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::metrics::reason;
 
+use crate::far;
 use crate::forward::{NEXT, Verdict, config};
 use crate::frame::Frame;
 use crate::maps::{ANNOUNCE, ANNOUNCE6};
@@ -71,8 +72,18 @@ fn send_back(ctx: &TcContext, to: [u8; 6], from: [u8; 6]) -> Result<Verdict, u32
 }
 
 /// An ARP packet.
-#[inline(never)]
+#[inline(always)]
 pub fn arp(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(arp_far(ctx))
+}
+
+#[inline(never)]
+fn arp_far(ctx: &TcContext) -> u64 {
+    far::pack(arp_near(ctx))
+}
+
+#[inline(always)]
+fn arp_near(ctx: &TcContext) -> Result<Verdict, u32> {
     let pass = Ok((NEXT, reason::STACK));
     let Ok(arp) = Frame::load::<Arp>(ctx, ETH_LEN) else { return pass };
     if arp.kinds != ARP_ETHERNET_IPV4 || arp.operation != ARP_REQUEST {
@@ -97,8 +108,21 @@ pub fn arp(ctx: &TcContext) -> Result<Verdict, u32> {
 }
 
 /// A neighbour solicitation; `None` for any other packet.
-#[inline(never)]
+#[inline(always)]
 pub fn solicitation(ctx: &TcContext) -> Result<Option<Verdict>, u32> {
+    match far::unpack(solicitation_far(ctx))? {
+        (NEXT, _) => Ok(None),
+        verdict => Ok(Some(verdict)),
+    }
+}
+
+#[inline(never)]
+fn solicitation_far(ctx: &TcContext) -> u64 {
+    far::pack(solicitation_near(ctx).map(|verdict| verdict.unwrap_or((NEXT, reason::STACK))))
+}
+
+#[inline(always)]
+fn solicitation_near(ctx: &TcContext) -> Result<Option<Verdict>, u32> {
     let Ok(ip) = Frame::load::<Ipv6Header>(ctx, ETH_LEN) else { return Ok(None) };
     if ip.next != PROTO_ICMP6 || ip.hops != HOPS {
         return Ok(None);

@@ -9,6 +9,7 @@ use hawser_ebpf_common::ct::{
 use hawser_ebpf_common::metrics::reason;
 
 use crate::family::Family;
+use crate::far;
 use crate::frame::Frame;
 use crate::packet::{Packet, TCP_FIN, TCP_RST};
 
@@ -143,14 +144,14 @@ fn owns_port<F: Family>(tuple: &CtKey<F::Address>, found: &Rewrite<F::Address>) 
         let _ = F::ct().remove(tuple);
         return Err(reason::NAT_CONFLICT);
     }
-    if restore::<F>(&key, tuple, found) { Ok(()) } else { Err(reason::NAT_CONFLICT) }
+    if restore::<F>(&key, tuple, found) == 1 { Ok(()) } else { Err(reason::NAT_CONFLICT) }
 }
 
 /// Makes the entry for answers again.
 #[inline(never)]
-fn restore<F: Family>(key: &CtKey<F::Address>, tuple: &CtKey<F::Address>, found: &Rewrite<F::Address>) -> bool {
+fn restore<F: Family>(key: &CtKey<F::Address>, tuple: &CtKey<F::Address>, found: &Rewrite<F::Address>) -> u64 {
     let reply = reply_entry::<F>(tuple, found.flags, 0, found.backend_id, found.slot);
-    F::ct().insert(key, &reply, u64::from(BPF_NOEXIST)).is_ok()
+    u64::from(F::ct().insert(key, &reply, u64::from(BPF_NOEXIST)).is_ok())
 }
 
 /// Finds the entry of a tuple that is not the packet's own, and notes nothing.
@@ -186,14 +187,26 @@ fn reply_entry<F: Family>(
     }
 }
 
-/// Makes both entries of a new flow and returns what the packet becomes.
+/// Makes both entries of a new flow, as the translation aside says, and returns what the packet becomes.
+#[inline(always)]
+pub fn create<F: Family>(tuple: &CtKey<F::Address>, len: u32) -> Result<Rewrite<F::Address>, u32> {
+    far::unpack_unit(create_far::<F>(tuple, len))?;
+    let aside = F::aside().ok_or(reason::CT_FULL)?;
+    // SAFETY: an element of a per-CPU array, always there, and used by one program at a time.
+    Ok(Rewrite::of(unsafe { &(*aside).entry }))
+}
+
 #[inline(never)]
-pub fn create<F: Family>(
-    tuple: &CtKey<F::Address>,
-    to: &Translation<F::Address>,
-    len: u32,
-) -> Result<Rewrite<F::Address>, u32> {
-    let mut entry = reply_entry::<F>(tuple, to.flags, to.rev_nat_id, to.backend_id, to.slot);
+fn create_far<F: Family>(tuple: &CtKey<F::Address>, len: u32) -> u64 {
+    far::pack_unit(create_near::<F>(tuple, len))
+}
+
+#[inline(always)]
+fn create_near<F: Family>(tuple: &CtKey<F::Address>, len: u32) -> Result<(), u32> {
+    let aside = F::aside().ok_or(reason::CT_FULL)?;
+    // SAFETY: an element of a per-CPU array, always there, and used by one program at a time.
+    let (to, entry) = unsafe { (&(*aside).translation, &mut (*aside).entry) };
+    *entry = reply_entry::<F>(tuple, to.flags, to.rev_nat_id, to.backend_id, to.slot);
     let mut key = CtKey {
         saddr_be: to.daddr_be,
         daddr_be: to.saddr_be,
@@ -206,7 +219,7 @@ pub fn create<F: Family>(
         if !to.keep_port {
             key.dport_be = random_port_be();
         }
-        allocate::<F>(&mut key, &entry)?;
+        allocate::<F>(&mut key, entry)?;
     }
     entry.packets = 1;
     entry.bytes = u64::from(len);
@@ -215,8 +228,7 @@ pub fn create<F: Family>(
     entry.new_sport_be = key.dport_be;
     entry.new_dport_be = to.dport_be;
     entry.flags = to.flags;
-    F::ct().insert(tuple, &entry, 0).map_err(|_| reason::CT_FULL)?;
-    Ok(Rewrite::of(&entry))
+    F::ct().insert(tuple, &*entry, 0).map_err(|_| reason::CT_FULL)
 }
 
 /// Claims the tuple of the answers; with another port when somebody else has it.
@@ -272,7 +284,7 @@ pub fn note<F: Family>(
     new_saddr_be: &F::Address,
     new_sport_be: u16,
     flags: u32,
-) {
+) -> u64 {
     let new_saddr_be = *new_saddr_be;
     let now = now_ns();
     if let Some(entry) = F::ct().get_ptr_mut(key) {
@@ -282,7 +294,7 @@ pub fn note<F: Family>(
             // That a flow came from outside says nothing against what else is known of it.
             if same || flags & CT_INBOUND != 0 {
                 (*entry).last_seen_ns = now;
-                return;
+                return 0;
             }
         }
     }
@@ -302,6 +314,7 @@ pub fn note<F: Family>(
     };
     // A failure means that another CPU was first, or that nothing is free: the next packet tries again.
     let _ = F::ct().insert(key, &entry, 0);
+    0
 }
 
 /// Notes that a flow came in from outside, so that its answers keep the pod's address.

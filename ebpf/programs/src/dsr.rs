@@ -11,6 +11,7 @@ use hawser_ebpf_common::ct::{CT_DSR, CT_REPLY, CtKey4};
 use hawser_ebpf_common::metrics::reason;
 use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
 
+use crate::far;
 use crate::ct;
 use crate::frame::{Change, Frame};
 use crate::lb::V4;
@@ -97,8 +98,18 @@ fn set_lengths<P: Frame>(
 
 /// Takes the frontend out of a packet that another node sent here, and notes how the backend's answers are to be
 /// translated. Does nothing to other packets.
-#[inline(never)]
+#[inline(always)]
 pub fn accept(ctx: &TcContext) -> Result<(), u32> {
+    far::unpack_unit(accept_far(ctx))
+}
+
+#[inline(never)]
+fn accept_far(ctx: &TcContext) -> u64 {
+    far::pack_unit(accept_near(ctx))
+}
+
+#[inline(always)]
+fn accept_near(ctx: &TcContext) -> Result<(), u32> {
     let ip: Ipv4Header = Frame::load(ctx, ETH_LEN)?;
     if ip.version_ihl != 0x47 {
         return Ok(());

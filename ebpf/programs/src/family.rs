@@ -10,14 +10,16 @@ use hawser_ebpf_common::{PROTO_ICMP, PROTO_ICMP6};
 use crate::frame::{Change, Frame};
 use crate::lb::{self, Client};
 pub use crate::lb::{V4, V6};
-use crate::maps::{CT, CT6, ENDPOINTS, ENDPOINTS6, FRAGMENTS, FRAGMENTS6, IPCACHE, IPCACHE6, PACKET, PACKET6};
-use crate::packet::{Header, Packet, header4, header6};
+use crate::maps::{CT, CT6, ENDPOINTS, ENDPOINTS6, FRAGMENTS, FRAGMENTS6, IPCACHE, IPCACHE6, ASIDE, ASIDE6};
+use crate::packet::{Aside, Header, IP_LEN, IP6_LEN, header4, header6};
 
 /// What is known of the prefix that an address lies in.
 #[derive(Clone, Copy)]
 pub struct Prefix<A> {
     pub node_be: A,
-    /// Where a tunnel to the node leads; 0 when there is none.
+    /// It is behind another node.
+    pub remote: bool,
+    /// Where a tunnel to that node leads; 0 when there is none. Tunnels carry IPv4 only.
     pub tunnel_be: u32,
     pub identity: u32,
     pub flags: u32,
@@ -32,6 +34,8 @@ pub trait Family: lb::Family<Address: PartialEq> {
     const SADDR: usize;
     const DADDR: usize;
     const TTL: usize;
+    /// Length of an IP header without options or extension headers.
+    const HEADER_LEN: usize;
     /// Its ICMP.
     const ICMP: u8;
     const ECHO_REQUEST: u8;
@@ -50,8 +54,8 @@ pub trait Family: lb::Family<Address: PartialEq> {
     fn node_ip(config: &NodeConfig) -> Self::Address;
     fn hairpin() -> Self::Address;
     fn client(address_be: Self::Address) -> Client;
-    /// Memory for a packet's headers, of this CPU.
-    fn packet() -> Option<*mut Packet<Self::Address>>;
+    /// Memory of this CPU.
+    fn aside() -> Option<*mut Aside<Self::Address>>;
     /// The address' words, for a hash.
     fn words(address_be: Self::Address) -> [u32; 4];
 }
@@ -62,6 +66,7 @@ impl Family for V4 {
     const SADDR: usize = 12;
     const DADDR: usize = 16;
     const TTL: usize = 8;
+    const HEADER_LEN: usize = IP_LEN;
     const ICMP: u8 = PROTO_ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
@@ -103,6 +108,7 @@ impl Family for V4 {
         let entry = IPCACHE.get(&Key::new(32, address_be))?;
         Some(Prefix {
             node_be: entry.node_ip_be,
+            remote: entry.node_ip_be != 0,
             tunnel_be: entry.node_ip_be,
             identity: entry.identity,
             flags: entry.flags,
@@ -120,8 +126,8 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn packet() -> Option<*mut Packet<u32>> {
-        PACKET.get_ptr_mut(0)
+    fn aside() -> Option<*mut Aside<u32>> {
+        ASIDE.get_ptr_mut(0)
     }
 
     #[inline(always)]
@@ -141,6 +147,7 @@ impl Family for V6 {
     const SADDR: usize = 8;
     const DADDR: usize = 24;
     const TTL: usize = 7;
+    const HEADER_LEN: usize = IP6_LEN;
     const ICMP: u8 = PROTO_ICMP6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
@@ -182,7 +189,8 @@ impl Family for V6 {
         let entry = IPCACHE6.get(&Key::new(128, address_be))?;
         Some(Prefix {
             node_be: entry.node_ip_be,
-            tunnel_be: entry.tunnel_be,
+            remote: entry.node_ip_be != [0; 4],
+            tunnel_be: 0,
             identity: entry.identity,
             flags: entry.flags,
         })
@@ -208,8 +216,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn packet() -> Option<*mut Packet<Address6>> {
-        PACKET6.get_ptr_mut(0)
+    fn aside() -> Option<*mut Aside<Address6>> {
+        ASIDE6.get_ptr_mut(0)
     }
 
     #[inline(always)]

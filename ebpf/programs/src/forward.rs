@@ -9,6 +9,7 @@ use hawser_ebpf_common::endpoint::{
 };
 use hawser_ebpf_common::metrics::reason;
 
+use crate::far;
 use crate::family::{Family, Prefix};
 use crate::frame::Frame;
 use crate::maps::CONFIG;
@@ -101,8 +102,28 @@ pub fn to_node<F: Family>(
     to_uplink::<F>(ctx, packet, on_link.then_some(prefix.node_be), done)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn to_tunnel<F: Family>(
+    ctx: &TcContext,
+    packet: &Packet<F::Address>,
+    node_be: u32,
+    done: u32,
+) -> Result<Verdict, u32> {
+    far::unpack(to_tunnel_far::<F>(ctx, packet, node_be, done))
+}
+
+#[inline(never)]
+fn to_tunnel_far<F: Family>(
+    ctx: &TcContext,
+    packet: &Packet<F::Address>,
+    node_be: u32,
+    done: u32,
+) -> u64 {
+    far::pack(to_tunnel_near::<F>(ctx, packet, node_be, done))
+}
+
+#[inline(always)]
+fn to_tunnel_near<F: Family>(
     ctx: &TcContext,
     packet: &Packet<F::Address>,
     node_be: u32,
@@ -148,8 +169,18 @@ fn segment_len<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u32 {
 }
 
 /// Routes a packet that a pod sent. `Err(NO_SERVICE)` is for the caller to answer.
-#[inline(never)]
+#[inline(always)]
 pub fn route<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
+    far::unpack(route_far::<F>(ctx, packet, done))
+}
+
+#[inline(never)]
+fn route_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> u64 {
+    far::pack(route_near::<F>(ctx, packet, done))
+}
+
+#[inline(always)]
+fn route_near<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
     let daddr = packet.tuple.daddr_be;
     if let Some(endpoint) = F::endpoint(daddr) {
         return to_endpoint::<F>(ctx, packet, &endpoint, done);
@@ -165,7 +196,7 @@ pub fn route<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32)
     match prefix.identity {
         IDENTITY_SERVICES if packet.part == Part::Later => Err(reason::FRAGMENT),
         IDENTITY_SERVICES => Err(reason::NO_SERVICE),
-        IDENTITY_PODS if prefix.tunnel_be == 0 => Err(reason::NO_ENDPOINT),
+        IDENTITY_PODS if !prefix.remote => Err(reason::NO_ENDPOINT),
         IDENTITY_PODS | IDENTITY_REMOTE_NODE => to_node::<F>(ctx, packet, &prefix, done),
         _ => Ok((NEXT, reason::STACK)),
     }

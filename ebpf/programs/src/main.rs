@@ -23,6 +23,7 @@ mod count;
 mod ct;
 mod dsr;
 mod family;
+mod far;
 mod forward;
 mod frame;
 mod lb;

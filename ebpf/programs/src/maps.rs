@@ -8,7 +8,7 @@ use hawser_ebpf_common::endpoint::{Announce, Endpoint4, IpcacheEntry4, IpcacheEn
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::metrics::{self, MetricsValue};
 
-use crate::packet::Packet;
+use crate::packet::Aside;
 
 #[map(name = "hawser_ct4")]
 pub static CT: LruHashMap<CtKey4, CtEntry4> = LruHashMap::pinned(262_144, 0);
@@ -42,7 +42,7 @@ pub static METRICS: PerCpuArray<MetricsValue> = PerCpuArray::pinned(metrics::COU
 pub static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 
 /// Not pinned: memory of one run of a program.
-#[map(name = "hawser_packet4")]
-pub static PACKET: PerCpuArray<Packet<u32>> = PerCpuArray::with_max_entries(1, 0);
-#[map(name = "hawser_packet6")]
-pub static PACKET6: PerCpuArray<Packet<Address6>> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "hawser_aside4")]
+pub static ASIDE: PerCpuArray<Aside<u32>> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "hawser_aside6")]
+pub static ASIDE6: PerCpuArray<Aside<Address6>> = PerCpuArray::with_max_entries(1, 0);

@@ -7,6 +7,7 @@ use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS};
 use hawser_ebpf_common::lb::{SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DSR};
 use hawser_ebpf_common::metrics::reason;
 
+use crate::far;
 use crate::ct::{self, Rewrite, Translation};
 use crate::dsr;
 use crate::family::Family;
@@ -92,16 +93,57 @@ pub enum Seen {
     Translated(u32),
 }
 
+impl Seen {
+    #[inline(always)]
+    fn pack(seen: Result<Self, u32>) -> u64 {
+        match seen {
+            Ok(Self::Unknown) => 0,
+            Ok(Self::Tracked) => 1 << 32,
+            Ok(Self::Translated(flags)) => 2 << 32 | u64::from(flags),
+            Err(reason) => 3 << 32 | u64::from(reason),
+        }
+    }
+
+    #[inline(always)]
+    fn unpack(packed: u64) -> Result<Self, u32> {
+        match packed >> 32 {
+            0 => Ok(Self::Unknown),
+            1 => Ok(Self::Tracked),
+            2 => Ok(Self::Translated(packed as u32)),
+            _ => Err(packed as u32),
+        }
+    }
+}
+
 /// Translates a packet of a known flow, or an ICMP error about one.
-#[inline(never)]
+#[inline(always)]
 pub fn translate_known<F: Family, P: Frame>(
     frame: &P,
     packet: &mut Packet<F::Address>,
     origin: Origin,
 ) -> Result<Seen, u32> {
     if packet.icmp_error {
-        return translate_error::<F, P>(frame, packet, origin);
+        Seen::unpack(translate_error::<F, P>(frame, packet, origin))
+    } else {
+        Seen::unpack(translate_flow::<F, P>(frame, packet, origin))
     }
+}
+
+#[inline(never)]
+fn translate_flow<F: Family, P: Frame>(
+    frame: &P,
+    packet: &mut Packet<F::Address>,
+    origin: Origin,
+) -> u64 {
+    Seen::pack(translate_flow_near::<F, P>(frame, packet, origin))
+}
+
+#[inline(always)]
+fn translate_flow_near<F: Family, P: Frame>(
+    frame: &P,
+    packet: &mut Packet<F::Address>,
+    origin: Origin,
+) -> Result<Seen, u32> {
     Ok(match known::<F, P>(frame, packet, origin)? {
         Known::No | Known::Stale => Seen::Unknown,
         Known::Tracked => Seen::Tracked,
@@ -114,6 +156,15 @@ pub fn translate_known<F: Family, P: Frame>(
 
 #[inline(never)]
 fn translate_error<F: Family, P: Frame>(
+    frame: &P,
+    packet: &mut Packet<F::Address>,
+    origin: Origin,
+) -> u64 {
+    Seen::pack(translate_error_near::<F, P>(frame, packet, origin))
+}
+
+#[inline(always)]
+fn translate_error_near<F: Family, P: Frame>(
     frame: &P,
     packet: &mut Packet<F::Address>,
     origin: Origin,
@@ -138,23 +189,28 @@ pub fn translate<F: Family, P: Frame>(
         Seen::Translated(flags) if flags & CT_MASQUERADE != 0 => Ok(Translated::Unmasqueraded),
         Seen::Translated(flags) => Ok(yes::<F>(packet, flags)),
         Seen::Tracked => Ok(Translated::No),
-        Seen::Unknown => translate_new::<F, P>(frame, packet, origin),
+        Seen::Unknown => match far::unpack_bool(translate_new::<F, P>(frame, packet, origin))? {
+            false => Ok(Translated::No),
+            true => Ok(yes::<F>(packet, new_flags::<F>()?)),
+        },
     }
 }
 
 #[inline(never)]
-fn translate_new<F: Family, P: Frame>(
-    frame: &P,
-    packet: &mut Packet<F::Address>,
-    origin: Origin,
-) -> Result<Translated, u32> {
-    match open::<F, P>(frame, packet, origin)? {
-        Some(to) => {
-            rewrite::<F, P>(frame, packet, &to)?;
-            Ok(yes::<F>(packet, to.flags))
-        }
-        None => Ok(Translated::No),
-    }
+fn translate_new<F: Family, P: Frame>(frame: &P, packet: &mut Packet<F::Address>, origin: Origin) -> u64 {
+    far::pack_bool(match open::<F, P>(frame, packet, origin) {
+        Ok(Some(to)) => rewrite::<F, P>(frame, packet, &to).map(|()| true),
+        Ok(None) => Ok(false),
+        Err(reason) => Err(reason),
+    })
+}
+
+/// The flags of the entry that was made last.
+#[inline(always)]
+fn new_flags<F: Family>() -> Result<u32, u32> {
+    let aside = F::aside().ok_or(reason::CT_FULL)?;
+    // SAFETY: as in `set_translation`.
+    Ok(unsafe { (*aside).entry.flags })
 }
 
 #[inline(always)]
@@ -170,27 +226,43 @@ pub fn open<F: Family, P: Frame>(
     origin: Origin,
 ) -> Result<Option<Rewrite<F::Address>>, u32> {
     match choose::<F>(packet, origin)? {
-        Some(to) => ct::create::<F>(&packet.tuple, &to, frame.len()).map(Some),
-        None => Ok(None),
+        true => ct::create::<F>(&packet.tuple, frame.len()).map(Some),
+        false => Ok(None),
     }
 }
 
-/// What a packet to a frontend is to become; `None` for a packet to no Service.
-#[inline(never)]
+/// Decides what a packet to a frontend is to become, in memory aside; `false` for a packet to no Service.
+#[inline(always)]
 fn choose<F: Family>(
     packet: &Packet<F::Address>,
     origin: Origin,
-) -> Result<Option<Translation<F::Address>>, u32> {
+) -> Result<bool, u32> {
+    far::unpack_bool(choose_far::<F>(packet, origin))
+}
+
+#[inline(never)]
+fn choose_far<F: Family>(
+    packet: &Packet<F::Address>,
+    origin: Origin,
+) -> u64 {
+    far::pack_bool(choose_near::<F>(packet, origin))
+}
+
+#[inline(always)]
+fn choose_near<F: Family>(
+    packet: &Packet<F::Address>,
+    origin: Origin,
+) -> Result<bool, u32> {
     let tuple = &packet.tuple;
     if !packet.trackable || tuple.protocol == F::ICMP {
-        return Ok(None);
+        return Ok(false);
     }
     let choice = match lb::select::<F>(
         &lookup::<F>(packet, origin),
         || F::client(tuple.saddr_be),
         || hash::<F>(tuple),
     ) {
-        Selected::NoService => return Ok(None),
+        Selected::NoService => return Ok(false),
         Selected::NoBackend => return Err(reason::NO_BACKEND),
         Selected::Drop(reason) => return Err(reason),
         Selected::Backend(choice) => choice,
@@ -199,7 +271,7 @@ fn choose<F: Family>(
         return Err(reason::FRAGMENT);
     }
     let source = source::<F>(packet, &choice, origin)?;
-    Ok(Some(Translation {
+    set_translation::<F>(Translation {
         daddr_be: choice.address_be,
         dport_be: choice.port_be,
         saddr_be: source.address_be,
@@ -208,7 +280,16 @@ fn choose<F: Family>(
         rev_nat_id: choice.rev_nat_id,
         backend_id: choice.backend_id,
         slot: choice.slot,
-    }))
+    })?;
+    Ok(true)
+}
+
+#[inline(always)]
+fn set_translation<F: Family>(to: Translation<F::Address>) -> Result<(), u32> {
+    let aside = F::aside().ok_or(reason::CT_FULL)?;
+    // SAFETY: an element of a per-CPU array, always there, and used by one program at a time.
+    unsafe { (*aside).translation = to };
+    Ok(())
 }
 
 /// What a packet asks the load balancer.
@@ -296,12 +377,22 @@ fn still_holds<F: Family>(packet: &Packet<F::Address>, entry: &Rewrite<F::Addres
         && lb::slot_holds::<F>(&lookup::<F>(packet, origin), entry.slot, entry.backend_id)
 }
 
-/// Masquerades what a pod sends out of the cluster. `None` when this is nothing of the kind.
+/// Masquerades what a pod sends out of the cluster. `false` when this is nothing of the kind.
 #[inline(always)]
-pub fn masquerade<F: Family, P: Frame>(
+pub fn masquerade<F: Family, P: Frame>(frame: &P, packet: &mut Packet<F::Address>) -> Result<bool, u32> {
+    far::unpack_bool(masquerade_far::<F, P>(frame, packet))
+}
+
+#[inline(never)]
+fn masquerade_far<F: Family, P: Frame>(frame: &P, packet: &mut Packet<F::Address>) -> u64 {
+    far::pack_bool(masquerade_near::<F, P>(frame, packet))
+}
+
+#[inline(always)]
+fn masquerade_near<F: Family, P: Frame>(
     frame: &P,
     packet: &mut Packet<F::Address>,
-) -> Result<Option<()>, u32> {
+) -> Result<bool, u32> {
     let config = config();
     let node_ip = F::node_ip(&config);
     if config.flags & CONFIG_MASQUERADE == 0
@@ -311,9 +402,9 @@ pub fn masquerade<F: Family, P: Frame>(
         || F::endpoint(packet.tuple.saddr_be).is_none()
         || F::ipcache(packet.tuple.daddr_be).is_some()
     {
-        return Ok(None);
+        return Ok(false);
     }
-    let to = Translation {
+    set_translation::<F>(Translation {
         daddr_be: packet.tuple.daddr_be,
         dport_be: packet.tuple.dport_be,
         saddr_be: node_ip,
@@ -322,8 +413,8 @@ pub fn masquerade<F: Family, P: Frame>(
         rev_nat_id: 0,
         backend_id: 0,
         slot: 0,
-    };
-    let entry = ct::create::<F>(&packet.tuple, &to, frame.len())?;
+    })?;
+    let entry = ct::create::<F>(&packet.tuple, frame.len())?;
     rewrite::<F, P>(frame, packet, &entry)?;
-    Ok(Some(()))
+    Ok(true)
 }

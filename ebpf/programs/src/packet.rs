@@ -1,11 +1,13 @@
 //! Reading packets: IP headers, fragments, transport headers.
 
-use hawser_ebpf_common::ct::{CtKey, FragmentKey, FragmentPorts};
+use hawser_ebpf_common::ct::{CtEntry, CtKey, FragmentKey, FragmentPorts};
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::metrics::reason;
 use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 
+use crate::ct::{Rewrite, Translation};
 use crate::family::Family;
+use crate::far;
 use crate::frame::Frame;
 
 /// Length of an Ethernet header.
@@ -320,16 +322,44 @@ fn parse<F: Family, P: Frame>(frame: &P) -> Result<Packet<F::Address>, u32> {
     Ok(packet)
 }
 
+/// Memory of one run of a program, which spares the stack.
+#[repr(C)]
+pub struct Aside<A> {
+    pub packet: Packet<A>,
+    pub entry: CtEntry<A>,
+    pub translation: Translation<A>,
+    pub to: Rewrite<A>,
+    pub next: NextHop,
+}
+
+/// Where XDP sends a packet.
+#[derive(Clone, Copy)]
+pub struct NextHop {
+    pub ifindex: u32,
+    pub to: [u8; 6],
+    pub from: [u8; 6],
+}
+
 /// Reads the headers into memory of this CPU's own, which spares the stack: nothing interrupts one of
 /// these programs for another one.
-#[inline(never)]
+#[inline(always)]
 pub fn parse_aside<F: Family, P: Frame>(frame: &P) -> Result<&'static mut Packet<F::Address>, u32> {
-    let place = F::packet().ok_or(reason::MALFORMED)?;
-    let packet = parse::<F, P>(frame)?;
+    far::unpack_unit(parse_far::<F, P>(frame))?;
+    let place = F::aside().ok_or(reason::MALFORMED)?;
     // SAFETY: an element of a per-CPU array, always there, and used by one program at a time.
-    unsafe {
-        *place = packet;
-        Ok(&mut *place)
+    Ok(unsafe { &mut (*place).packet })
+}
+
+#[inline(never)]
+fn parse_far<F: Family, P: Frame>(frame: &P) -> u64 {
+    let Some(place) = F::aside() else { return far::pack_unit(Err(reason::MALFORMED)) };
+    match parse::<F, P>(frame) {
+        Ok(packet) => {
+            // SAFETY: as in `parse_aside`.
+            unsafe { (*place).packet = packet };
+            far::pack_unit(Ok(()))
+        }
+        Err(reason) => far::pack_unit(Err(reason)),
     }
 }
 

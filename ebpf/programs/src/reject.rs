@@ -7,6 +7,7 @@ use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::metrics::reason;
 use hawser_ebpf_common::{PROTO_ICMP, PROTO_ICMP6, PROTO_TCP, PROTO_UDP};
 
+use crate::far;
 use crate::family::Family;
 use crate::forward::Verdict;
 use crate::frame::Frame;
@@ -68,8 +69,18 @@ struct IcmpQuote<const N: usize> {
 }
 
 /// Answers a packet that no backend will get. `reason` is what is counted.
-#[inline(never)]
+#[inline(always)]
 pub fn reject<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, reason: u32) -> Result<Verdict, u32> {
+    far::unpack(reject_far::<F>(ctx, packet, reason))
+}
+
+#[inline(never)]
+fn reject_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, reason: u32) -> u64 {
+    far::pack(reject_near::<F>(ctx, packet, reason))
+}
+
+#[inline(always)]
+fn reject_near<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, reason: u32) -> Result<Verdict, u32> {
     if packet.part == Part::Later {
         return Err(reason);
     }
@@ -82,8 +93,18 @@ pub fn reject<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, reason: u
 }
 
 /// Tells the sender that the way on takes packets of `mtu` bytes only (RFC 1191, RFC 8201).
-#[inline(never)]
+#[inline(always)]
 pub fn too_big<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, mtu: u16) -> Result<Verdict, u32> {
+    far::unpack(too_big_far::<F>(ctx, packet, mtu))
+}
+
+#[inline(never)]
+fn too_big_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, mtu: u16) -> u64 {
+    far::pack(too_big_near::<F>(ctx, packet, mtu))
+}
+
+#[inline(always)]
+fn too_big_near<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, mtu: u16) -> Result<Verdict, u32> {
     icmp::<F>(ctx, packet, &Message { v4: (3, 4), v6: (2, 0), mtu })?;
     turn_around(ctx, reason::TOO_BIG)
 }

@@ -2,14 +2,21 @@
 
 use hawser_ebpf_common::ct::CtKey;
 use hawser_ebpf_common::metrics::reason;
-use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, crc32c};
+use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 
+use crate::far;
 use crate::ct::Rewrite;
 use crate::family::Family;
 use crate::frame::{Change, Covered, Frame};
 use crate::packet::{ETH_LEN, Packet, Part, Quoted, quoted_l3};
 
 const IP_CHECKSUM: usize = 10;
+
+/// Where the transport header lies. At XDP the verifier must see a number there, and so only plain packets come so far.
+#[inline(always)]
+fn l4<F: Family, P: Frame>(packet: &Packet<F::Address>) -> usize {
+    if P::PLAIN { ETH_LEN + F::HEADER_LEN } else { packet.l4 }
+}
 
 /// Where the ports lie: for ICMP echo both are the identifier.
 #[inline(always)]
@@ -18,8 +25,26 @@ fn port_offsets<F: Family>(protocol: u8, l4: usize) -> (usize, usize) {
 }
 
 /// Applies a CT entry; the packet's tuple is then the new one.
-#[inline(never)]
+#[inline(always)]
 pub fn rewrite<F: Family, P: Frame>(
+    frame: &P,
+    packet: &mut Packet<F::Address>,
+    to: &Rewrite<F::Address>,
+) -> Result<(), u32> {
+    far::unpack_unit(rewrite_far::<F, P>(frame, packet, to))
+}
+
+#[inline(never)]
+fn rewrite_far<F: Family, P: Frame>(
+    frame: &P,
+    packet: &mut Packet<F::Address>,
+    to: &Rewrite<F::Address>,
+) -> u64 {
+    far::pack_unit(rewrite_near::<F, P>(frame, packet, to))
+}
+
+#[inline(always)]
+fn rewrite_near<F: Family, P: Frame>(
     frame: &P,
     packet: &mut Packet<F::Address>,
     to: &Rewrite<F::Address>,
@@ -45,7 +70,7 @@ pub fn rewrite<F: Family, P: Frame>(
     }
     if packet.part != Part::Later {
         fix_transport::<F, P>(frame, packet, &old, addresses, ports)?;
-        let (sport, dport) = port_offsets::<F>(old.protocol, packet.l4);
+        let (sport, dport) = port_offsets::<F>(old.protocol, l4::<F, P>(packet));
         if old.sport_be != to.sport_be {
             frame.store(sport, &to.sport_be)?;
         }
@@ -78,40 +103,19 @@ fn fix_transport<F: Family, P: Frame>(
     if addresses.is_none() && others.is_none() {
         return Ok(());
     }
+    let l4 = l4::<F, P>(packet);
     let offset = match old.protocol {
-        PROTO_TCP => packet.l4 + 16,
-        PROTO_UDP => packet.l4 + 6,
+        PROTO_TCP => l4 + 16,
+        PROTO_UDP => l4 + 6,
+        // SCTP's CRC32c covers the ports and no address.
         PROTO_SCTP if others.is_none() => return Ok(()),
-        PROTO_SCTP => return fix_sctp::<F, P>(frame, packet, old),
-        _ => packet.l4 + 2,
+        PROTO_SCTP => return Err(reason::SCTP_PORT),
+        _ => l4 + 2,
     };
     // ICMP has no pseudo header, ICMPv6 has one.
     let addresses = if !F::V6 && old.protocol == F::ICMP { Change::NONE } else { addresses };
     let covered = Covered { addresses, others, optional: old.protocol == PROTO_UDP, v6: F::V6 };
     frame.fix_transport(offset, &covered)
-}
-
-/// SCTP's CRC32c covers the ports and no address. A CRC is linear: what a change of the first four bytes does to it
-/// depends on the length alone.
-#[inline(always)]
-fn fix_sctp<F: Family, P: Frame>(
-    frame: &P,
-    packet: &Packet<F::Address>,
-    old: &CtKey<F::Address>,
-) -> Result<(), u32> {
-    // The length of the whole is not known from a part.
-    if packet.part != Part::Whole {
-        return Err(reason::SCTP_PORT);
-    }
-    let headers = (packet.l4 - ETH_LEN) as u32;
-    if packet.total_len < headers + 12 {
-        return Err(reason::MALFORMED);
-    }
-    let new = packet.tuple;
-    let change = u32::from(old.sport_be ^ new.sport_be) | u32::from(old.dport_be ^ new.dport_be) << 16;
-    let crc: u32 = frame.load(packet.l4 + 8)?;
-    let crc = crc ^ crc32c::change(u32::from_le(change), packet.total_len - headers - 4).to_le();
-    frame.store(packet.l4 + 8, &crc)
 }
 
 /// Translates an ICMP error with the entry of the flow's other direction: the quoted packet becomes what

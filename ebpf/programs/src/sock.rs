@@ -57,13 +57,21 @@ pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) { reverse::<Mapped>(&ctx) } else { reverse::<Inet6>(&ctx) }
+    if is_mapped(&ctx) {
+        reverse::<Mapped>(&ctx)
+    } else {
+        reverse::<Inet6>(&ctx)
+    }
     ALLOW
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    if is_mapped(&ctx) { reverse::<Mapped>(&ctx) } else { reverse::<Inet6>(&ctx) }
+    if is_mapped(&ctx) {
+        reverse::<Mapped>(&ctx)
+    } else {
+        reverse::<Inet6>(&ctx)
+    }
     ALLOW
 }
 

@@ -7,6 +7,7 @@ use hawser_ebpf_common::ct::CT_MASQUERADE;
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS};
 use hawser_ebpf_common::metrics::{direction, reason};
 
+use crate::far;
 use crate::announce;
 use crate::count::count;
 use crate::ct;
@@ -94,28 +95,78 @@ pub fn to_tunnel(ctx: TcContext) -> i32 {
 
 // IPv6 in functions of their own: with both families in one, the stack would not do.
 
-#[inline(never)]
+#[inline(always)]
 fn from_pod6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(from_pod6_far(ctx))
+}
+
+#[inline(never)]
+fn from_pod6_far(ctx: &TcContext) -> u64 {
+    far::pack(from_pod6_near(ctx))
+}
+
+#[inline(always)]
+fn from_pod6_near(ctx: &TcContext) -> Result<Verdict, u32> {
     try_from_pod::<V6>(ctx)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn to_pod6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(to_pod6_far(ctx))
+}
+
+#[inline(never)]
+fn to_pod6_far(ctx: &TcContext) -> u64 {
+    far::pack(to_pod6_near(ctx))
+}
+
+#[inline(always)]
+fn to_pod6_near(ctx: &TcContext) -> Result<Verdict, u32> {
     try_to_pod::<V6>(ctx)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn from_uplink6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(from_uplink6_far(ctx))
+}
+
+#[inline(never)]
+fn from_uplink6_far(ctx: &TcContext) -> u64 {
+    far::pack(from_uplink6_near(ctx))
+}
+
+#[inline(always)]
+fn from_uplink6_near(ctx: &TcContext) -> Result<Verdict, u32> {
     try_from_uplink::<V6>(ctx)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn to_uplink6(ctx: &TcContext) -> Result<Verdict, u32> {
-    try_to_uplink::<V6>(ctx)
+    far::unpack(to_uplink6_far(ctx))
 }
 
 #[inline(never)]
+fn to_uplink6_far(ctx: &TcContext) -> u64 {
+    far::pack(to_uplink6_near(ctx))
+}
+
+#[inline(always)]
+fn to_uplink6_near(ctx: &TcContext) -> Result<Verdict, u32> {
+    try_to_uplink::<V6>(ctx)
+}
+
+#[inline(always)]
 fn to_tunnel6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(to_tunnel6_far(ctx))
+}
+
+#[inline(never)]
+fn to_tunnel6_far(ctx: &TcContext) -> u64 {
+    far::pack(to_tunnel6_near(ctx))
+}
+
+#[inline(always)]
+fn to_tunnel6_near(ctx: &TcContext) -> Result<Verdict, u32> {
     try_to_tunnel::<V6>(ctx)
 }
 
@@ -220,8 +271,18 @@ fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
 }
 
 /// Brings what came in to a pod, to another node, or to the stack.
-#[inline(never)]
+#[inline(always)]
 fn deliver<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
+    far::unpack(deliver_far::<F>(ctx, packet, done))
+}
+
+#[inline(never)]
+fn deliver_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> u64 {
+    far::pack(deliver_near::<F>(ctx, packet, done))
+}
+
+#[inline(always)]
+fn deliver_near<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
     let daddr = packet.tuple.daddr_be;
     let config = config();
     if let Some(endpoint) = F::endpoint(daddr) {
@@ -238,14 +299,14 @@ fn deliver<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -
     let prefix = F::ipcache(daddr);
     if let Some(prefix) = &prefix
         && prefix.identity == IDENTITY_PODS
-        && prefix.tunnel_be == 0
+        && !prefix.remote
     {
         return Err(reason::NO_ENDPOINT);
     }
     if done == reason::TRANSLATED && daddr != F::node_ip(&config) {
         // Its source may be this node now, and the stack would call it a martian.
         return match &prefix {
-            Some(prefix) if prefix.tunnel_be != 0 => forward::to_node::<F>(ctx, packet, prefix, done),
+            Some(prefix) if prefix.remote => forward::to_node::<F>(ctx, packet, prefix, done),
             _ => forward::to_uplink::<F>(ctx, packet, None, done),
         };
     }
@@ -253,8 +314,18 @@ fn deliver<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -
 }
 
 /// Sends a flow's first packet, which goes to the backend already, with the frontend in it.
-#[inline(never)]
+#[inline(always)]
 fn tell_and_send(ctx: &TcContext, frontend_be: u32, port_be: u16) -> Result<Verdict, u32> {
+    far::unpack(tell_and_send_far(ctx, frontend_be, port_be))
+}
+
+#[inline(never)]
+fn tell_and_send_far(ctx: &TcContext, frontend_be: u32, port_be: u16) -> u64 {
+    far::pack(tell_and_send_near(ctx, frontend_be, port_be))
+}
+
+#[inline(always)]
+fn tell_and_send_near(ctx: &TcContext, frontend_be: u32, port_be: u16) -> Result<Verdict, u32> {
     let packet = parse_aside::<V4, _>(ctx)?;
     let config = config();
     let room = u32::from(config.mtu).saturating_sub(dsr::OPTION_LEN as u32);
@@ -286,8 +357,8 @@ fn try_to_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         return Err(reason::FRAGMENT);
     }
     match masquerade::<F, _>(ctx, packet)? {
-        Some(()) => Ok((NEXT, reason::MASQUERADED)),
-        None => Ok((NEXT, reason::FORWARDED)),
+        true => Ok((NEXT, reason::MASQUERADED)),
+        false => Ok((NEXT, reason::FORWARDED)),
     }
 }
 

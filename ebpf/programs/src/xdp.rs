@@ -9,15 +9,16 @@ use aya_ebpf::programs::XdpContext;
 use hawser_ebpf_common::metrics::{direction, reason};
 use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
 
+use crate::far;
 use crate::count::count;
 use crate::ct::{self, Rewrite};
 use crate::dsr;
 use crate::family::Family;
 use crate::forward::{config, is_tunnelled};
 use crate::frame::Frame;
-use crate::lb::{V4, V6};
+use crate::lb::V4;
 use crate::nat::{Known, Origin, known, open};
-use crate::packet::{ETH_P_IP_BE, ETH_P_IPV6_BE, Packet, parse_aside};
+use crate::packet::{ETH_P_IP_BE, NextHop, Packet, parse_aside};
 use crate::rewrite::{decrement_ttl, rewrite};
 
 /// What becomes of a packet: `None` is left to tc.
@@ -27,7 +28,7 @@ type Outcome = Result<Option<u32>, u32>;
 pub fn xdp_uplink(ctx: XdpContext) -> u32 {
     let outcome = match ctx.load::<u16>(12) {
         Ok(ETH_P_IP_BE) => handle::<V4>(&ctx),
-        Ok(ETH_P_IPV6_BE) => handle6(&ctx),
+        // IPv6 is tc's so far: with it the stack would not do.
         _ => Ok(None),
     };
     let (action, reason) = match outcome {
@@ -46,19 +47,6 @@ pub fn xdp_pass(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-// A function of its own, for the stack's sake.
-#[inline(never)]
-fn handle6(ctx: &XdpContext) -> Outcome {
-    handle::<V6>(ctx)
-}
-
-/// Where a packet goes on.
-struct NextHop {
-    ifindex: u32,
-    to: [u8; 6],
-    from: [u8; 6],
-}
-
 #[inline(always)]
 fn handle<F: Family>(ctx: &XdpContext) -> Outcome {
     // Options, fragments and what is malformed: for tc to judge.
@@ -66,17 +54,13 @@ fn handle<F: Family>(ctx: &XdpContext) -> Outcome {
     if packet.tuple.protocol != PROTO_TCP && packet.tuple.protocol != PROTO_UDP || packet.ttl <= 1 {
         return Ok(None);
     }
-    let to = match known::<F, _>(ctx, packet, Origin::Uplink)? {
-        Known::Translated(to) => to,
-        Known::Tracked => return Ok(None),
-        // What the load balancer refuses is answered by tc, which asks again.
-        Known::No | Known::Stale => match open::<F, _>(ctx, packet, Origin::Uplink) {
-            Ok(Some(to)) => to,
-            Ok(None) | Err(reason::NO_BACKEND) => return Ok(None),
-            Err(reason) => return Err(reason),
-        },
-    };
-    let Some(next) = next_hop::<F>(ctx, packet, &to) else { return Ok(None) };
+    if !far::unpack_bool(decide::<F>(ctx, packet))? {
+        return Ok(None);
+    }
+    let Some(aside) = F::aside() else { return Ok(None) };
+    // SAFETY: an element of a per-CPU array, always there, and used by one program at a time.
+    let to = unsafe { &(*aside).to };
+    let Some(next) = next_hop::<F>(ctx, packet, to) else { return Ok(None) };
     let (frontend_be, port_be) = (F::words(packet.tuple.daddr_be)[0], packet.tuple.dport_be);
     let tell = !F::V6 && dsr::must_tell(packet, to.flags);
     if tell {
@@ -85,7 +69,7 @@ fn handle<F: Family>(ctx: &XdpContext) -> Outcome {
             return Ok(None);
         }
     }
-    rewrite::<F, _>(ctx, packet, &to)?;
+    rewrite::<F, _>(ctx, packet, to)?;
     decrement_ttl::<F, _>(ctx, packet)?;
     if tell {
         tell_frontend(ctx, frontend_be, port_be)?;
@@ -122,12 +106,50 @@ fn next_hop<F: Family>(
     {
         return None;
     }
-    ask_next_hop::<F>(ctx, packet, to)
+    if ask_next_hop::<F>(ctx, packet, to) == 0 {
+        return None;
+    }
+    // SAFETY: as in `handle`.
+    Some(unsafe { (*F::aside()?).next })
+}
+
+/// Decides what a packet becomes, in memory aside; the answer is one of `far::pack_bool`, `false` for one that is tc's.
+#[inline(never)]
+fn decide<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>) -> u64 {
+    match known::<F, _>(ctx, packet, Origin::Uplink) {
+        Ok(Known::Translated(to)) => keep::<F>(&to),
+        Ok(Known::Tracked) => 0,
+        Ok(Known::No | Known::Stale) => match open::<F, _>(ctx, packet, Origin::Uplink) {
+            Ok(Some(to)) => keep::<F>(&to),
+            // What the load balancer refuses is answered by tc, which asks again.
+            Ok(None) | Err(reason::NO_BACKEND) => 0,
+            Err(reason) => far::pack_bool(Err(reason)),
+        },
+        Err(reason) => far::pack_bool(Err(reason)),
+    }
+}
+
+#[inline(always)]
+fn keep<F: Family>(to: &Rewrite<F::Address>) -> u64 {
+    let Some(aside) = F::aside() else { return 0 };
+    // SAFETY: as in `handle`.
+    unsafe { (*aside).to = *to };
+    1
 }
 
 /// Puts the frontend into a flow's first packet, which is of IPv4 and goes to the backend already.
-#[inline(never)]
+#[inline(always)]
 fn tell_frontend(ctx: &XdpContext, frontend_be: u32, port_be: u16) -> Result<(), u32> {
+    far::unpack_unit(tell_frontend_far(ctx, frontend_be, port_be))
+}
+
+#[inline(never)]
+fn tell_frontend_far(ctx: &XdpContext, frontend_be: u32, port_be: u16) -> u64 {
+    far::pack_unit(tell_frontend_near(ctx, frontend_be, port_be))
+}
+
+#[inline(always)]
+fn tell_frontend_near(ctx: &XdpContext, frontend_be: u32, port_be: u16) -> Result<(), u32> {
     let packet = parse_aside::<V4, _>(ctx)?;
     dsr::tell(ctx, packet, frontend_be, port_be)
 }
@@ -137,7 +159,7 @@ fn ask_next_hop<F: Family>(
     ctx: &XdpContext,
     packet: &Packet<F::Address>,
     to: &Rewrite<F::Address>,
-) -> Option<NextHop> {
+) -> u64 {
     let config = config();
     // SAFETY: all zeroes is a value of this C struct.
     let mut params: FibParams = unsafe { core::mem::zeroed() };
@@ -154,10 +176,13 @@ fn ask_next_hop<F: Family>(
         unsafe { bpf_fib_lookup(ctx.ctx.cast(), &mut params, size_of::<FibParams>() as i32, 0) };
     // Anything else (no neighbour yet, too big, no route) is for tc and the stack.
     if found != 0 {
-        return None;
+        return 0;
     }
     if params.ifindex == config.uplink_ifindex {
         ct::set_next_hop::<F>(&packet.tuple, params.dmac);
     }
-    Some(NextHop { ifindex: params.ifindex, to: params.dmac, from: params.smac })
+    let Some(aside) = F::aside() else { return 0 };
+    // SAFETY: as in `handle`.
+    unsafe { (*aside).next = NextHop { ifindex: params.ifindex, to: params.dmac, from: params.smac } };
+    1
 }

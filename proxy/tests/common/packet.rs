@@ -39,6 +39,7 @@ impl Packet {
         let transport = match protocol {
             Protocol::Tcp => Transport::Tcp { seq: 0xfeed_beef, ack: 0, flags: 2 },
             Protocol::Udp => Transport::Udp { payload: b"hello, backend".to_vec() },
+            Protocol::Sctp => panic!("no packets of SCTP are made"),
         };
         Self { macs: ([0x0e; 6], [0x0a; 6]), source, destination, ttl: 64, transport }
     }
@@ -151,6 +152,26 @@ impl Packet {
             transport,
         })
     }
+}
+
+/// Makes an IPv4 header's checksum right.
+pub fn fix_header(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let sum = checksum(&[&frame[14..34]]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// A frame around any payload.
+pub fn ipv4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [[0x0e; 6], [0x0a; 6]].concat();
+    frame.extend([8, 0, 0x45, 0]);
+    frame.extend((20 + payload.len() as u16).to_be_bytes());
+    frame.extend([0x12, 0x34, 0x40, 0, 64, protocol, 0, 0]);
+    frame.extend(from.octets());
+    frame.extend(to.octets());
+    fix_header(&mut frame);
+    frame.extend(payload);
+    frame
 }
 
 fn pseudo(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, len: usize) -> Vec<u8> {
