@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use hawser_apiserver::access::UserInfo;
+use hawser_apiserver::alloc::Addresses;
 use hawser_apiserver::bootstrap::AccessConfig;
 use hawser_apiserver::encryption::Envelope;
 use hawser_apiserver::inflight::Limits;
@@ -97,7 +98,9 @@ async fn start(flags: &ApiserverFlags, anonymous: bool) -> Result<(ApiServer, Ar
     private_directory(data)?;
     let pki_dir = data.join("pki");
     let mut pki_config = PkiConfig::new(&pki_dir);
-    pki_config.service_ips = vec![first_address(flags.service_cidr)?];
+    let ranges = flags.service_cluster_ip_range.iter();
+    let firsts = ranges.map(|cidr| first_address(*cidr)).collect::<Result<Vec<_>>>();
+    pki_config.service_ips = firsts.context("--service-cluster-ip-range")?;
     pki_config.advertise = vec![advertise, flags.bind.ip()];
     pki_config.extra_sans = flags.tls_sans.clone();
     let pki = Arc::new(Pki::load_or_create(&pki_config, SystemTime::now())?);
@@ -112,7 +115,8 @@ async fn start(flags: &ApiserverFlags, anonymous: bool) -> Result<(ApiServer, Ar
     config.inherit_sockets = true;
     config.tls = Some(Arc::new(hawser_apiserver::pki::server_config(&pki)?));
     config.seal = Some(Arc::new(seal));
-    config.service_cidr = flags.service_cidr;
+    config.service_cidrs = flags.service_cluster_ip_range.clone();
+    config.node_ports = flags.service_node_port_range.clone();
     config.advertise = SocketAddr::new(advertise, flags.bind.port());
     config.limits =
         Limits { read_only: flags.max_requests_inflight, mutating: flags.max_mutating_requests_inflight };
@@ -141,11 +145,10 @@ async fn open_storage(flags: &ApiserverFlags) -> Result<Arc<dyn Storage>> {
     Ok(Arc::new(store))
 }
 
-/// The first usable address of the Services' range: that of the Service `kubernetes`.
-fn first_address(range: ipnet::Ipv4Net) -> Result<IpAddr> {
-    let first = range.hosts().next().context("--service-cidr is empty")?;
-    ensure!(range.prefix_len() <= 24, "--service-cidr {range}: at least a /24 is needed");
-    Ok(IpAddr::V4(first))
+/// The first usable address of a range of the Services: that of the Service `kubernetes` if the range is the first.
+fn first_address(range: ipnet::IpNet) -> Result<IpAddr> {
+    let range = Addresses::new(range).with_context(|| format!("{range}: at least a /64 is needed"))?;
+    Ok(range.first())
 }
 
 /// As given, else the bound one, else the one that the host's default route leaves from.

@@ -35,6 +35,7 @@ mod volumes;
 mod warnings;
 mod workloads;
 
+pub use addresses::sloppy as sloppy_ip;
 pub use service::addresses_wanted as service_addresses;
 
 use crate::crd::definition;

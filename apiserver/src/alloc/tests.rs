@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 struct Fake(Mutex<BTreeMap<Claim, Owner>>);
 
+const RANGE: &str = "10.96.0.0/24";
+
 #[async_trait]
 impl Ledger for Fake {
     async fn is_taken(&self, claim: Claim) -> Result<bool, Status> {
@@ -33,15 +35,24 @@ impl Ledger for Fake {
         Ok(())
     }
 
+    async fn ranges(&self) -> Result<(Vec<Addresses>, Vec<Addresses>), Status> {
+        Ok((Vec::new(), Vec::new()))
+    }
+
     async fn all(&self) -> Result<Vec<Held>, Status> {
         let held = self.0.lock();
         Ok(held.iter().map(|(c, o)| Held { claim: *c, owner: Some(o.clone()), since: None }).collect())
     }
 }
 
-fn allocators() -> (Allocators, Arc<Fake>) {
+fn allocators_of(ranges: &[&str]) -> (Allocators, Arc<Fake>) {
     let fake = Arc::new(Fake::default());
-    (Allocators::new("10.96.0.0/24".parse().expect("cidr"), fake.clone()), fake)
+    let ranges: Vec<IpNet> = ranges.iter().map(|r| r.parse().expect("a range")).collect();
+    (Allocators::new(&ranges, Ports::default(), fake.clone()).expect("ranges"), fake)
+}
+
+fn allocators() -> (Allocators, Arc<Fake>) {
+    allocators_of(&[RANGE])
 }
 
 fn services() -> &'static Kind {
