@@ -75,7 +75,13 @@ pub struct ApiserverFlags {
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     pub etcd_endpoints: Vec<String>,
     /// Ranges of the Services' addresses, separated by commas: one, or one per family, that of the default family first
-    #[arg(long, alias = "service-cidr", default_value = "10.96.0.0/12", value_delimiter = ',', value_name = "CIDR")]
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
     pub service_cluster_ip_range: Vec<ipnet::IpNet>,
     /// Range of the node ports
     #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST")]
@@ -201,7 +207,13 @@ pub struct AgentFlags {
     #[arg(long)]
     pub uplink: Option<String>,
     /// Ranges of the Services' addresses, separated by commas
-    #[arg(long, alias = "service-cidr", default_value = "10.96.0.0/12", value_delimiter = ',', value_name = "CIDR")]
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
     pub service_cluster_ip_range: Vec<ipnet::IpNet>,
 }
 
@@ -228,7 +240,13 @@ pub struct ProxyFlags {
     #[arg(long)]
     pub uplink: Option<String>,
     /// Ranges of the Services' addresses, separated by commas
-    #[arg(long, alias = "service-cidr", default_value = "10.96.0.0/12", value_delimiter = ',', value_name = "CIDR")]
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
     pub service_cluster_ip_range: Vec<ipnet::IpNet>,
 }
 

@@ -27,7 +27,7 @@ use crate::{components, signals};
 /// The whole control plane in one process.
 pub async fn server(flags: ServerFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, pki, storage) = start(&flags.apiserver, false).await?;
+    let (apiserver, pki, storage) = start(&flags.apiserver, true).await?;
     // The components end before the API server that they write to.
     let components = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -56,7 +56,7 @@ pub async fn server(flags: ServerFlags) -> Result<()> {
 /// The API server alone.
 pub async fn apiserver(flags: ApiserverFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, _, storage) = start(&flags, true).await?;
+    let (apiserver, _, storage) = start(&flags, false).await?;
     apiserver.run(stop).await.context("API server")?;
     close(&*storage).await;
     Ok(())
@@ -89,10 +89,10 @@ fn scheduler(clients: &InProcess) -> Result<Scheduler> {
     Ok(Scheduler::new(hawser_scheduler::Config::default(), client)?)
 }
 
-/// Keys, store and API server, with the administrator's kubeconfig written. `anonymous` is what holds of requests
-/// without credentials when the flags do not say it: kube-apiserver lets them be `system:anonymous`, and so does ours
-/// alone; a whole cluster refuses them.
-async fn start(flags: &ApiserverFlags, anonymous: bool) -> Result<(ApiServer, Arc<Pki>, Arc<dyn Storage>)> {
+/// Keys, store and API server, with the administrator's kubeconfig written. `whole` is a whole cluster's: it has address
+/// pools, and refuses requests without credentials when the flags do not say otherwise. kube-apiserver lets these be
+/// `system:anonymous`, and so does ours alone.
+async fn start(flags: &ApiserverFlags, whole: bool) -> Result<(ApiServer, Arc<Pki>, Arc<dyn Storage>)> {
     let advertise = advertise_address(flags)?;
     let data = &flags.data_dir;
     private_directory(data)?;
@@ -108,7 +108,8 @@ async fn start(flags: &ApiserverFlags, anonymous: bool) -> Result<(ApiServer, Ar
     let storage = open_storage(flags).await?;
 
     let mut access = AccessConfig::new(pki.clone());
-    access.anonymous = flags.anonymous_auth.unwrap_or(anonymous);
+    access.anonymous = flags.anonymous_auth.unwrap_or(!whole);
+    access.address_pools = whole;
     access.node_token_file = Some(data.join("node-token"));
     let mut config = Config::new(Arc::new(access));
     config.listen = vec![flags.bind];

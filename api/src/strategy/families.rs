@@ -180,16 +180,58 @@ mod tests {
         let both = ["IPv4", "IPv6"];
         for (spec, configured, want) in [
             (json!({"type": "ClusterIP"}), &both[..], Ok(("SingleStack", r#"["IPv4"]"#))),
-            (json!({"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack"}), &both[..], Ok(("PreferDualStack", r#"["IPv4","IPv6"]"#))),
-            (json!({"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack"}), &both[..1], Ok(("PreferDualStack", r#"["IPv4"]"#))),
-            (json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}), &both[..], Ok(("RequireDualStack", r#"["IPv6","IPv4"]"#))),
-            (json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack"}), &both[..1], Err("this cluster is not configured for dual-stack services")),
-            (json!({"type": "ClusterIP", "ipFamilies": ["IPv6"]}), &both[..1], Err("not configured on this cluster")),
-            (json!({"type": "ClusterIP", "ipFamilies": both}), &both[..], Err("must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified")),
-            (json!({"type": "ClusterIP", "clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}), &both[..], Ok(("SingleStack", r#"["IPv6"]"#))),
-            (json!({"type": "ClusterIP", "clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}), &both[..1], Err("IPv6 is not configured on this cluster")),
-            (json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}), &both[..1], Ok(("RequireDualStack", r#"["IPv4","IPv6"]"#))),
-            (json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "selector": s}), &both[..], Ok(("SingleStack", r#"["IPv4"]"#))),
+            (
+                json!({"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack"}),
+                &both[..],
+                Ok(("PreferDualStack", r#"["IPv4","IPv6"]"#)),
+            ),
+            (
+                json!({"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack"}),
+                &both[..1],
+                Ok(("PreferDualStack", r#"["IPv4"]"#)),
+            ),
+            (
+                json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}),
+                &both[..],
+                Ok(("RequireDualStack", r#"["IPv6","IPv4"]"#)),
+            ),
+            (
+                json!({"type": "ClusterIP", "ipFamilyPolicy": "RequireDualStack"}),
+                &both[..1],
+                Err("this cluster is not configured for dual-stack services"),
+            ),
+            (
+                json!({"type": "ClusterIP", "ipFamilies": ["IPv6"]}),
+                &both[..1],
+                Err("not configured on this cluster"),
+            ),
+            (
+                json!({"type": "ClusterIP", "ipFamilies": both}),
+                &both[..],
+                Err(
+                    "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified",
+                ),
+            ),
+            (
+                json!({"type": "ClusterIP", "clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}),
+                &both[..],
+                Ok(("SingleStack", r#"["IPv6"]"#)),
+            ),
+            (
+                json!({"type": "ClusterIP", "clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}),
+                &both[..1],
+                Err("IPv6 is not configured on this cluster"),
+            ),
+            (
+                json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}),
+                &both[..1],
+                Ok(("RequireDualStack", r#"["IPv4","IPv6"]"#)),
+            ),
+            (
+                json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "selector": s}),
+                &both[..],
+                Ok(("SingleStack", r#"["IPv4"]"#)),
+            ),
         ] {
             let want = want.map(|(a, b)| (a.to_owned(), b.to_owned())).map_err(str::to_owned);
             assert_eq!(settled(spec.clone(), None, configured), want, "{spec}");
@@ -210,12 +252,39 @@ mod tests {
             "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]});
         for (new, old, want) in [
             (with("ipFamilyPolicy", json!("SingleStack")), &dual, Ok(r#"["IPv4"]"#)),
-            (with("ipFamilies", json!(["IPv4"])), &dual, Err("must be 'SingleStack' to release the secondary IP family")),
-            (with("clusterIPs", json!(["10.0.0.1"])), &dual, Err("must be 'SingleStack' to release the secondary cluster IP")),
-            ({ let mut s = single.clone(); s["ipFamilyPolicy"] = json!("PreferDualStack"); s }, &single, Ok(r#"["IPv4","IPv6"]"#)),
+            (
+                with("ipFamilies", json!(["IPv4"])),
+                &dual,
+                Err("must be 'SingleStack' to release the secondary IP family"),
+            ),
+            (
+                with("clusterIPs", json!(["10.0.0.1"])),
+                &dual,
+                Err("must be 'SingleStack' to release the secondary cluster IP"),
+            ),
+            (
+                {
+                    let mut s = single.clone();
+                    s["ipFamilyPolicy"] = json!("PreferDualStack");
+                    s
+                },
+                &single,
+                Ok(r#"["IPv4","IPv6"]"#),
+            ),
             // What has preferred two families and got one keeps one.
-            ({ let mut s = single.clone(); s["ipFamilyPolicy"] = json!("PreferDualStack"); s },
-             &{ let mut s = single.clone(); s["ipFamilyPolicy"] = json!("PreferDualStack"); s }, Ok(r#"["IPv4"]"#)),
+            (
+                {
+                    let mut s = single.clone();
+                    s["ipFamilyPolicy"] = json!("PreferDualStack");
+                    s
+                },
+                &{
+                    let mut s = single.clone();
+                    s["ipFamilyPolicy"] = json!("PreferDualStack");
+                    s
+                },
+                Ok(r#"["IPv4"]"#),
+            ),
         ] {
             let got = settled(new.clone(), Some(old.clone()), &both).map(|(_, families)| families);
             assert_eq!(got, want.map(str::to_owned).map_err(str::to_owned), "{new}");

@@ -114,7 +114,8 @@ pub fn drop_unused(new: &mut Value, old: &Value) {
         }
     }
     let external = |o: &Value| {
-        has_node_ports(o) || (o.str_at("spec.type") == "ClusterIP" && !o.items_at("spec.externalIPs").is_empty())
+        has_node_ports(o)
+            || (o.str_at("spec.type") == "ClusterIP" && !o.items_at("spec.externalIPs").is_empty())
     };
     if external(old) && !external(new) && same(new, "spec.externalTrafficPolicy") {
         drop(new, &["externalTrafficPolicy"]);

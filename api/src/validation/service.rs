@@ -220,7 +220,9 @@ fn cluster_ips(s: &Value, old: Option<&Value>, e: &mut Errors) {
     let one = s.str_at("clusterIP");
     match all.first() {
         None if !one.is_empty() => e.required(list, ""),
-        Some(_) if one.is_empty() => e.invalid(list, shown(), "must be empty when `clusterIP` is not specified"),
+        Some(_) if one.is_empty() => {
+            e.invalid(list, shown(), "must be empty when `clusterIP` is not specified")
+        }
         Some(first) if first != one => e.invalid(list, shown(), "first value must match `clusterIP`"),
         _ => {}
     }
@@ -308,6 +310,38 @@ fn traffic(s: &Value, kind: &str, e: &mut Errors) {
     }
     let all = ["PreferClose", "PreferSameZone", "PreferSameNode"];
     e.known(SPEC.child("trafficDistribution"), s.get("trafficDistribution"), &all);
+}
+
+/// The addresses of a load balancer.
+pub fn status(o: &Value, e: &mut Errors) {
+    let list = Path::new("status");
+    let list = list.child("loadBalancer");
+    let list = list.child("ingress");
+    let ingress = o.items_at("status.loadBalancer.ingress");
+    if o.str_at("spec.type") != "LoadBalancer" && !ingress.is_empty() {
+        return e.forbidden(list, "may only be used when `spec.type` is 'LoadBalancer'");
+    }
+    for (i, one) in ingress.iter().enumerate() {
+        let item = list.index(i);
+        let (ip, host) = (one.str_at("ip"), one.str_at("hostname"));
+        if !ip.is_empty() {
+            addresses::ip(item.child("ip"), ip, e);
+        }
+        match one.get("ipMode").and_then(Value::as_str) {
+            None if !ip.is_empty() => e.required(item.child("ipMode"), "must be specified when `ip` is set"),
+            None => {}
+            Some(_) if ip.is_empty() => {
+                e.forbidden(item.child("ipMode"), "may not be specified when `ip` is not set");
+            }
+            mode => e.known(item.child("ipMode"), mode.map(Value::from).as_ref(), &["Proxy", "VIP"]),
+        }
+        if !host.is_empty() {
+            e.all(item.child("hostname"), host, names::dns1123_subdomain(host));
+            if addresses::sloppy(host).is_some() {
+                e.invalid(item.child("hostname"), host, "must be a DNS name, not an IP address");
+            }
+        }
+    }
 }
 
 /// What an update may not change.

@@ -97,7 +97,8 @@ fn port_held(kv: &KeyValue) -> Option<Held> {
 /// Whether addresses of a `ServiceCIDR` are given out: it is not on its way out, and nobody says that it is not ready.
 fn gives_out(range: &Value) -> bool {
     let conditions = range.items_at("status.conditions");
-    let ready = conditions.iter().find(|c| c.str_at("type") == "Ready").is_none_or(|c| c.str_at("status") == "True");
+    let ready =
+        conditions.iter().find(|c| c.str_at("type") == "Ready").is_none_or(|c| c.str_at("status") == "True");
     ready && range.deletion_timestamp().is_none()
 }
 

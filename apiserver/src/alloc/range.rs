@@ -24,7 +24,12 @@ fn reserved(size: u128, step: u128, most: u128) -> u128 {
 }
 
 /// Numbers that are given out from the upper band first: each once, from a random one on, then from the lower band.
-pub fn order(first: u128, last: u128, reserved: u128, rng: &mut StdRng) -> impl Iterator<Item = u128> + use<> {
+pub fn order(
+    first: u128,
+    last: u128,
+    reserved: u128,
+    rng: &mut StdRng,
+) -> impl Iterator<Item = u128> + use<> {
     let middle = first + reserved;
     let mut band = |from: u128, to: u128| {
         let start = if from > to { from } else { rng.random_range(from..=to) };
@@ -145,7 +150,8 @@ impl std::str::FromStr for Ports {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| format!("{text:?}: {why}");
-        let number = |t: &str| t.trim().parse::<u16>().map_err(|_| wrong("expected port numbers as in 30000-32767"));
+        let number =
+            |t: &str| t.trim().parse::<u16>().map_err(|_| wrong("expected port numbers as in 30000-32767"));
         let (first, last) = if let Some((first, last)) = text.split_once('-') {
             (number(first)?, number(last)?)
         } else if let Some((first, more)) = text.split_once('+') {
@@ -190,13 +196,19 @@ mod tests {
     #[test]
     fn what_can_be_given_out() {
         let v4 = range("10.96.0.0/24");
-        for (text, inside) in
-            [("10.96.0.0", false), ("10.96.0.1", true), ("10.96.0.254", true), ("10.96.0.255", false), ("fd00::1", false)]
-        {
+        for (text, inside) in [
+            ("10.96.0.0", false),
+            ("10.96.0.1", true),
+            ("10.96.0.254", true),
+            ("10.96.0.255", false),
+            ("fd00::1", false),
+        ] {
             assert_eq!(v4.contains(text.parse().expect("an address")), inside, "{text}");
         }
         let v6 = range("fd00:96::/108");
-        for (text, inside) in [("fd00:96::", false), ("fd00:96::1", true), ("fd00:96::f:ffff", true), ("fd00:96::10:0", false)] {
+        for (text, inside) in
+            [("fd00:96::", false), ("fd00:96::1", true), ("fd00:96::f:ffff", true), ("fd00:96::10:0", false)]
+        {
             assert_eq!(v6.contains(text.parse().expect("an address")), inside, "{text}");
         }
         assert_eq!(Addresses::new("fd00::/63".parse().expect("a prefix")), None);
@@ -205,15 +217,26 @@ mod tests {
         assert_eq!(range("10.0.0.0/32").order(&mut rng).count(), 0);
         assert_eq!(range("fd00::/128").order(&mut rng).count(), 0);
         // The first that is tried of a wide range is in the upper band.
-        assert!(range("fd00::/64").order(&mut rng).next().is_some_and(|a| Addresses::number(a) & 0xffff_ffff > 256));
+        assert!(
+            range("fd00::/64")
+                .order(&mut rng)
+                .next()
+                .is_some_and(|a| Addresses::number(a) & 0xffff_ffff > 256)
+        );
     }
 
     #[test]
     fn flags() {
-        for (text, shown) in
-            [("30000-32767", Some("30000-32767")), ("30000+10", Some("30000-30010")), ("80", Some("80-80")), ("5-4", None),
-             ("x-4", None), ("0-5", None), ("65535+1", None), ("70000-70001", None)]
-        {
+        for (text, shown) in [
+            ("30000-32767", Some("30000-32767")),
+            ("30000+10", Some("30000-30010")),
+            ("80", Some("80-80")),
+            ("5-4", None),
+            ("x-4", None),
+            ("0-5", None),
+            ("65535+1", None),
+            ("70000-70001", None),
+        ] {
             assert_eq!(text.parse::<Ports>().ok().map(|p| p.to_string()).as_deref(), shown, "{text}");
         }
     }

@@ -92,7 +92,7 @@ async fn addresses_and_ports() {
 #[tokio::test]
 async fn what_is_not_written_is_given_back() {
     let (a, fake) = allocators();
-    let mut one = json!({"metadata": {"namespace": "n", "name": "s"}, "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10"}});
+    let mut one = json!({"metadata": {"namespace": "n", "name": "s"}, "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"]}});
     drop(a.create(services(), &mut one, true).await.expect("dry run"));
     assert!(fake.0.lock().is_empty());
     a.create(services(), &mut one, false).await.expect("allocation").refused().await;
@@ -116,9 +116,9 @@ async fn what_is_not_written_is_given_back() {
 async fn out_of_range() {
     let (a, fake) = allocators();
     for spec in [
-        json!({"clusterIP": "192.168.1.1"}),
-        json!({"clusterIP": "10.96.0.0"}),
-        json!({"clusterIP": "10.96.0.255"}),
+        json!({"clusterIP": "192.168.1.1", "clusterIPs": ["192.168.1.1"]}),
+        json!({"clusterIP": "10.96.0.0", "clusterIPs": ["10.96.0.0"]}),
+        json!({"clusterIP": "10.96.0.255", "clusterIPs": ["10.96.0.255"]}),
         json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]}),
         json!({"ipFamilyPolicy": "RequireDualStack"}),
     ] {

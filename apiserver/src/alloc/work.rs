@@ -173,7 +173,8 @@ impl Work<'_> {
     /// Takes a port that is asked for, or says why not.
     async fn port(&mut self, port: i64) -> Result<Result<(), String>, Status> {
         let ports = &self.allocators.ports;
-        let Some(claim) = port_claim(port).filter(|c| matches!(c, Claim::Port(p) if ports.contains(*p))) else {
+        let Some(claim) = port_claim(port).filter(|c| matches!(c, Claim::Port(p) if ports.contains(*p)))
+        else {
             let why = format!("provided port is not in the valid range. The range of valid ports is {ports}");
             return Ok(Err(why));
         };
