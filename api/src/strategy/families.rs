@@ -64,8 +64,10 @@ pub fn settle(new: &mut Value, old: Option<&Value>, configured: &[&str]) -> Resu
     }
     let selects = new.at("spec.selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
     let headless = new.str_at("spec.clusterIP") == "None";
+    // It may lead anywhere, also by a family that the cluster has not.
+    let anywhere = headless && !selects;
     if policy(new).is_empty() {
-        let fallback = if headless && !selects { "RequireDualStack" } else { "SingleStack" };
+        let fallback = if anywhere { "RequireDualStack" } else { "SingleStack" };
         let kept = old.map(policy).filter(|p| !p.is_empty()).unwrap_or(fallback).to_owned();
         new.set_path(&["spec", "ipFamilyPolicy"], json!(kept));
     }
@@ -74,7 +76,7 @@ pub fn settle(new: &mut Value, old: Option<&Value>, configured: &[&str]) -> Resu
     let mut families = new.items_at("spec.ipFamilies").to_vec();
     let default = || configured.iter().take(1).map(|f| json!(f)).collect::<Vec<_>>();
     let single = policy(new) == "SingleStack";
-    if !(headless && !selects) {
+    if !anywhere {
         let mut wrong = Vec::new();
         if policy(new) == "RequireDualStack" && configured.len() < 2 {
             let why = "this cluster is not configured for dual-stack services";
@@ -91,8 +93,7 @@ pub fn settle(new: &mut Value, old: Option<&Value>, configured: &[&str]) -> Resu
     if families.is_empty() {
         families = default();
     }
-    // A headless Service without a selector may lead anywhere, also by a family that the cluster has not.
-    if !single && (headless && !selects || configured.len() == 2) {
+    if !single && (anywhere || configured.len() == 2) {
         families = complete(families);
     }
     new.set_path(&["spec", "ipFamilies"], Value::Array(families));
