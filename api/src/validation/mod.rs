@@ -35,6 +35,7 @@ mod volumes;
 mod warnings;
 mod workloads;
 
+pub use addresses::sloppy as sloppy_ip;
 pub use service::addresses_wanted as service_addresses;
 
 use crate::crd::definition;
@@ -108,6 +109,7 @@ pub fn validate_subresource_update(
         ("Pod", "ephemeralcontainers") => pods::ephemeral_update(new, old, &mut e),
         ("Pod", "resize") => pods::pod(new, Some(old), &mut e),
         ("PersistentVolumeClaim", "status") => persistent::claim_status(new, &mut e),
+        ("Service", "status") => service::status(new, &mut e),
         ("ResourceClaim", "status") => devices::claim_status(new, old, &mut e),
         ("ResourceQuota", "status") => quotas::quota_status(new, &mut e),
         ("CertificateSigningRequest", "approval" | "status") => {
