@@ -3,7 +3,7 @@
 use super::checks::Errors;
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::{FieldError, Path};
+use crate::status::{BadValue, FieldError, Path};
 use base64::Engine as _;
 use serde_json::Value;
 
@@ -101,7 +101,7 @@ pub fn secret(o: &Value, old: Option<&Value>, e: &mut Errors) {
         _ => {}
     }
     if let Some(old) = old {
-        e.immutable(ROOT, o, old, "type");
+        e.immutable(ROOT, "string", o, old, "type");
     }
     fixed(o, old, &["data"], e);
 }
@@ -187,9 +187,7 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
         e.one_of(item.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         if seen.contains(&(key, effect)) {
-            let shown = serde_json::json!({"Key": key, "Value": value, "Effect": effect,
-                "TimeAdded": taint.get("timeAdded")});
-            let mut error = FieldError::duplicate(item, shown);
+            let mut error = FieldError::duplicate(item, BadValue::internal("core.Taint", Some(taint)));
             error.detail = "taints must be unique by key and effect pair".into();
             e.push(error);
         }
@@ -228,7 +226,7 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let places = Path::new("status.addresses");
     for (i, address) in o.items_at("status.addresses").iter().enumerate() {
         if addresses.contains(&address) {
-            e.duplicate(places.index(i), address.clone());
+            e.duplicate(places.index(i), BadValue::internal("core.NodeAddress", Some(address)));
         }
         addresses.push(address);
     }

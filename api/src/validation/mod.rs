@@ -17,11 +17,14 @@ mod expressions;
 mod flowcontrol;
 mod groups;
 mod handlers;
+mod job_updates;
 mod jobs;
 mod meta;
 mod networking;
 mod persistent;
 mod platform;
+mod pod_status;
+mod pod_updates;
 mod pods;
 mod profiles;
 mod quotas;
@@ -105,8 +108,10 @@ pub fn validate_subresource_update(
     let mut e = Errors::default();
     meta::on_update(kind, new, old, &mut e);
     match (kind.kind.as_str(), subresource) {
-        ("Pod", "ephemeralcontainers") => pods::ephemeral_update(new, old, &mut e),
-        ("Pod", "resize") => pods::pod(new, Some(old), &mut e),
+        ("Pod", "ephemeralcontainers") => pod_updates::ephemeral(new, old, &mut e),
+        ("Pod", "resize") => pod_updates::resize(new, old, &mut e),
+        ("Job", "status") => job_updates::status(new, old, &mut e),
+        ("Pod", "status") => pod_status::status(new, old, &mut e),
         ("PersistentVolumeClaim", "status") => persistent::claim_status(new, &mut e),
         ("ResourceClaim", "status") => devices::claim_status(new, old, &mut e),
         ("ResourceQuota", "status") => quotas::quota_status(new, &mut e),
@@ -154,7 +159,10 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
             None => definition::validate_create(o).into_iter().for_each(|error| e.push(error)),
             Some(old) => definition::validate_update(o, old).into_iter().for_each(|error| e.push(error)),
         },
-        ("", "Pod") => pods::pod(o, old, e),
+        ("", "Pod") => match old {
+            None => pods::pod(o, e),
+            Some(old) => pod_updates::update(o, old, e),
+        },
         ("", "PodTemplate") => pods::template(o.get("template"), "template", e),
         ("", "Service") => service::service(o, old, e),
         ("", "Endpoints") => service::endpoints(o, e),

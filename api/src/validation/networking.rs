@@ -11,15 +11,14 @@ const SPEC: Path<'static> = Path::new("spec");
 
 pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
     let fixed = match kind {
-        "IngressClass" => "controller",
-        "ServiceCIDR" => "cidrs",
-        "IPAddress" => "parentRef",
-        _ => "",
+        "IngressClass" => Some(("controller", "string")),
+        "IPAddress" => Some(("parentRef", "*networking.ParentReference")),
+        _ => None,
     };
     if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec")))
-        && !fixed.is_empty()
+        && let Some((field, ty)) = fixed
     {
-        e.immutable(SPEC, new, old, fixed);
+        e.immutable(SPEC, ty, new, old, field);
     }
     match kind {
         "Ingress" => {

@@ -3,7 +3,7 @@
 use super::checks::{Errors, IMMUTABLE, NOT_NEGATIVE, quantity};
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::Path;
+use crate::status::{BadValue, Path};
 use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -13,8 +13,13 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
     match kind {
         "StorageClass" => {
             if let Some(old) = old {
-                for field in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
-                    e.immutable(ROOT, o, old, field);
+                for (field, ty) in [
+                    ("parameters", "map:string"),
+                    ("provisioner", "string"),
+                    ("reclaimPolicy", "*string"),
+                    ("volumeBindingMode", "*string"),
+                ] {
+                    e.immutable(ROOT, ty, o, old, field);
                 }
                 return;
             }
@@ -45,8 +50,10 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
             e.selector(ROOT.child("nodeTopology"), o.get("nodeTopology"));
             if let Some(old) = old {
-                for field in ["nodeTopology", "storageClassName"] {
-                    e.immutable(ROOT, o, old, field);
+                for (field, ty) in
+                    [("nodeTopology", "*meta.v1.LabelSelector"), ("storageClassName", "string")]
+                {
+                    e.immutable(ROOT, ty, o, old, field);
                 }
             }
         }
@@ -87,8 +94,8 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
             parameters(o, false, e);
             if let Some(old) = old {
-                for field in ["driverName", "parameters"] {
-                    e.immutable(ROOT, o, old, field);
+                for (field, ty) in [("driverName", "string"), ("parameters", "map:string")] {
+                    e.immutable(ROOT, ty, o, old, field);
                 }
             }
         }
@@ -214,8 +221,8 @@ fn csi_driver(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
     }
     if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec"))) {
-        for field in ["attachRequired", "volumeLifecycleModes"] {
-            e.immutable(SPEC, new, old, field);
+        for (field, ty) in [("attachRequired", "*bool"), ("volumeLifecycleModes", "[]string")] {
+            e.immutable(SPEC, ty, new, old, field);
         }
     }
 }
@@ -258,7 +265,7 @@ fn csi_node(o: &Value, old: Option<&Value>, e: &mut Errors) {
                 d
             };
             if bare(before) != bare(driver) {
-                e.invalid(item, driver.clone(), IMMUTABLE);
+                e.invalid(item, BadValue::internal("storage.CSINodeDriver", Some(driver)), IMMUTABLE);
             }
         }
         if let Some(n) = driver.int_at("allocatable.count").filter(|n| *n < 0) {

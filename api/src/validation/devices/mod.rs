@@ -13,7 +13,7 @@ pub use status::claim_status;
 use super::checks::{Errors, IMMUTABLE};
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::{FieldError, Path};
+use crate::status::{BadValue, FieldError, Path};
 use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -88,20 +88,20 @@ fn each(
 }
 
 /// As [`each`], and then no two items may have the same key.
-fn set(
+fn set<K: Into<BadValue>>(
     o: &Value,
     field: &str,
     max: usize,
     at: Path<'_>,
     e: &mut Errors,
     judge: impl FnMut(&Value, Path<'_>, &mut Errors),
-    key: impl Fn(&Value) -> Value,
+    key: impl Fn(&Value) -> K,
 ) {
     if !each(o, field, max, at, e, judge) {
         return;
     }
     let list = at.child(field);
-    let keys: Vec<Value> = o.items_at(field).iter().map(key).collect();
+    let keys: Vec<BadValue> = o.items_at(field).iter().map(|item| key(item).into()).collect();
     for (i, key) in keys.iter().enumerate().filter(|(i, key)| keys[..*i].contains(key)) {
         e.duplicate(list.index(i), key.clone());
     }
