@@ -198,6 +198,11 @@ fn crd_created(o: &mut Value) {
 /// On update, after the common steps and before the generation is counted.
 pub fn update(kind: &Kind, new: &mut Value, old: &Value, _now: Timestamp) {
     match (kind.group.as_str(), kind.kind.as_str()) {
+        // A driver has no generation until it is changed.
+        ("storage.k8s.io", "CSIDriver") if new.get("spec") != old.get("spec") => {
+            let generation = old.generation().unwrap_or(0) + 1;
+            new.metadata_mut().insert("generation".into(), json!(generation));
+        }
         ("", "Namespace") => restore(new, old, &["spec", "finalizers"]),
         ("", "Secret") if new.str_at("type").is_empty() => restore(new, old, &["type"]),
         ("", "PersistentVolumeClaim") => data_sources(new, Some(old)),

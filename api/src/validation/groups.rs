@@ -162,6 +162,12 @@ fn role_binding(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
 }
 
 pub fn priority_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    if let Some(old) = old {
+        if old.int_at("value") != o.int_at("value") {
+            e.forbidden(ROOT.child("value"), "may not be changed in an update.");
+        }
+        return e.immutable(ROOT, "*string", o, old, "preemptionPolicy");
+    }
     let value = o.int_at("value").unwrap_or(0);
     let known = matches!(o.name(), "system-cluster-critical" | "system-node-critical");
     if o.name().starts_with("system-") && !known {
@@ -176,12 +182,6 @@ pub fn priority_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     let policy = o.str_at("preemptionPolicy");
     e.one_of(ROOT.child("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
-    if let Some(old) = old {
-        if old.int_at("value") != o.int_at("value") {
-            e.forbidden(ROOT.child("value"), "may not be changed in an update.");
-        }
-        e.immutable(ROOT, "*string", o, old, "preemptionPolicy");
-    }
 }
 
 pub fn runtime_class(o: &Value, old: Option<&Value>, e: &mut Errors) {

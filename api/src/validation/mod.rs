@@ -63,14 +63,31 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 pub fn validate_create_as(served: &Kind, stored: &Kind, object: &Value) -> Vec<FieldError> {
     let mut found = validate_create(stored, object);
     if served.group == "events.k8s.io" && served.kind == "Event" {
-        for error in found.iter_mut().filter(|e| e.field == "reportingComponent") {
-            error.field = "reportingController".into();
-        }
+        as_reporting_controller(&mut found);
         let mut e = Errors::default();
         core::strict_event(object, &mut e);
         found.extend(e.into_vec());
     }
     found
+}
+
+/// What is wrong with an update that came in a version which demands more than the stored one.
+pub fn validate_update_as(served: &Kind, stored: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut found = validate_update(stored, new, old);
+    if served.group == "events.k8s.io" && served.kind == "Event" {
+        let mut e = Errors::default();
+        core::strict_event_update(new, old, &mut e);
+        found.extend(e.into_vec());
+        as_reporting_controller(&mut found);
+    }
+    found
+}
+
+/// The group `events.k8s.io` has a name of its own for who reports.
+fn as_reporting_controller(found: &mut [FieldError]) {
+    for error in found.iter_mut().filter(|e| e.field == "reportingComponent") {
+        error.field = "reportingController".into();
+    }
 }
 
 /// What is wrong with an update of a whole object; rules of a kind defined at run time are [`custom_update`]'s.

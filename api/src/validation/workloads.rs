@@ -117,7 +117,7 @@ pub fn deployment(o: &Value, old: Option<&Value>, e: &mut Errors) {
     deployment_strategy(o, e);
     not_negative(o, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], e);
     let deadline = o.int_at("spec.progressDeadlineSeconds");
-    if let Some(n) = deadline.filter(|n| *n >= 0 && *n <= o.int_at("spec.minReadySeconds").unwrap_or(0)) {
+    if let Some(n) = deadline.filter(|n| *n <= o.int_at("spec.minReadySeconds").unwrap_or(0)) {
         e.invalid(SPEC.child("progressDeadlineSeconds"), n, "must be greater than minReadySeconds");
     }
     immutable_selector(o, old, e);
@@ -164,6 +164,7 @@ fn over_hundred(at: Path<'_>, value: Option<&Value>, e: &mut Errors) {
 }
 
 pub fn daemon_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    immutable_selector(o, old, e);
     let at = SPEC.child("selector");
     if let Some(s) = o.at("spec.selector").filter(|s| !s.is_null()) {
         e.selector(at, Some(s));
@@ -186,7 +187,6 @@ pub fn daemon_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
     }
     not_negative(o, &["revisionHistoryLimit"], e);
-    immutable_selector(o, old, e);
 }
 
 fn rolling_daemon(rolling: &Value, at: Path<'_>, e: &mut Errors) {
@@ -244,7 +244,9 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
         e.optional_one_of(at.child(field), value, &["Retain", "Delete"]);
     }
     let list = SPEC.child("volumeClaimTemplates");
-    for (i, claim) in o.items_at("spec.volumeClaimTemplates").iter().enumerate() {
+    // They never change, so what was accepted once is not judged again.
+    let claims = if old.is_none() { o.items_at("spec.volumeClaimTemplates") } else { &[] };
+    for (i, claim) in claims.iter().enumerate() {
         let item = list.index(i);
         persistent::claim_spec(claim.get("spec").unwrap_or(&Value::Null), item.child("spec"), e);
     }

@@ -184,7 +184,7 @@ impl Registry {
         }
         let judged = async {
             if !manner.trusted {
-                let told = hooks::validate_update(judging, part, &new, old_judged)?;
+                let told = hooks::validate_update(&call.row.kind, judging, part, &new, old_judged)?;
                 told.into_iter().for_each(|w| call.warn(w));
             }
             hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));

@@ -10,7 +10,7 @@ mod status;
 
 pub use status::claim_status;
 
-use super::checks::{Errors, IMMUTABLE};
+use super::checks::Errors;
 use crate::names;
 use crate::object::ObjectExt as _;
 use crate::status::{BadValue, FieldError, Path};
@@ -27,25 +27,19 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
     match kind {
         "ResourceClaim" => match old {
             None => claim::spec(spec, SPEC, e),
-            Some(old) => unchanged(o, old, e),
+            Some(old) => e.immutable(Path::ROOT, "resource.ResourceClaimSpec", o, old, "spec"),
         },
         "ResourceClaimTemplate" => {
             super::meta::of_template(SPEC.child("metadata"), spec, e);
             claim::spec(spec.get("spec").unwrap_or(&empty), SPEC.child("spec"), e);
             if let Some(old) = old {
-                unchanged(o, old, e);
+                e.immutable(Path::ROOT, "resource.ResourceClaimTemplateSpec", o, old, "spec");
             }
         }
         "DeviceClass" => claim::class(spec, e),
         "ResourceSlice" => slice::spec(spec, old.and_then(|o| o.get("spec")), e),
         "DeviceTaintRule" => slice::taint_rule(spec, old.and_then(|o| o.get("spec")), e),
         _ => {}
-    }
-}
-
-fn unchanged(o: &Value, old: &Value, e: &mut Errors) {
-    if old.get("spec") != o.get("spec") {
-        e.invalid(SPEC, o.get("spec").cloned().unwrap_or(Value::Null), IMMUTABLE);
     }
 }
 
