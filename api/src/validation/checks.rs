@@ -35,6 +35,10 @@ impl Errors {
     pub fn invalid(&mut self, at: Path<'_>, value: impl Into<BadValue>, detail: impl Into<String>) {
         self.push(FieldError::invalid(at, value, detail));
     }
+    /// `Invalid` with a value that is printed without quotes.
+    pub fn bare_value(&mut self, at: Path<'_>, value: &str, detail: &str) {
+        self.invalid(at, BadValue::Internal(value.to_owned()), detail);
+    }
     /// `Invalid` without the value.
     pub fn bare(&mut self, at: Path<'_>, detail: &str) {
         self.push(FieldError { value: None, ..FieldError::invalid(at, Value::Null, detail) });

@@ -266,7 +266,7 @@ fn taints(o: &Value, e: &mut Errors) {
     }
 }
 
-fn node_resources(o: &Value, e: &mut Errors) {
+pub fn node_resources(o: &Value, e: &mut Errors) {
     let status = Path::new("status");
     for field in ["capacity", "allocatable"] {
         for (name, q) in crate::resources::list(o.get("status").and_then(|s| s.get(field))) {

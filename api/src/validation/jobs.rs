@@ -3,7 +3,7 @@
 use super::checks::{Errors, NOT_NEGATIVE, selector_parses, selects};
 use super::{cron, job_updates, pods};
 use crate::object::{Labels, ObjectExt as _};
-use crate::status::{BadValue, Path};
+use crate::status::{BadValue, FieldError, Path};
 use serde_json::{Value, json};
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -96,7 +96,11 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
         e.required(at.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
     }
     if let Some(manager) = spec.get("managedBy").and_then(Value::as_str) {
-        super::networking::domain_path(manager, at.child("managedBy"), e);
+        if manager.is_empty() {
+            e.required(at.child("managedBy"), "");
+        } else {
+            super::networking::domain_path(manager, at.child("managedBy"), e);
+        }
         if manager.len() > 63 {
             e.push(crate::status::FieldError::too_long(at.child("managedBy"), 63));
         }
@@ -108,7 +112,9 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
         indexed_job(spec, at, e);
     }
     for field in ["backoffLimitPerIndex", "maxFailedIndexes"] {
-        if let Some(value) = given(field).filter(|_| !indexed) {
+        if let Some(value) =
+            given(field).filter(|_| given("completionMode").is_none_or(|m| m == "NonIndexed"))
+        {
             e.invalid(at.child(field), value.clone(), "requires indexed completion mode");
         }
     }
@@ -270,15 +276,10 @@ fn failure_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
         }
         match (codes.is_some(), conditions.is_empty()) {
             (true, false) => {
-                e.invalid(
-                    item,
-                    BadValue::internal("batch.PodFailurePolicyRule", Some(rule)),
-                    "specifying both OnExitCodes and OnPodConditions is not supported",
-                );
+                e.bare(item, "specifying both OnExitCodes and OnPodConditions is not supported");
             }
             (false, true) => {
-                let shown = BadValue::internal("batch.PodFailurePolicyRule", Some(rule));
-                e.invalid(item, shown, "specifying one of OnExitCodes and OnPodConditions is required")
+                e.bare(item, "specifying one of OnExitCodes and OnPodConditions is required");
             }
             _ => {}
         }
@@ -308,9 +309,7 @@ pub fn index_interval(text: &str, completions: i64) -> Result<(i64, i64), String
     match text.split('-').collect::<Vec<&str>>().as_slice() {
         [one] => parse(one).map(|n| (n, n)),
         [from, to] => match (parse(from)?, parse(to)?) {
-            (from, to) if from >= to => {
-                Err(format!("non-increasing order, previous: {from}, current: {to}"))
-            }
+            (from, to) if from >= to => Err(format!("non-increasing order, previous: {from}, current: {to}")),
             bounds => Ok(bounds),
         },
         _ => Err(format!(
@@ -378,7 +377,9 @@ pub fn cron_job(o: &Value, e: &mut Errors) {
     }
     if let Some(zone) = o.at("spec.timeZone").and_then(Value::as_str) {
         let at = SPEC.child("timeZone");
-        if zone.is_empty() || zone.eq_ignore_ascii_case("local") {
+        if zone.is_empty() {
+            e.invalid(at, zone, "timeZone must be nil or non-empty string");
+        } else if zone.eq_ignore_ascii_case("local") {
             e.invalid(
                 at,
                 zone,
@@ -398,6 +399,14 @@ pub fn cron_job(o: &Value, e: &mut Errors) {
     );
     let template = o.at("spec.jobTemplate.spec").unwrap_or(&empty);
     job_spec(template, Path::new("spec.jobTemplate.spec"), "spec.jobTemplate.spec.template", e);
+    let job_at = Path::new("spec.jobTemplate.spec");
+    if let Some(selector) = template.get("selector").filter(|s| !s.is_null()) {
+        let shown = BadValue::internal("meta.v1.LabelSelector", Some(selector));
+        e.invalid(job_at.child("selector"), shown, "`selector` will be auto-generated");
+    }
+    if template.bool_at("manualSelector") == Some(true) {
+        e.push(FieldError::not_supported(job_at.child("manualSelector"), true, &["nil", "false"]));
+    }
     for field in ["successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
         e.not_negative(SPEC, spec, field);
     }

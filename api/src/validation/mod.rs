@@ -33,6 +33,7 @@ mod recorded;
 mod scheduling;
 mod service;
 mod sources;
+mod statuses;
 mod storage;
 mod volumes;
 mod warnings;
@@ -139,6 +140,7 @@ pub fn validate_subresource_update(
         ("CustomResourceDefinition", "status") if kind.builtin => {
             definition::validate_status(new).into_iter().for_each(|error| e.push(error));
         }
+        (name, "status") if kind.builtin => statuses::judge(name, new, old, &mut e),
         _ => {}
     }
     e.into_vec()

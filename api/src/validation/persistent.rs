@@ -368,14 +368,14 @@ fn data_source(source: &Value, at: Path<'_>, e: &mut Errors) {
 /// What a claim's status says about sizes.
 pub fn claim_status(o: &Value, e: &mut Errors) {
     let status = Path::new("status");
-    let at = status.child("allocatedResources");
-    for (name, q) in crate::resources::list(o.at("status.allocatedResources")) {
-        resource_key(&name, at.key(&name), e);
+    let at = status.child("capacity");
+    for (name, q) in crate::resources::list(o.at("status.capacity")) {
         if q.is_negative() {
-            e.invalid(at.key(&name), q.to_string(), NOT_NEGATIVE);
+            e.bare_value(at.key(&name), &q.to_string(), "must be a valid resource quantity");
         }
     }
-    let at = status.child("allocatedResourceStatus");
+    let allocated = status.child("allocatedResources");
+    let at = status.child("allocatedResourceStatuses");
     let known = [
         "ControllerResizeInProgress",
         "ControllerResizeInfeasible",
@@ -386,19 +386,28 @@ pub fn claim_status(o: &Value, e: &mut Errors) {
     for (name, state) in
         o.at("status.allocatedResourceStatuses").and_then(Value::as_object).into_iter().flatten()
     {
-        resource_key(name, at.key(name), e);
+        resource_key(name, at, e);
         let state = state.as_str().unwrap_or("");
         if !known.contains(&state) {
-            e.unsupported(status, name, &known);
+            e.unsupported(at, name, &known);
+        }
+    }
+    for (name, q) in crate::resources::list(o.at("status.allocatedResources")) {
+        if resource_key(&name, allocated, e) && q.is_negative() {
+            e.invalid(allocated.key(&name), q.to_string(), NOT_NEGATIVE);
         }
     }
 }
 
-fn resource_key(name: &str, at: Path<'_>, e: &mut Errors) {
+/// Whether the name is that of a resource which a claim may have.
+fn resource_key(name: &str, at: Path<'_>, e: &mut Errors) -> bool {
     let messages = names::qualified_name(name);
     let native = !name.contains('/') || name.contains("kubernetes.io/");
-    if messages.is_empty() && native && name != "storage" {
+    let other = messages.is_empty() && native && name != "storage";
+    if other {
         e.unsupported(at, name, &["storage"]);
     }
+    let good = messages.is_empty() && !other;
     e.all(at, name, messages);
+    good
 }

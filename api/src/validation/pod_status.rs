@@ -39,7 +39,6 @@ pub fn status(new: &Value, old: &Value, e: &mut Errors) {
     }
     claims(new, e);
     extended_claim(new, e);
-    allocatable_claims(new, e);
     pod_ips(new, old, e);
     host_ips(new, old, e);
     for (list, _) in LISTS {
@@ -189,41 +188,6 @@ fn extended_claim(new: &Value, e: &mut Errors) {
     match status.str_at("resourceClaimName") {
         "" => e.required(claim, ""),
         name => e.all(claim, name, names::dns1123_subdomain(name)),
-    }
-}
-
-/// Claims that stand for CPU and memory of the node (KEP-5517).
-fn allocatable_claims(new: &Value, e: &mut Errors) {
-    let list = STATUS.child("nodeAllocatableResourceClaimStatuses");
-    for (i, status) in new.items_at("status.nodeAllocatableResourceClaimStatuses").iter().enumerate() {
-        let at = list.index(i);
-        let claim = status.str_at("resourceClaimName");
-        if claim.is_empty() {
-            e.required(at.child("resourceClaimName"), "must not be empty");
-        }
-        let mut known = ["spec.resourceClaims", "status.resourceClaimStatuses"]
-            .into_iter()
-            .flat_map(|l| new.items_at(l))
-            .filter_map(|c| c.get("resourceClaimName")?.as_str());
-        if !known.any(|name| name == claim) {
-            e.invalid(at.child("resourceClaimName"), claim, "no mapping found in pod reference");
-        }
-        if status.items_at("containers").is_empty() {
-            e.required(at.child("containers"), "must not be empty");
-        }
-        let amounts = status.get("resources").and_then(Value::as_object);
-        let resources = at.child("resources");
-        if amounts.is_none_or(|r| r.is_empty()) {
-            e.required(resources, "must not be empty");
-        }
-        for (name, amount) in amounts.into_iter().flatten() {
-            if name.contains('/') && !name.contains("kubernetes.io/") {
-                e.invalid(resources.key(name), name.as_str(), "must be a node allocatable resource name");
-            }
-            if super::checks::quantity(Some(amount)).is_some_and(|q| q.is_negative()) {
-                e.invalid(resources.key(name), amount.clone(), "must be non-negative");
-            }
-        }
     }
 }
 
