@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IpcacheEntry4, LAYOUT, NodeConfig};
+use hawser_ebpf_common::lb::LbConfig;
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, ConfigError, Settings};
 use crate::convert;
 use crate::ct;
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, node_netns_cookie};
 use crate::desired::{self, Local, ObjectName, Touched};
 use crate::inspect::{self, InspectService};
 use crate::lock::{InstanceLock, LockError};
@@ -122,6 +123,7 @@ impl Agent {
         let pins = Pins::new(settings.pins());
         let mut programs = Programs::load(&pins)?;
         let mut maps = KernelMaps::open(&pins.maps())?;
+        maps.set_lb_config(&LbConfig { node_netns_cookie: node_netns_cookie(), pad: 0 })?;
         let (cidr, cidr_receiver) = watch::channel(None);
 
         let mut local = Local {

@@ -17,6 +17,7 @@ pub mod ct;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;
+pub mod healthcheck;
 pub mod inspect;
 mod lock;
 pub mod maglev;

@@ -152,6 +152,11 @@ impl Table {
         self.frontends.keys()
     }
 
+    /// Whether the maps hold a frontend.
+    pub fn holds(&self, frontend: &L4Addr) -> bool {
+        self.frontends.contains_key(frontend)
+    }
+
     /// How many backends the maps hold.
     pub fn backends(&self) -> usize {
         self.backends.len()
