@@ -155,8 +155,10 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let client = identity.client()?;
     let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
     kubelet_config.tls = Some(identity.tls);
+    kubelet_config.await_dataplanes = true;
     let kubelet = Kubelet::new(kubelet_config, client.clone()).context("kubelet")?;
     let heartbeat = kubelet.heartbeat();
+    let programmed = kubelet.programmed();
     // The kubelet goes first, because it registers the Node that everything else is bound to; it waits for the
     // runtime, and reports the node as not ready until then.
     let mut components = Components::new(stop.clone())
@@ -168,7 +170,8 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
             .await
             .context("getting the dataplane's token")?;
         let client = dataplane.client(&flags.server, &node.flags.data_dir)?;
-        let proxy = Agent::start(proxy_config, client).await.context("dataplane")?;
+        let proxy =
+            Agent::start(proxy_config, client).await.context("dataplane")?.tell_programmed(programmed);
         anyhow::Ok((dataplane, proxy))
     };
     let (dataplane, proxy) = tokio::select! {

@@ -93,6 +93,7 @@ pub struct Agent {
     podnet: Option<Arc<PodNet>>,
     cidr: watch::Sender<Option<Ipv4Net>>,
     synced: watch::Sender<bool>,
+    programmed: watch::Sender<Option<u64>>,
     listener: UnixListener,
     /// Held for their effect.
     _programs: Arc<Mutex<Programs>>,
@@ -174,6 +175,7 @@ impl Agent {
             podnet,
             cidr,
             synced: watch::Sender::new(false),
+            programmed: watch::Sender::new(None),
             listener,
             _programs: programs,
             _lock: lock,
@@ -183,6 +185,12 @@ impl Agent {
     /// The pods' network; `None` when the configuration says without.
     pub fn pod_network(&self) -> Option<Arc<PodNet>> {
         self.podnet.clone()
+    }
+
+    /// Has it told, each time, up to which resourceVersion all EndpointSlices are in the maps.
+    pub fn tell_programmed(mut self, programmed: watch::Sender<Option<u64>>) -> Self {
+        self.programmed = programmed;
+        self
     }
 
     /// Tells when the maps first hold what the API says.
@@ -195,15 +203,26 @@ impl Agent {
     /// # Errors
     /// The inspection service failed; faults of the API, the maps and the routes are retried.
     pub async fn run(self, token: CancellationToken) -> Result<(), Error> {
-        let Self { client, settings, dataplane, routes, podnet, cidr, synced, listener, _programs, _lock } =
-            self;
+        let Self {
+            client,
+            settings,
+            dataplane,
+            routes,
+            podnet,
+            cidr,
+            synced,
+            programmed,
+            listener,
+            _programs,
+            _lock,
+        } = self;
         let maps = Pins::new(settings.pins()).maps();
         let stop = token.child_token();
         let _stop_all = stop.clone().drop_guard();
         let service = InspectService::new(maps.clone(), podnet).serve(listener, stop.clone());
         let node_name = settings.config.node_name.clone();
-        let engine =
-            Engine { dataplane, routes, cidr, synced, node_name, known: Default::default(), retry: None };
+        let known = AllKnown::default();
+        let engine = Engine { dataplane, routes, cidr, synced, programmed, node_name, known, retry: None };
         let sweep = sweep_ct(maps, stop.clone());
         tokio::select! {
             result = service => result?,
@@ -256,6 +275,8 @@ struct Engine {
     routes: Option<Routes>,
     cidr: watch::Sender<Option<Ipv4Net>>,
     synced: watch::Sender<bool>,
+    /// The resourceVersion up to which all EndpointSlices are in the maps.
+    programmed: watch::Sender<Option<u64>>,
     node_name: String,
     known: AllKnown,
     /// When to reconcile, and how long to wait after that should it fail.
@@ -280,6 +301,7 @@ impl Engine {
                 None => self.reconcile().await,
                 Some(input) => self.on_input(input).await,
             }
+            self.tell_programmed();
         }
     }
 
@@ -341,6 +363,14 @@ impl Engine {
             });
         }
         self.dataplane.desired().set_node(name, node)
+    }
+
+    /// Says up to where the maps are. Nothing is said while they, or the routes, differ from what the API says.
+    fn tell_programmed(&self) {
+        let whole = self.known_all() && self.retry.is_none();
+        if let Some(revision) = self.known.slices.revision().filter(|_| whole) {
+            self.programmed.send_if_modified(|told| told.replace(revision) != Some(revision));
+        }
     }
 
     fn known_all(&self) -> bool {

@@ -14,6 +14,7 @@ use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::acknowledgement::Acknowledgement;
 use crate::aggregation::RoleAggregation;
 use crate::cache::{AnyStore, Caches};
 use crate::certificates::approve::Approver;
@@ -115,6 +116,10 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         EndpointSlices::new(&t.caches, t.config.max_endpoints_per_slice)
     });
     t.add("endpointslicemirroring", "endpointslicemirroring-controller", |t, _| Mirror::new(&t.caches));
+    let clock: Clock = Arc::new(Timestamp::now);
+    t.add("acknowledgement", "acknowledgement-controller", |t, _| {
+        Acknowledgement::new(&t.caches, clock.clone())
+    });
     t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
     t.add("namespace", "namespace-controller", |t, client| Namespaces::new(&t.caches, client));
     t.add("serviceaccount", "service-account-controller", |t, _| ServiceAccounts::new(&t.caches));
@@ -123,7 +128,6 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
             RootCa::new(&t.caches, &bundle)
         });
     }
-    let clock: Clock = Arc::new(Timestamp::now);
     t.add("node-lifecycle", "node-controller", |t, _| {
         let c = &t.config;
         let times = lifecycle::Times {
