@@ -17,7 +17,11 @@ pub struct Drift {
 
 impl Drift {
     /// Compares the counts with the sockets. Returns backends whose count is to be set, and to what.
-    pub fn corrections(&mut self, counts: &[(u32, u64)], sockets: &[(u64, CountedSocket)]) -> Vec<(u32, u64)> {
+    pub fn corrections(
+        &mut self,
+        counts: &[(u32, u64)],
+        sockets: &[(u64, CountedSocket)],
+    ) -> Vec<(u32, u64)> {
         let mut right: HashMap<u32, u64> = HashMap::new();
         for (_, socket) in sockets {
             *right.entry(socket.backend_id).or_default() += 1;

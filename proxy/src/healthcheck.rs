@@ -136,7 +136,8 @@ async fn serve(port: u16, answer: Answer) {
                 continue;
             }
         };
-        while let (Ok(place), Ok((stream, _))) = (room.clone().acquire_owned().await, listener.accept().await) {
+        while let (Ok(place), Ok((stream, _))) = (room.clone().acquire_owned().await, listener.accept().await)
+        {
             let answer = answer.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |_| {
@@ -206,7 +207,10 @@ mod tests {
         assert_eq!(answered(port).await.0, "HTTP/1.1 200 OK");
         checks.set(&name, Some((port, 0)));
         let (status, body) = answered(port).await;
-        assert_eq!((status.as_str(), &body["localEndpoints"]), ("HTTP/1.1 503 Service Unavailable", &0.into()));
+        assert_eq!(
+            (status.as_str(), &body["localEndpoints"]),
+            ("HTTP/1.1 503 Service Unavailable", &0.into())
+        );
         checks.set(&name, None);
         while ask(port).await.is_ok() {
             tokio::task::yield_now().await;

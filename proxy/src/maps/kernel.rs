@@ -269,6 +269,14 @@ impl KernelMaps {
         dump(names::CONNECTIONS, &self.connections)
     }
 
+    /// Sets the count of a backend's open connections.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_connections(&mut self, backend_id: u32, count: u64) -> Result<(), MapError> {
+        self.connections.insert(backend_id, count, 0).map_err(kernel(names::CONNECTIONS))
+    }
+
     /// Sockets that are counted there, by their cookie.
     ///
     /// # Errors

@@ -165,7 +165,12 @@ fn by_load(report: &mut Report, pins: &Pins, cgroup: &Cgroup) -> Result<()> {
         p95.push(at(950));
     }
     let saved = 100.0 * (1.0 - p95[1] / p95[0]);
-    report.add("one slow backend in ten: p95 that least-loaded saves over random", saved, "%", Target::AtLeast(50.0));
+    report.add(
+        "one slow backend in ten: p95 that least-loaded saves over random",
+        saved,
+        "%",
+        Target::AtLeast(50.0),
+    );
     let open: u64 = dataplane.maps().connections()?.into_iter().map(|(_, count)| count).sum();
     let sockets = dataplane.maps().counted_sockets()?.len();
     ensure!(open == 0 && sockets == 0, "{open} connections of {sockets} sockets are still counted");
@@ -219,7 +224,8 @@ impl Cgroup {
     fn new() -> Result<Self> {
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
         let mut kinds = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let at = kinds.find(|fields| fields.get(2) == Some(&"cgroup2")).context("no cgroup v2 hierarchy")?[1].to_owned();
+        let at = kinds.find(|fields| fields.get(2) == Some(&"cgroup2")).context("no cgroup v2 hierarchy")?[1]
+            .to_owned();
         let own = std::fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("no cgroup v2")?;
         let path = Path::new(&at)
