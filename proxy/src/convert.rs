@@ -9,22 +9,13 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::ResourceExt;
 
-use crate::desired::{Node, ObjectName, Service, ServicePort, Slice, SliceEndpoint};
+use crate::desired::{Node, Service, ServicePort, Slice, SliceEndpoint};
 use crate::types::Protocol;
 
 /// Label that names a slice's Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Services and slices with this label are another proxy's; headless Services need none.
 pub const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
-
-/// Key of an object in the desired state.
-pub fn object_name<K: kube::Resource>(object: &K) -> ObjectName {
-    let name = object.name_any();
-    match object.namespace() {
-        Some(namespace) => Arc::from(format!("{namespace}/{name}")),
-        None => Arc::from(name),
-    }
-}
 
 /// A Service; `None` for headless ones, ExternalName, and those without an IPv4 address.
 pub fn service(object: &core::Service) -> Option<Service> {

@@ -17,8 +17,7 @@ use ipnet::Ipv4Net;
 use crate::claims::Claims;
 use crate::types::{FrontendSpec, L4Addr, Protocol, address_be};
 
-/// `namespace/name`.
-pub type ObjectName = Arc<str>;
+pub use hawser_watch::ObjectName;
 
 /// What matters of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
