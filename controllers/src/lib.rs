@@ -11,6 +11,7 @@ pub mod cache;
 pub mod certificates;
 pub mod claim;
 pub mod config;
+pub mod clusterdns;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;

@@ -158,17 +158,17 @@ impl Ask<'_> {
 
     /// One record for each endpoint and port, to names below `service`.
     fn endpoint_srv(&self, entry: &Entry, service: &Name, wanted: impl Fn(&Port) -> bool) -> Answer {
-        let mut seen = HashSet::new();
+        let (mut seen, mut told) = (HashSet::new(), HashSet::new());
         let (mut targets, mut additional) = (Vec::new(), Vec::new());
         for (endpoint, ports) in entry.endpoints() {
             let Some(target) = endpoint_name(endpoint, service) else { continue };
-            let before = targets.len();
             for port in ports.iter().filter(|port| wanted(port)) {
                 if seen.insert((target.clone(), port.number)) {
                     targets.push((port.number, target.clone()));
                 }
             }
-            if targets.len() > before {
+            // One name may have several addresses, and an endpoint be in several slices.
+            if ports.iter().any(&wanted) && told.insert((target.clone(), endpoint.address)) {
                 additional.extend(addresses(&target, &[endpoint.address], None));
             }
         }

@@ -17,6 +17,7 @@ pub mod question;
 pub mod records;
 pub mod respond;
 mod run;
+mod scrape;
 mod sockets;
 mod watch;
 pub mod zone;

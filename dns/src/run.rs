@@ -18,6 +18,7 @@ use crate::config::{Config, ConfigError, Settings, upstreams};
 use crate::control::{self, Command, Guest, Hello, Incumbent, Pair};
 use crate::forward::Forward;
 use crate::respond::Responder;
+use crate::scrape;
 use crate::sockets::Sockets;
 use crate::watch;
 
@@ -38,6 +39,9 @@ pub enum Error {
     /// The control socket cannot be had.
     #[error("{0}: {1}")]
     Control(PathBuf, io::Error),
+    /// The address of the metrics cannot be had.
+    #[error("metrics: {0}")]
+    Metrics(io::Error),
     /// The upstream servers cannot be used.
     #[error("upstream servers: {0}")]
     Upstream(#[from] NetError),
@@ -74,7 +78,11 @@ impl Server {
         let watching = watch::run(client, &responder, sender);
         let reloading = reload(&settings, &responder);
         let work = async {
-            let Some(taken) = succeed(&settings, synced).await? else { return Ok(()) };
+            let taken = tokio::select! {
+                taken = succeed(&settings, synced) => taken?,
+                () = stop.cancelled() => return Ok(()),
+            };
+            let Some(taken) = taken else { return Ok(()) };
             let sockets = open(&config.listen, taken).await?;
             let listener = control::listen(&config.control).map_err(control_error)?;
             let (tasks, reading) = (TaskTracker::new(), CancellationToken::new());
@@ -86,6 +94,7 @@ impl Server {
             serving();
             tokio::select! {
                 () = stop.cancelled() => {}
+                ended = scrape::run(config.metrics, &responder) => ended.map_err(Error::Metrics)?,
                 ended = attend(&listener, &responder, &sockets, &config.fingerprint) => ended.map_err(control_error)?,
             }
             reading.cancel();
@@ -99,7 +108,6 @@ impl Server {
             result = work => result,
             () = watching => Ok(()),
             () = reloading => Ok(()),
-            () = async { stop.cancelled().await; tokio::time::sleep(DRAIN * 2).await } => Ok(()),
         }
     }
 }

@@ -7,8 +7,9 @@ use futures::stream::{BoxStream, SelectAll};
 use hawser_watch::{Known, Named, compact};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, metadata_watcher, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use tokio::sync::watch;
 
@@ -64,7 +65,7 @@ fn inputs(client: Client) -> SelectAll<BoxStream<'static, Input>> {
     let all = watcher::Config::default;
     let services = watcher(Api::<Service>::all(client.clone()), all()).default_backoff();
     let slices = watcher(Api::<EndpointSlice>::all(client.clone()), all()).default_backoff();
-    let namespaces = metadata_watcher(Api::<Namespace>::all(client), all()).default_backoff();
+    let namespaces = watcher(Api::<PartialObjectMeta<Namespace>>::all(client), all()).default_backoff();
     let services = services.map(|event| match event {
         Ok(event) => Input::Service(compact(event, convert::service)),
         Err(error) => Input::Failed("services", error),

@@ -81,7 +81,7 @@ impl Kubelet {
             config_maps: Cache::new(client.clone()),
             secrets: Cache::new(client.clone()),
             services: Services::start(client.clone()),
-            host_dns: dns::host_resolver(&config.resolv_conf),
+            host_dns: dns::host_resolver(&config.resolv_conf, &config.node_ips),
             facts: NodeFacts { host_ips: config.node_ips.iter().map(ToString::to_string).collect() },
             node_memory: machine::memory_bytes(),
             allocatable: machine::capacity(&config.data_dir, config.max_pods),

@@ -19,6 +19,7 @@ use crate::cache::{AnyStore, Caches};
 use crate::certificates::approve::Approver;
 use crate::certificates::clean::Cleaner;
 use crate::certificates::sign::{Ca, Signer};
+use crate::clusterdns::Controlled;
 use crate::config::Config;
 use crate::cronjob::CronJobs;
 use crate::daemonset::DaemonSets;
@@ -116,6 +117,9 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     });
     t.add("endpointslicemirroring", "endpointslicemirroring-controller", |t, _| Mirror::new(&t.caches));
     t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
+    if let Some(dns) = t.config.cluster_dns.clone() {
+        t.add("cluster-dns", "cluster-dns-controller", |t, _| Controlled::new(&t.caches, dns));
+    }
     t.add("namespace", "namespace-controller", |t, client| Namespaces::new(&t.caches, client));
     t.add("serviceaccount", "service-account-controller", |t, _| ServiceAccounts::new(&t.caches));
     if let Some(bundle) = t.config.root_ca_pem.clone() {
