@@ -92,11 +92,12 @@ impl Server {
             }
             tracing::info!(addresses = ?config.listen, "answering");
             serving();
-            tokio::select! {
-                () = stop.cancelled() => {}
-                ended = scrape::run(config.metrics, &responder) => ended.map_err(Error::Metrics)?,
-                ended = attend(&listener, &responder, &sockets, &config.fingerprint) => ended.map_err(control_error)?,
-            }
+            // Whoever told this server to end waits for its connection to close.
+            let _told_by = tokio::select! {
+                () = stop.cancelled() => None,
+                ended = scrape::run(config.metrics, &responder) => return ended.map_err(Error::Metrics),
+                told = attend(&listener, &responder, &sockets, &config.fingerprint) => Some(told.map_err(control_error)?),
+            };
             reading.cancel();
             tasks.close();
             if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
@@ -188,13 +189,13 @@ fn adopt(udp: std::os::fd::OwnedFd, tcp: std::os::fd::OwnedFd) -> io::Result<Soc
     })
 }
 
-/// Answers on the control socket until told to end.
+/// Answers on the control socket until told to end, and by whom.
 async fn attend(
     listener: &UnixListener,
     responder: &Arc<Responder>,
     sockets: &[Sockets],
     fingerprint: &str,
-) -> io::Result<()> {
+) -> io::Result<Guest> {
     let (ask, mut asked) = mpsc::channel::<(Command, Guest)>(8);
     loop {
         tokio::select! {
@@ -222,10 +223,7 @@ async fn attend(
                     // Whoever asked may have gone.
                     let _ = guest.tell(&text).await;
                 }
-                Command::Stop => {
-                    hold(guest);
-                    return Ok(());
-                }
+                Command::Stop => return Ok(guest),
                 Command::Take => {
                     use std::os::fd::AsFd;
                     let pairs: io::Result<Vec<_>> = sockets
@@ -235,7 +233,7 @@ async fn attend(
                     match guest.give(&pairs?).await {
                         Ok(()) => {
                             tracing::info!("another process goes on");
-                            return Ok(());
+                            return Ok(guest);
                         }
                         Err(error) => tracing::warn!(%error, "handing the sockets over"),
                     }
@@ -243,12 +241,4 @@ async fn attend(
             }
         }
     }
-}
-
-/// Keeps a connection to the end of this process, which is what the other side waits for.
-fn hold(guest: Guest) {
-    tokio::spawn(async move {
-        let _guest = guest;
-        std::future::pending::<()>().await
-    });
 }

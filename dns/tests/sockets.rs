@@ -275,7 +275,8 @@ async fn messages_are_as_the_rfcs_say() {
     assert_eq!(code(two).await.0, ResponseCode::FormErr);
     let mut version = query("web.ns.svc.cluster.local.", RecordType::A, Some(1232));
     version.edns.as_mut().expect("EDNS").set_version(1);
-    assert_eq!(code(version).await.0, ResponseCode::BADVERS);
+    // 16 is BADVERS in answers to queries, and BADSIG in what hickory reads.
+    assert_eq!(u16::from(code(version).await.0), u16::from(ResponseCode::BADVERS));
 }
 
 #[tokio::test]
