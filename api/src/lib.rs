@@ -7,6 +7,7 @@
 pub mod cel;
 pub mod convert;
 pub mod crd;
+pub mod dataplane;
 pub mod decode;
 pub mod defaults;
 pub mod exposition;

@@ -81,7 +81,8 @@ fn wanted_service(config: &ClusterDns) -> Service {
         target_port: Some(IntOrString::Int(number(name, config))),
         ..ServicePort::default()
     });
-    let labels = [("k8s-app", SERVICE), ("kubernetes.io/cluster-service", "true"), ("kubernetes.io/name", "CoreDNS")];
+    let labels =
+        [("k8s-app", SERVICE), ("kubernetes.io/cluster-service", "true"), ("kubernetes.io/name", "CoreDNS")];
     Service {
         metadata: ObjectMeta {
             name: Some(SERVICE.to_owned()),
@@ -113,7 +114,11 @@ fn is_ours(service: &Service, config: &ClusterDns) -> bool {
 fn slice_name(family: &str, node: &str) -> String {
     let name = format!("{SERVICE}-{}-{node}", family.to_lowercase());
     // Names end at 253 characters (RFC 1123); a node's own may be as long.
-    if name.len() <= 253 { name } else { format!("{}-{}", &name[..240], crate::hash::content_hash(&name, None)) }
+    if name.len() <= 253 {
+        name
+    } else {
+        format!("{}-{}", &name[..240], crate::hash::content_hash(&name, None))
+    }
 }
 
 fn wanted_slice(service: &Service, node: &Node, family: &str, config: &ClusterDns) -> Option<EndpointSlice> {
@@ -319,7 +324,13 @@ mod tests {
         h.settle(50).await;
         let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         assert_eq!(slices(&h), [pair("a", "192.0.2.1"), pair("b", "192.0.2.2")]);
-        h.model.lock().edit::<Node>("", "a", |n| *n = { let mut new = node("a", "192.0.2.9"); new.metadata = n.metadata.clone(); new });
+        h.model.lock().edit::<Node>("", "a", |n| {
+            *n = {
+                let mut new = node("a", "192.0.2.9");
+                new.metadata = n.metadata.clone();
+                new
+            }
+        });
         h.model.lock().delete_as_user::<Node>("", "b");
         h.settle(50).await;
         assert_eq!(slices(&h), [pair("a", "192.0.2.9")]);

@@ -6,12 +6,13 @@
 //! - One module per controller.
 #![forbid(unsafe_code)]
 
+pub mod acknowledgement;
 pub mod aggregation;
 pub mod cache;
 pub mod certificates;
 pub mod claim;
-pub mod config;
 pub mod clusterdns;
+pub mod config;
 pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;

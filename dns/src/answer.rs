@@ -231,7 +231,9 @@ impl Ask<'_> {
                 continue;
             }
             for (endpoint, _) in entry.endpoints().filter(|(endpoint, _)| endpoint.address == net.addr()) {
-                names.extend(endpoint_name(endpoint, &service).map(|name| (endpoint.hostname.is_some(), name)));
+                names.extend(
+                    endpoint_name(endpoint, &service).map(|name| (endpoint.hostname.is_some(), name)),
+                );
             }
         }
         // A pod behind several Services has a name below each; those that it was given come before those made up.

@@ -153,14 +153,19 @@ mod tests {
         let settings = config("Cluster.LOCAL", &["a.example=192.0.2.1", "b.a.example=[2001:db8::1]:5353"]);
         let settings = settings.check().expect("valid");
         assert_eq!(settings.zone.origin.to_string(), "cluster.local.");
-        let stubs: Vec<_> = settings.stubs.iter().map(|s| (s.domain.to_string(), s.servers.clone())).collect();
+        let stubs: Vec<_> =
+            settings.stubs.iter().map(|s| (s.domain.to_string(), s.servers.clone())).collect();
         assert_eq!(stubs[0], ("b.a.example.".into(), vec!["[2001:db8::1]:5353".parse().expect("address")]));
         assert_eq!(stubs[1], ("a.example.".into(), vec!["192.0.2.1:53".parse().expect("address")]));
         for wrong in ["", ".", "a..b"] {
             assert!(config(wrong, &[]).check().is_err(), "{wrong:?}");
         }
         for wrong in ["a", "a=", "a=b", "=192.0.2.1:x", "a=192.0.2.1:99999"] {
-            assert_eq!(config("d", &[wrong]).check().err(), Some(ConfigError::Stub(wrong.into())), "{wrong:?}");
+            assert_eq!(
+                config("d", &[wrong]).check().err(),
+                Some(ConfigError::Stub(wrong.into())),
+                "{wrong:?}"
+            );
         }
         let mut none = config("d", &[]);
         none.listen.clear();
@@ -171,7 +176,8 @@ mod tests {
     fn upstreams_leave_the_cluster_out() {
         let dir = tempfile::tempdir().expect("dir");
         let file = dir.path().join("resolv.conf");
-        std::fs::write(&file, "# x\nsearch a\nnameserver 10.96.0.10\nnameserver 192.0.2.7\n").expect("written");
+        std::fs::write(&file, "# x\nsearch a\nnameserver 10.96.0.10\nnameserver 192.0.2.7\n")
+            .expect("written");
         let own = ["10.96.0.10".parse().expect("address")];
         assert_eq!(upstreams(&file, &own), ["192.0.2.7:53".parse().expect("address")]);
         assert!(upstreams(&dir.path().join("missing"), &own).is_empty());

@@ -13,7 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -76,7 +77,9 @@ impl Incumbent {
     pub async fn find(path: &Path) -> io::Result<Option<Self>> {
         let mut stream = match UnixStream::connect(path).await {
             Ok(stream) => stream,
-            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind()) => {
+            Err(error)
+                if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind()) =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -101,7 +104,8 @@ impl Incumbent {
         if self.tell(Command::Take).await.is_err() {
             return Ok(None);
         }
-        let (line, descriptors) = self.stream.async_io(Interest::READABLE, || receive(self.stream.as_fd())).await?;
+        let (line, descriptors) =
+            self.stream.async_io(Interest::READABLE, || receive(self.stream.as_fd())).await?;
         if line.is_empty() {
             return Ok(None);
         }
@@ -188,7 +192,8 @@ impl Guest {
     pub async fn give(&mut self, sockets: &[(SocketAddr, BorrowedFd<'_>, BorrowedFd<'_>)]) -> io::Result<()> {
         let addresses: Vec<SocketAddr> = sockets.iter().map(|(address, ..)| *address).collect();
         let line = serde_json::to_vec(&addresses).map_err(|e| invalid(e.to_string()))?;
-        let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().flat_map(|(_, udp, tcp)| [*udp, *tcp]).collect();
+        let descriptors: Vec<BorrowedFd<'_>> =
+            sockets.iter().flat_map(|(_, udp, tcp)| [*udp, *tcp]).collect();
         if line.len() > LINE || descriptors.len() > SOCKETS {
             return Err(invalid("too many sockets"));
         }
@@ -220,7 +225,10 @@ async fn read_line(stream: &mut UnixStream) -> io::Result<Option<String>> {
 }
 
 fn gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 fn send(stream: BorrowedFd<'_>, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {

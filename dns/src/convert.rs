@@ -79,7 +79,10 @@ mod tests {
     #[test]
     fn targets() {
         let cases = [
-            (json!({"type": "ExternalName", "externalName": "a.example"}), Some(Target::External("a.example".into()))),
+            (
+                json!({"type": "ExternalName", "externalName": "a.example"}),
+                Some(Target::External("a.example".into())),
+            ),
             (json!({"type": "ExternalName"}), None),
             (json!({"clusterIP": "None", "clusterIPs": ["None"]}), Some(Target::Headless)),
             (
@@ -88,7 +91,10 @@ mod tests {
                     ["10.96.0.9".parse().expect("v4"), "fd00::9".parse().expect("v6")].into(),
                 )),
             ),
-            (json!({"clusterIP": "10.96.0.9"}), Some(Target::Cluster(["10.96.0.9".parse().expect("v4")].into()))),
+            (
+                json!({"clusterIP": "10.96.0.9"}),
+                Some(Target::Cluster(["10.96.0.9".parse().expect("v4")].into())),
+            ),
             (json!({}), None),
         ];
         for (spec, target) in cases {

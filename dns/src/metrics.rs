@@ -116,7 +116,8 @@ impl Metrics {
         let name = "hawser_dns_request_duration_seconds";
         let _ = writeln!(out, "# HELP {name} Time from a question to its answer.\n# TYPE {name} histogram");
         let mut sum = 0.0;
-        for (bound, counter) in BUCKETS.iter().map(f64::to_string).chain(["+Inf".into()]).zip(&self.durations) {
+        for (bound, counter) in BUCKETS.iter().map(f64::to_string).chain(["+Inf".into()]).zip(&self.durations)
+        {
             sum += read(counter);
             let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {sum}");
         }

@@ -114,7 +114,10 @@ mod tests {
             ("ns.pod.cluster.local.", Some(Place::Namespace(ns.clone()))),
             ("Web.ns.SVC.cluster.local.", Some(Place::Service(ns.clone(), svc.clone()))),
             ("web-0.web.ns.svc.cluster.local.", Some(Place::Endpoint(ns.clone(), svc.clone(), own("web-0")))),
-            ("_tcp.web.ns.svc.cluster.local.", Some(Place::Transport(ns.clone(), svc.clone(), Protocol::Tcp))),
+            (
+                "_tcp.web.ns.svc.cluster.local.",
+                Some(Place::Transport(ns.clone(), svc.clone(), Protocol::Tcp)),
+            ),
             (
                 "_http._UDP.web.ns.svc.cluster.local.",
                 Some(Place::Port(ns.clone(), svc.clone(), Protocol::Udp, own("http"))),

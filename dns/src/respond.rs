@@ -13,8 +13,8 @@ use parking_lot::RwLock;
 
 use crate::answer::{Answer, answer};
 use crate::forward::Forward;
-pub use crate::metrics::Transport;
 use crate::metrics::Metrics;
+pub use crate::metrics::Transport;
 use crate::records::Index;
 use crate::zone::Zone;
 
@@ -208,7 +208,8 @@ impl Responder {
     /// An answer made of nothing but the question's header.
     fn bare(&self, header: &[u8], code: ResponseCode, since: Instant) -> Reply {
         let opcode = OpCode::from_u8((header[2] >> 3) & 0xf);
-        let mut message = Message::new(u16::from_be_bytes([header[0], header[1]]), MessageType::Response, opcode);
+        let mut message =
+            Message::new(u16::from_be_bytes([header[0], header[1]]), MessageType::Response, opcode);
         message.metadata.response_code = code;
         let bytes = fitting(&mut message, DATAGRAM.0);
         self.metrics.response(code, since.elapsed());

@@ -141,7 +141,10 @@ async fn reload(settings: &Settings, responder: &Responder) {
 
 /// The sockets of the process that serves, once this one has read the cluster's Services; none when nobody serves.
 /// `None` when one of this fingerprint serves.
-async fn succeed(settings: &Settings, mut synced: signal::Receiver<bool>) -> Result<Option<Vec<Pair>>, Error> {
+async fn succeed(
+    settings: &Settings,
+    mut synced: signal::Receiver<bool>,
+) -> Result<Option<Vec<Pair>>, Error> {
     let config = &settings.config;
     let control_error = |error| Error::Control(config.control.clone(), error);
     loop {

@@ -26,7 +26,8 @@ const CONNECTIONS: usize = 16;
 pub async fn run(address: Option<SocketAddr>, responder: &Arc<Responder>) -> io::Result<()> {
     let Some(address) = address else { return std::future::pending().await };
     // The process before this one has the port until it has ended.
-    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
+    let socket =
+        if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(true)?;
     socket.bind(address)?;
@@ -47,7 +48,8 @@ async fn serve(listener: TcpListener, responder: &Arc<Responder>) -> io::Result<
         };
         let responder = responder.clone();
         tokio::spawn(async move {
-            let answer = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &responder))));
+            let answer =
+                service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &responder))));
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(std::time::Duration::from_secs(10))
@@ -69,7 +71,9 @@ fn answer(request: &Request<Incoming>, responder: &Responder) -> Response<String
         }
         "/health" => (StatusCode::OK, "text/plain", "OK".to_owned()),
         "/ready" if synced => (StatusCode::OK, "text/plain", "OK".to_owned()),
-        "/ready" => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the API has not been read yet".to_owned()),
+        "/ready" => {
+            (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "the API has not been read yet".to_owned())
+        }
         _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /health and /ready".to_owned()),
     };
     let response = Response::builder().status(status).header(http::header::CONTENT_TYPE, kind);

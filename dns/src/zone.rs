@@ -27,7 +27,8 @@ pub struct Zone {
 impl Zone {
     /// A name below the domain, of labels that the API has checked; the domain itself if they do not fit into a name.
     pub fn below<'a>(&self, labels: impl DoubleEndedIterator<Item = &'a str>) -> Name {
-        let name = labels.rev().try_fold(self.origin.clone(), |name, label| name.prepend_label(label.as_bytes()));
+        let name =
+            labels.rev().try_fold(self.origin.clone(), |name, label| name.prepend_label(label.as_bytes()));
         name.unwrap_or_else(|_| self.origin.clone())
     }
 

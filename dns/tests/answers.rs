@@ -39,8 +39,13 @@ fn cluster() -> Index {
     index.set_namespace(&"ns".into(), true);
     index.set_namespace(&"empty".into(), true);
     let http = json!([{"name": "http", "port": 80, "protocol": "TCP"}]);
-    let two = json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}, {"port": 9}]);
-    service(&mut index, "web", json!({"clusterIP": "10.96.0.80", "clusterIPs": ["10.96.0.80"], "ports": two}));
+    let two =
+        json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}, {"port": 9}]);
+    service(
+        &mut index,
+        "web",
+        json!({"clusterIP": "10.96.0.80", "clusterIPs": ["10.96.0.80"], "ports": two}),
+    );
     slice(
         &mut index,
         "web",
@@ -51,7 +56,11 @@ fn cluster() -> Index {
     );
     let dual = json!(["10.96.0.81", "fd00:96::81"]);
     service(&mut index, "dual", json!({"clusterIP": "10.96.0.81", "clusterIPs": dual, "ports": http}));
-    service(&mut index, "six", json!({"clusterIP": "fd00:96::6", "clusterIPs": ["fd00:96::6"], "ports": http}));
+    service(
+        &mut index,
+        "six",
+        json!({"clusterIP": "fd00:96::6", "clusterIPs": ["fd00:96::6"], "ports": http}),
+    );
     let headless = json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": http});
     service(&mut index, "set", headless.clone());
     let endpoints = json!([

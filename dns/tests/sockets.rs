@@ -53,7 +53,8 @@ fn api(lists: Option<Value>) -> kube::Client {
 }
 
 fn objects() -> Value {
-    let service = |name: &str, spec: Value| json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec});
+    let service =
+        |name: &str, spec: Value| json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec});
     let endpoints: Vec<Value> = (0..200).map(|n| json!({"addresses": [format!("10.244.7.{n}")]})).collect();
     json!({
         "namespaces": [{"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "ns"}}],
@@ -146,7 +147,8 @@ async fn ask_udp(server: SocketAddr, message: &Message) -> (Message, usize) {
     socket.connect(server).await.expect("connected");
     socket.send(&message.to_vec().expect("encoded")).await.expect("sent");
     let mut buffer = vec![0; 65_536];
-    let length = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await.expect("in time").expect("got");
+    let length =
+        tokio::time::timeout(PATIENCE, socket.recv(&mut buffer)).await.expect("in time").expect("got");
     let answer = Message::from_vec(&buffer[..length]).expect("decoded");
     assert_eq!(answer.metadata.id, message.metadata.id);
     (answer, length)
@@ -201,7 +203,8 @@ async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
             } else {
                 answer.metadata.response_code = ResponseCode::NXDomain;
                 let name = |text| Name::from_ascii(text).expect("name");
-                let soa = hickory_proto::rr::rdata::SOA::new(name("ns.example.com."), name("h."), 1, 2, 3, 4, 60);
+                let soa =
+                    hickory_proto::rr::rdata::SOA::new(name("ns.example.com."), name("h."), 1, 2, 3, 4, 60);
                 answer.add_authority(Record::from_rdata(name("example.com."), 60, RData::SOA(soa)));
             }
             let _ = socket.send_to(&answer.to_vec().expect("encoded"), client).await;
@@ -224,7 +227,10 @@ async fn a_resolver_finds_the_cluster() {
             addresses
         }
     };
-    assert_eq!(addresses("web.ns.svc.cluster.local.").await, ["10.96.0.80".parse::<IpAddr>().expect("address")]);
+    assert_eq!(
+        addresses("web.ns.svc.cluster.local.").await,
+        ["10.96.0.80".parse::<IpAddr>().expect("address")]
+    );
     // Too many for a datagram: the resolver comes again over TCP.
     assert_eq!(addresses("many.ns.svc.cluster.local.").await.len(), 200);
     assert_eq!(addresses("in.ns.svc.cluster.local.").await.len(), 1);
@@ -352,8 +358,15 @@ async fn the_next_process_takes_over_and_no_query_is_lost() {
     for fingerprint in ["b", "c", "d", "e"] {
         let before = done.load(Ordering::Relaxed);
         let next = start_synced(config(dir.path(), address, vec![], fingerprint)).await;
-        tokio::time::timeout(PATIENCE, &mut first.task).await.expect("it ends").expect("joined").expect("well");
-        assert_eq!(Incumbent::find(&control).await.expect("greeted").expect("there").hello.fingerprint, fingerprint);
+        tokio::time::timeout(PATIENCE, &mut first.task)
+            .await
+            .expect("it ends")
+            .expect("joined")
+            .expect("well");
+        assert_eq!(
+            Incumbent::find(&control).await.expect("greeted").expect("there").hello.fingerprint,
+            fingerprint
+        );
         first = next;
         while done.load(Ordering::Relaxed) < before + 100 {
             tokio::task::yield_now().await;
@@ -367,7 +380,8 @@ async fn the_next_process_takes_over_and_no_query_is_lost() {
     // One of the same kind has nothing to do; one that has not read the API waits, and goes on when the other ends.
     let same = Server::new(config(dir.path(), address, vec![], "e"), api(None)).expect("a configuration");
     same.run(CancellationToken::new(), || panic!("another one serves")).await.expect("well");
-    let metrics = Incumbent::find(&control).await.expect("greeted").expect("there").metrics().await.expect("text");
+    let metrics =
+        Incumbent::find(&control).await.expect("greeted").expect("there").metrics().await.expect("text");
     assert!(metrics.contains("hawser_dns_synced 1"), "{metrics}");
     Incumbent::find(&control).await.expect("greeted").expect("there").stop().await.ok();
     tokio::time::timeout(PATIENCE, &mut first.task).await.expect("it ends").expect("joined").expect("well");

@@ -149,7 +149,8 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
     let proxy_config = node.proxy_config(flags.uplink.clone(), flags.service_cidr)?;
-    let cluster_dns = if flags.dns.no_dns { flags.dns.addresses.clone() } else { flags.dns.addresses(flags.service_cidr) };
+    let cluster_dns =
+        if flags.dns.no_dns { flags.dns.addresses.clone() } else { flags.dns.addresses(flags.service_cidr) };
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
         token: flags.token.clone(),
@@ -164,8 +165,10 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let client = identity.client()?;
     let mut kubelet_config = node.kubelet_config(node.cri_socket(), cluster_dns.clone())?;
     kubelet_config.tls = Some(identity.tls);
+    kubelet_config.await_dataplanes = true;
     let kubelet = Kubelet::new(kubelet_config, client.clone()).context("kubelet")?;
     let heartbeat = kubelet.heartbeat();
+    let programmed = kubelet.programmed();
     // The kubelet goes first, because it registers the Node that everything else is bound to; it waits for the
     // runtime, and reports the node as not ready until then.
     let mut components = Components::new(stop.clone())
@@ -173,12 +176,14 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         .spawn("memory", |token| give_back_memory(heartbeat, token))
         .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) });
     let joining = async {
-        let identity =
-            |part| NodeIdentity::obtain(part, client.clone(), &flags.server, &node.name, &node.flags.data_dir);
+        let identity = |part| {
+            NodeIdentity::obtain(part, client.clone(), &flags.server, &node.name, &node.flags.data_dir)
+        };
         let dataplane = identity(Part::Dataplane).await?;
         let dns = if flags.dns.no_dns { None } else { Some(identity(Part::Dns).await?) };
         let cgroup = proxy_config.cgroup.clone();
         let proxy = Agent::start(proxy_config, dataplane.client()?).await.context("dataplane")?;
+        let proxy = proxy.tell_programmed(programmed);
         anyhow::Ok((dataplane, dns, cgroup, proxy))
     };
     let (dataplane, dns, cgroup, proxy) = tokio::select! {

@@ -34,7 +34,8 @@ fn control_socket(run_dir: &Path) -> PathBuf {
 pub async fn dns(flags: DnsFlags) -> Result<()> {
     let control = control_socket(&flags.run_dir);
     if flags.metrics {
-        let found = Incumbent::find(&control).await.with_context(|| format!("reading {}", control.display()))?;
+        let found =
+            Incumbent::find(&control).await.with_context(|| format!("reading {}", control.display()))?;
         let incumbent = found.with_context(|| format!("{}: nobody serves", control.display()))?;
         print!("{}", incumbent.metrics().await?);
         return Ok(());

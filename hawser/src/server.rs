@@ -70,11 +70,7 @@ async fn close(storage: &dyn Storage) {
     }
 }
 
-fn controller_manager(
-    clients: &InProcess,
-    pki: &Pki,
-    flags: &ServerFlags,
-) -> Result<ControllerManager> {
+fn controller_manager(clients: &InProcess, pki: &Pki, flags: &ServerFlags) -> Result<ControllerManager> {
     let mut config = components::controller_config(&flags.controllers);
     config.cluster_dns = (!flags.dns.no_dns).then(|| ClusterDns {
         addresses: flags.dns.addresses(flags.apiserver.service_cidr),

@@ -109,7 +109,10 @@ pub(crate) fn resolver(pod: &Pod, cluster: Cluster<'_>, host: &DnsConfig) -> (Dn
         for o in own.options.iter().flatten() {
             let name = o.name.clone().unwrap_or_default();
             let value = o.value.as_ref().filter(|value| !value.is_empty());
-            set_option(&mut out.options, value.map_or_else(|| name.clone(), |value| format!("{name}:{value}")));
+            set_option(
+                &mut out.options,
+                value.map_or_else(|| name.clone(), |value| format!("{name}:{value}")),
+            );
         }
     }
     out.servers = unique(out.servers);
@@ -221,7 +224,9 @@ mod tests {
 
     #[test]
     fn policies() {
-        let host = parse("# x\nnameserver 1.1.1.1\nsearch old\nsearch corp. .\noptions timeout:2\noptions timeout:1\n");
+        let host = parse(
+            "# x\nnameserver 1.1.1.1\nsearch old\nsearch corp. .\noptions timeout:2\noptions timeout:1\n",
+        );
         let servers = ["10.96.0.10".parse().unwrap()];
         let cluster = Cluster { servers: &servers, domain: "cluster.local" };
         let run = |spec| {
@@ -287,7 +292,10 @@ mod tests {
         assert!(hosts_file(&fqdn, &["10.0.0.5".into()], "d", None).contains("10.0.0.5\th.s.ns.svc.d\th\n"));
         assert_eq!(nodename(&with, "d"), Ok("h".into()));
         let error = nodename(&fqdn, &"d".repeat(60)).expect_err("too long");
-        assert!(error.ends_with("is too long (64 characters is the max, 71 characters requested)"), "{error}");
+        assert!(
+            error.ends_with("is too long (64 characters is the max, 71 characters requested)"),
+            "{error}"
+        );
         assert_eq!(nodename(&pod(json!({"setHostnameAsFQDN": true})), "d"), Ok("p".into()));
     }
 }

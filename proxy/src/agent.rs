@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
-use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, LAYOUT, NodeConfig};
+use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IpcacheEntry4, LAYOUT, NodeConfig};
 use hawser_watch::{Known, Named, compact};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::WatchStreamExt;
@@ -30,13 +30,13 @@ use crate::dataplane::Dataplane;
 use crate::desired::{self, Local, ObjectName, Touched};
 use crate::inspect::{self, InspectService};
 use crate::lock::{InstanceLock, LockError};
-use crate::maps::{KernelMaps, MapError};
+use crate::maps::{Address, KernelMaps, MapError};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::podnet::{NodeNet, PodNet, PodNetError, write_sysctl};
 use crate::programs::{Pins, Programs, ProgramsError, create_private};
 use crate::routes::Routes;
 use crate::sys::monotonic_ns;
-use crate::types::address_be;
+use crate::types::{PrefixSpec, address_be};
 
 /// Shortest and longest wait before a failed reconcile is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
@@ -92,6 +92,7 @@ pub struct Agent {
     podnet: Option<Arc<PodNet>>,
     cidr: watch::Sender<Option<Ipv4Net>>,
     synced: watch::Sender<bool>,
+    programmed: watch::Sender<Option<u64>>,
     listener: UnixListener,
     /// Held for their effect.
     _programs: Arc<Mutex<Programs>>,
@@ -126,15 +127,15 @@ impl Agent {
 
         let mut local = Local {
             node_name: config.node_name.clone(),
-            node_ip: config.pod_network.then_some(config.node_ip),
-            link: None,
-            service_cidr: config.service_cidr,
+            node_ips: if config.pod_network { vec![config.node_ip.into()] } else { Vec::new() },
+            service_cidrs: config.service_cidr.into_iter().map(IpNet::V4).collect(),
+            ..Local::default()
         };
         let mut network = None;
         if config.pod_network {
             let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
             let uplink = find_uplink(&netlink, config).await?;
-            local.link = uplink.subnet;
+            local.links = uplink.subnet.into_iter().map(IpNet::V4).collect();
             maps.set_config(&NodeConfig {
                 node_ip_be: address_be(config.node_ip),
                 uplink_ifindex: uplink.index,
@@ -172,6 +173,7 @@ impl Agent {
             podnet,
             cidr,
             synced: watch::Sender::new(false),
+            programmed: watch::Sender::new(None),
             listener,
             _programs: programs,
             _lock: lock,
@@ -181,6 +183,12 @@ impl Agent {
     /// The pods' network; `None` when the configuration says without.
     pub fn pod_network(&self) -> Option<Arc<PodNet>> {
         self.podnet.clone()
+    }
+
+    /// Has it told, each time, up to which resourceVersion all EndpointSlices are in the maps.
+    pub fn tell_programmed(mut self, programmed: watch::Sender<Option<u64>>) -> Self {
+        self.programmed = programmed;
+        self
     }
 
     /// Tells when the maps first hold what the API says.
@@ -193,15 +201,26 @@ impl Agent {
     /// # Errors
     /// The inspection service failed; faults of the API, the maps and the routes are retried.
     pub async fn run(self, token: CancellationToken) -> Result<(), Error> {
-        let Self { client, settings, dataplane, routes, podnet, cidr, synced, listener, _programs, _lock } =
-            self;
+        let Self {
+            client,
+            settings,
+            dataplane,
+            routes,
+            podnet,
+            cidr,
+            synced,
+            programmed,
+            listener,
+            _programs,
+            _lock,
+        } = self;
         let maps = Pins::new(settings.pins()).maps();
         let stop = token.child_token();
         let _stop_all = stop.clone().drop_guard();
         let service = InspectService::new(maps.clone(), podnet).serve(listener, stop.clone());
         let node_name = settings.config.node_name.clone();
-        let engine =
-            Engine { dataplane, routes, cidr, synced, node_name, known: Default::default(), retry: None };
+        let known = AllKnown::default();
+        let engine = Engine { dataplane, routes, cidr, synced, programmed, node_name, known, retry: None };
         let sweep = sweep_ct(maps, stop.clone());
         tokio::select! {
             result = service => result?,
@@ -254,6 +273,8 @@ struct Engine {
     routes: Option<Routes>,
     cidr: watch::Sender<Option<Ipv4Net>>,
     synced: watch::Sender<bool>,
+    /// The resourceVersion up to which all EndpointSlices are in the maps.
+    programmed: watch::Sender<Option<u64>>,
     node_name: String,
     known: AllKnown,
     /// When to reconcile, and how long to wait after that should it fail.
@@ -278,6 +299,7 @@ impl Engine {
                 None => self.reconcile().await,
                 Some(input) => self.on_input(input).await,
             }
+            self.tell_programmed();
         }
     }
 
@@ -316,7 +338,7 @@ impl Engine {
         }
         let desired = self.dataplane.desired();
         let prefixes: Vec<_> =
-            touched.prefixes.iter().map(|prefix| (*prefix, desired.prefix(prefix).copied())).collect();
+            touched.prefixes.iter().filter_map(|prefix| route_of(prefix, desired.prefix(prefix))).collect();
         if let Some(routes) = &mut self.routes
             && !prefixes.is_empty()
             && let Err(error) = routes.apply(&prefixes).await
@@ -328,7 +350,7 @@ impl Engine {
 
     fn on_node(&mut self, name: &ObjectName, node: Option<&desired::Node>) -> Touched {
         if **name == *self.node_name {
-            let cidr = node.and_then(|node| node.pod_cidrs.first().copied());
+            let cidr = node.and_then(|node| node.pod_cidrs.iter().find_map(as_v4));
             // A Node that is deleted and comes back keeps its pods meanwhile.
             self.cidr.send_if_modified(|held| {
                 let changed = cidr.is_some() && *held != cidr;
@@ -339,6 +361,14 @@ impl Engine {
             });
         }
         self.dataplane.desired().set_node(name, node)
+    }
+
+    /// Says up to where the maps are. Nothing is said while they, or the routes, differ from what the API says.
+    fn tell_programmed(&self) {
+        let whole = self.known_all() && self.retry.is_none();
+        if let Some(revision) = self.known.slices.revision().filter(|_| whole) {
+            self.programmed.send_if_modified(|told| told.replace(revision) != Some(revision));
+        }
     }
 
     fn known_all(&self) -> bool {
@@ -361,8 +391,13 @@ impl Engine {
             tracing::warn!(%error, "comparing the maps; trying again");
             whole = false;
         }
-        let prefixes: Vec<_> =
-            self.dataplane.desired().prefixes().map(|(prefix, entry)| (*prefix, *entry)).collect();
+        let prefixes: Vec<_> = self
+            .dataplane
+            .desired()
+            .prefixes()
+            .filter_map(|(prefix, spec)| route_of(prefix, Some(spec)))
+            .filter_map(|(prefix, entry)| Some((prefix, entry?)))
+            .collect();
         if let Some(routes) = &mut self.routes
             && !routes.in_sync()
             && let Err(error) = routes.reconcile(&prefixes).await
@@ -380,10 +415,21 @@ impl Engine {
 
 fn merge(all: impl Iterator<Item = Touched>) -> Touched {
     all.fold(Touched::default(), |mut sum, touched| {
-        sum.frontends.extend(touched.frontends);
-        sum.prefixes.extend(touched.prefixes);
+        sum.merge(touched);
         sum
     })
+}
+
+fn as_v4(prefix: &IpNet) -> Option<Ipv4Net> {
+    match prefix {
+        IpNet::V4(prefix) => Some(*prefix),
+        IpNet::V6(_) => None,
+    }
+}
+
+/// A prefix as the routes know it: of IPv4.
+fn route_of(prefix: &IpNet, spec: Option<&PrefixSpec>) -> Option<(Ipv4Net, Option<IpcacheEntry4>)> {
+    Some((as_v4(prefix)?, spec.map(<u32 as Address>::ipcache)))
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

@@ -5,20 +5,19 @@
 
 use std::collections::HashMap;
 
-use hawser_ebpf_common::endpoint::IpcacheEntry4;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::desired::{Desired, Local, Touched};
-use crate::diff::Table;
+use crate::diff::{Gone, Table};
 use crate::maps::{MapError, Maps, Op};
-use crate::types::L4Addr;
+use crate::types::{L4Addr, PrefixSpec};
 
 /// The load balancer and the ipcache of one node.
 #[derive(Debug)]
 pub struct Dataplane<M> {
     desired: Desired,
     table: Table,
-    prefixes: HashMap<Ipv4Net, IpcacheEntry4>,
+    prefixes: HashMap<IpNet, PrefixSpec>,
     maps: M,
     /// The maps are as `table` and `prefixes` say.
     in_sync: bool,
@@ -49,6 +48,11 @@ impl<M: Maps> Dataplane<M> {
     /// Whether the maps hold what they should, as far as is known.
     pub fn in_sync(&self) -> bool {
         self.in_sync
+    }
+
+    /// Backends that frontends lost since the last call: their flows and sockets have nobody to speak to.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        self.table.take_gone()
     }
 
     /// Brings the maps to the desired state where an event touched it. Does nothing while a full
@@ -87,7 +91,11 @@ impl<M: Maps> Dataplane<M> {
             .collect();
         let prefixes = self.desired.prefixes().map(|(prefix, _)| *prefix);
         let prefixes = prefixes.chain(self.prefixes.keys().copied()).collect();
-        self.apply_touched(&Touched { frontends: [frontends, gone].concat(), prefixes })?;
+        self.apply_touched(&Touched {
+            frontends: [frontends, gone].concat(),
+            prefixes,
+            services: Vec::new(),
+        })?;
         let unused = self.table.sweep();
         self.run(&unused)?;
         self.in_sync = true;

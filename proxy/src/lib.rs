@@ -19,6 +19,7 @@ pub mod desired;
 pub mod diff;
 pub mod inspect;
 mod lock;
+pub mod maglev;
 pub mod maps;
 pub mod netlink;
 pub mod podnet;

@@ -363,10 +363,7 @@ fn flows_and_their_backends(cluster: &Cluster, a: &TestPod, c: &TestPod) {
     let wait_for = |frontends: usize, backends: usize| {
         eventually("the maps", || {
             let snapshot = n1.snapshot();
-            let ours = snapshot
-                .services
-                .iter()
-                .filter(|(key, _)| key.address_be == u32::from_ne_bytes(vip.octets()));
+            let ours = snapshot.services.iter().filter(|(key, _)| key.frontend.address == vip);
             ours.count() == frontends + backends
         });
     };
@@ -542,8 +539,8 @@ fn endpoints_leave(cluster: &Cluster, a: &TestPod, c: &TestPod) {
             let maps = node.maps();
             let holds = || {
                 let snapshot = maps.snapshot().expect("the maps");
-                let web = u32::from_ne_bytes(WEB.octets());
-                let master = snapshot.services.iter().find(|(key, _)| key.address_be == web && key.slot == 0);
+                let master =
+                    snapshot.services.iter().find(|(key, _)| key.frontend.address == WEB && key.slot == 0);
                 master.is_some_and(|(_, value)| usize::from(value.count) == backends.len())
             };
             while !holds() {

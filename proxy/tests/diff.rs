@@ -5,9 +5,9 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::world::{Action, action, apply_to_world, decide, frontends, local, tell};
+use common::world::{Action, action, apply_to_world, decide, frontends, local, tell, v4};
 use hawser_proxy::dataplane::Dataplane;
-use hawser_proxy::maps::{FakeMaps, Faults, FaultyMaps, Lookup, Maps, Snapshot};
+use hawser_proxy::maps::{Client, FakeMaps, Faults, FaultyMaps, Lookup, Maps, Snapshot};
 use hawser_proxy::types::L4Addr;
 use hawser_proxy_model::{Decision, World};
 use parking_lot::Mutex;
@@ -18,15 +18,15 @@ use std::sync::Arc;
 fn as_decision(lookup: &Lookup) -> Result<Decision, String> {
     match lookup {
         Lookup::NoService => Ok(Decision::NotAService),
-        Lookup::Refused => Ok(Decision::Refuse),
-        Lookup::Backends(all) => Ok(Decision::OneOf(all.iter().map(|b| (b.address, b.port)).collect())),
+        Lookup::Refused | Lookup::Dropped => Ok(Decision::Refuse),
+        Lookup::Backends(all) => Ok(Decision::OneOf(all.iter().map(|b| (v4(b.address), b.port)).collect())),
         Lookup::Broken(what) => Err(what.clone()),
     }
 }
 
 fn agrees(maps: &FakeMaps, world: &World) -> Result<(), TestCaseError> {
     for frontend in frontends() {
-        let lookup = maps.lookup(&frontend);
+        let lookup = maps.lookup(&frontend, Client::PodSocket);
         if let Lookup::Backends(all) = &lookup {
             prop_assert_eq!(
                 all.iter().collect::<BTreeSet<_>>().len(),
@@ -43,19 +43,20 @@ fn agrees(maps: &FakeMaps, world: &World) -> Result<(), TestCaseError> {
 /// Nothing in the maps that no frontend needs.
 fn is_minimal(snapshot: &Snapshot) -> Result<(), TestCaseError> {
     let masters: Vec<_> = snapshot.services.iter().filter(|(key, _)| key.slot == 0).collect();
-    let slots: usize = masters.iter().map(|(_, value)| usize::from(value.count)).sum();
+    let slots: usize =
+        masters.iter().map(|(_, value)| usize::from(value.count) + usize::from(value.count_external)).sum();
     prop_assert_eq!(snapshot.services.len(), masters.len() + slots);
     prop_assert_eq!(snapshot.reverse_nat.len(), masters.len());
     let named: BTreeSet<u32> =
         snapshot.services.iter().filter(|(key, _)| key.slot > 0).map(|(_, value)| value.backend_id).collect();
-    let held: BTreeSet<u32> = snapshot.backends.iter().map(|(id, _)| *id).collect();
+    let held: BTreeSet<u32> = snapshot.backends.iter().map(|(id, ..)| *id).collect();
     prop_assert_eq!(named, held);
     Ok(())
 }
 
-fn rev_nat_ids(snapshot: &Snapshot) -> BTreeMap<(u32, u16, u8), u32> {
+fn rev_nat_ids(snapshot: &Snapshot) -> BTreeMap<L4Addr, u32> {
     let masters = snapshot.services.iter().filter(|(key, _)| key.slot == 0);
-    masters.map(|(key, value)| ((key.address_be, key.port_be, key.protocol), value.rev_nat_id)).collect()
+    masters.map(|(key, value)| (key.frontend, value.rev_nat_id)).collect()
 }
 
 /// Maps that let a test look at them after every operation.
@@ -104,7 +105,7 @@ proptest! {
             for maps in log.lock().iter() {
                 for frontend in frontends() {
                     let (old, new) = (decide(&before, &frontend), decide(&world, &frontend));
-                    match as_decision(&maps.lookup(&frontend)) {
+                    match as_decision(&maps.lookup(&frontend, Client::PodSocket)) {
                         Ok(decision) => prop_assert!(decision == old || decision == new, "{frontend}: {decision:?} is neither {old:?} nor {new:?}"),
                         Err(what) => prop_assert!(false, "{frontend}: {what}"),
                     }
@@ -220,7 +221,7 @@ fn work_per_event_does_not_grow() {
     let backend = |n: u32| L4Addr::new(Ipv4Addr::from(0x0a01_0000 + n), 8080, Protocol::Tcp);
     let spec = |range: std::ops::Range<u32>| FrontendSpec {
         backends: range.map(|n| (backend(n), 0)).collect(),
-        flags: 0,
+        ..FrontendSpec::default()
     };
     for count in [3, 3000] {
         let mut table = Table::default();

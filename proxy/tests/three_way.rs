@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use aya::programs::{TestRun, TestRunOptions};
 use common::packet::{Packet, Transport};
-use common::world::{Action, BACKEND_PORTS, action, apply_to_world, decide, frontends, local, tell};
+use common::world::{Action, BACKEND_PORTS, action, apply_to_world, decide, frontends, local, tell, v4};
 use common::{Cgroup, isolated, run};
 use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
 use hawser_proxy::dataplane::Dataplane;
-use hawser_proxy::maps::{FakeMaps, KernelMaps, Lookup, Maps, Op};
+use hawser_proxy::maps::{Client, FakeMaps, KernelMaps, Lookup, Maps, Op};
 use hawser_proxy::programs::{Pins, Programs};
 use hawser_proxy::types::{L4Addr, Protocol};
 use hawser_proxy_model::{Decision, World};
@@ -49,7 +49,7 @@ impl Kernel {
     /// A new connection's first packet through `from_pod`, and the backend's answer back.
     fn decide(&mut self, frontend: &L4Addr) -> Result<Decision, TestCaseError> {
         self.port = if self.port < 20_000 { 20_000 } else { self.port.wrapping_add(1).max(20_000) };
-        let sent = Packet::new((POD, self.port), (frontend.address, frontend.port), frontend.protocol);
+        let sent = Packet::new((POD, self.port), (v4(frontend.address), frontend.port), frontend.protocol);
         let (code, bytes) = self.run("from_pod", &sent.bytes());
         let got = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
         if code == REDIRECT {
@@ -142,6 +142,7 @@ impl Listeners {
         let reached = match frontend.protocol {
             Protocol::Tcp => self.tcp_target(to),
             Protocol::Udp => udp_target(to),
+            Protocol::Sctp => unreachable!("no frontend of SCTP is asked for"),
         };
         match reached {
             Ok((_, peer)) if peer != to => {
@@ -209,10 +210,10 @@ fn check(
 ) -> Result<(), TestCaseError> {
     for frontend in frontends() {
         let model = decide(world, &frontend);
-        let interpreted = match fake.lookup(&frontend) {
+        let interpreted = match fake.lookup(&frontend, Client::PodSocket) {
             Lookup::NoService => Decision::NotAService,
-            Lookup::Refused => Decision::Refuse,
-            Lookup::Backends(all) => Decision::OneOf(all.iter().map(|b| (b.address, b.port)).collect()),
+            Lookup::Refused | Lookup::Dropped => Decision::Refuse,
+            Lookup::Backends(all) => Decision::OneOf(all.iter().map(|b| (v4(b.address), b.port)).collect()),
             Lookup::Broken(what) => return Err(TestCaseError::fail(what)),
         };
         prop_assert_eq!(&interpreted, &model, "fake maps, {}", frontend);
@@ -317,12 +318,12 @@ fn links_follow_the_cgroup() {
         let first = Cgroup::new();
         attach(&first);
         let before = links();
-        assert_eq!(before.len(), 4);
+        assert_eq!(before.len(), 9);
         attach(&first);
         assert_eq!(links(), before);
         let second = Cgroup::new();
         attach(&second);
-        assert_eq!(links().len(), 4);
+        assert_eq!(links().len(), 9);
         assert!(links().iter().all(|name| !before.contains(name)));
         attach(&first);
         assert_eq!(links(), before, "the first cgroup was free again");

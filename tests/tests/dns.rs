@@ -131,7 +131,10 @@ async fn policies_and_names_of_pods(client: &Client) -> Result<()> {
     for line in ["nameserver 10.96.0.10", "options ndots:5"] {
         ensure!(got.stdout.lines().any(|l| l == line), "{line} is not in {got:?}");
     }
-    ensure!(got.stdout.starts_with("search default.svc.cluster.local svc.cluster.local cluster.local"), "{got:?}");
+    ensure!(
+        got.stdout.starts_with("search default.svc.cluster.local svc.cluster.local cluster.local"),
+        "{got:?}"
+    );
     let cases = [
         (
             "own",
@@ -139,7 +142,11 @@ async fn policies_and_names_of_pods(client: &Client) -> Result<()> {
                 "options": [{"name": "ndots", "value": "2"}]}}),
             "search svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:2\n",
         ),
-        ("hostnet", json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), "nameserver 10.96.0.10"),
+        (
+            "hostnet",
+            json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}),
+            "nameserver 10.96.0.10",
+        ),
     ];
     for (name, spec, wanted) in cases {
         let mut spec = spec;

@@ -46,6 +46,8 @@ pub const BY_NODE: &str = "node";
 pub const BY_NAMESPACE: &str = "namespace";
 /// Index: slices by `namespace/service`.
 pub const BY_SERVICE: &str = "service";
+/// Index: slices by the uids of what their endpoints are made of.
+pub const BY_TARGET: &str = "target";
 /// Index: ClusterRoles that aggregate others, all under one value.
 pub const AGGREGATES: &str = "aggregates";
 /// Index: pods by `namespace/claim` of each claim that they use.
@@ -221,7 +223,11 @@ caches! {
     /// Endpoints.
     endpoints: Endpoints = Store::new(Scope::default(), vec![], |_| {});
     /// EndpointSlices.
-    slices: EndpointSlice = Store::new(Scope::default(), vec![(BY_SERVICE, slice_service)], |_| {});
+    slices: EndpointSlice = Store::new(
+        Scope::default(),
+        vec![(BY_SERVICE, slice_service), (BY_TARGET, slice_targets)],
+        |_| {},
+    );
     /// ReplicaSets.
     replica_sets: ReplicaSet = Store::new(
         Scope::default(),
@@ -410,6 +416,11 @@ fn slice_service(slice: &EndpointSlice) -> Vec<String> {
         .map(|service| format!("{}/{service}", object::namespace(slice)))
         .into_iter()
         .collect()
+}
+
+fn slice_targets(slice: &EndpointSlice) -> Vec<String> {
+    let targets = slice.endpoints.iter().flatten().filter_map(|e| e.target_ref.as_ref());
+    targets.filter_map(|target| target.uid.clone()).collect()
 }
 
 /// Keeps of a pod's spec what controllers read.

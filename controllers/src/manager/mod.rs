@@ -14,6 +14,7 @@ use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::acknowledgement::Acknowledgement;
 use crate::aggregation::RoleAggregation;
 use crate::cache::{AnyStore, Caches};
 use crate::certificates::approve::Approver;
@@ -116,6 +117,10 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         EndpointSlices::new(&t.caches, t.config.max_endpoints_per_slice)
     });
     t.add("endpointslicemirroring", "endpointslicemirroring-controller", |t, _| Mirror::new(&t.caches));
+    let clock: Clock = Arc::new(Timestamp::now);
+    t.add("acknowledgement", "acknowledgement-controller", |t, _| {
+        Acknowledgement::new(&t.caches, clock.clone())
+    });
     t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
     if let Some(dns) = t.config.cluster_dns.clone() {
         t.add("cluster-dns", "cluster-dns-controller", |t, _| Controlled::new(&t.caches, dns));
@@ -127,7 +132,6 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
             RootCa::new(&t.caches, &bundle)
         });
     }
-    let clock: Clock = Arc::new(Timestamp::now);
     t.add("node-lifecycle", "node-controller", |t, _| {
         let c = &t.config;
         let times = lifecycle::Times {

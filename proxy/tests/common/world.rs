@@ -1,6 +1,6 @@
 //! Random Services and EndpointSlices, as the model sees them and as the API sends them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use hawser_proxy::convert;
@@ -227,7 +227,7 @@ fn slice_json(slice: &model::Slice) -> Value {
 
 /// The view of the node under test, with nothing but Services.
 pub fn local() -> Local {
-    Local { node_name: NODE.to_string(), node_ip: None, link: None, service_cidr: None }
+    Local { node_name: NODE.to_string(), ..Local::default() }
 }
 
 /// Every frontend that an event can name, and a few that none can.
@@ -244,11 +244,21 @@ pub fn frontends() -> Vec<L4Addr> {
     all
 }
 
+/// An IPv4 address.
+pub fn v4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address} is not of IPv4"),
+    }
+}
+
 /// The model's decision about a frontend.
 pub fn decide(world: &model::World, frontend: &L4Addr) -> model::Decision {
     let protocol = match frontend.protocol {
         Protocol::Tcp => model::Protocol::Tcp,
         Protocol::Udp => model::Protocol::Udp,
+        Protocol::Sctp => model::Protocol::Sctp,
     };
-    world.decide(NODE, frontend.address, frontend.port, protocol)
+    let IpAddr::V4(address) = frontend.address else { return model::Decision::NotAService };
+    world.decide(NODE, address, frontend.port, protocol)
 }

@@ -136,7 +136,12 @@ async fn measure(server: &SocketAddr, what: &str, name: &str, report: &mut Repor
         took.push(begun.elapsed());
     }
     report.add(&format!("DNS, {what}, 1 client, p50"), ms(percentile(&mut took, 0.5)), "ms", Target::None);
-    report.add(&format!("DNS, {what}, 1 client, p99"), ms(percentile(&mut took, 0.99)), "ms", Target::Below(1.0));
+    report.add(
+        &format!("DNS, {what}, 1 client, p99"),
+        ms(percentile(&mut took, 0.99)),
+        "ms",
+        Target::Below(1.0),
+    );
 
     let begun = Instant::now();
     let clients: Vec<_> = (0..CLIENTS)
@@ -160,6 +165,11 @@ async fn measure(server: &SocketAddr, what: &str, name: &str, report: &mut Repor
     }
     let rate = took.len() as f64 / begun.elapsed().as_secs_f64();
     report.add(&format!("DNS, {what}, {CLIENTS} clients"), rate, "/s", Target::None);
-    report.add(&format!("DNS, {what}, {CLIENTS} clients, p99"), ms(percentile(&mut took, 0.99)), "ms", Target::None);
+    report.add(
+        &format!("DNS, {what}, {CLIENTS} clients, p99"),
+        ms(percentile(&mut took, 0.99)),
+        "ms",
+        Target::None,
+    );
     Ok(())
 }

@@ -7,9 +7,12 @@ mod dns;
 mod load;
 mod nodes;
 mod report;
+mod rollout;
+mod steady;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -37,6 +40,8 @@ enum Part {
     Dns,
     /// Pods and Services on two nodes of a sandbox
     Nodes,
+    /// Rolling updates under load
+    Rollout,
 }
 
 #[derive(Parser)]
@@ -66,6 +71,13 @@ enum Command {
         #[arg(long)]
         target: SocketAddr,
     },
+    /// Makes requests without a pause and counts those that fail, inside a pod
+    Steady {
+        #[arg(long)]
+        target: SocketAddr,
+        #[arg(long)]
+        seconds: u64,
+    },
     /// The load generator's client, inside a pod
     Load {
         #[arg(long = "target")]
@@ -83,6 +95,7 @@ async fn main() -> Result<()> {
         Command::Run { binary, parts } => run(binary, &parts).await,
         Command::Serve { port } => load::serve(port).await,
         Command::Ask { target } => load::ask(target).await,
+        Command::Steady { target, seconds } => steady::run(target, Duration::from_secs(seconds)).await,
         Command::Load { targets, mode, rounds } => load::load(&targets, mode, rounds, nodes::SPAN).await,
     }
 }
@@ -90,7 +103,7 @@ async fn main() -> Result<()> {
 async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
     let wanted = |part| {
-        let of_api = !matches!(part, Part::Nodes | Part::Dns) && parts.contains(&Part::Api);
+        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Dns) && parts.contains(&Part::Api);
         parts.is_empty() || parts.contains(&part) || of_api
     };
     if wanted(Part::Start) {
@@ -119,6 +132,9 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     }
     if wanted(Part::Nodes) {
         nodes::run(&binary, &mut report).await?;
+    }
+    if wanted(Part::Rollout) {
+        rollout::run(&binary, &mut report).await?;
     }
     println!("{}", report.table());
     Ok(())
