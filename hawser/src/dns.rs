@@ -33,10 +33,13 @@ fn control_socket(run_dir: &Path) -> PathBuf {
 /// `hawser dns`.
 pub async fn dns(flags: DnsFlags) -> Result<()> {
     let control = control_socket(&flags.run_dir);
-    if flags.metrics {
+    if flags.metrics || flags.stop {
         let found =
             Incumbent::find(&control).await.with_context(|| format!("reading {}", control.display()))?;
         let incumbent = found.with_context(|| format!("{}: nobody serves", control.display()))?;
+        if flags.stop {
+            return Ok(incumbent.stop().await?);
+        }
         print!("{}", incumbent.metrics().await?);
         return Ok(());
     }

@@ -182,7 +182,7 @@ impl ClusterDnsFlags {
 #[derive(Args)]
 pub struct DnsFlags {
     /// How to reach the API server
-    #[arg(long, required_unless_present = "metrics")]
+    #[arg(long, required_unless_present_any = ["metrics", "stop"])]
     pub kubeconfig: Option<PathBuf>,
     /// Addresses and ports to answer on
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', default_value = "127.0.0.1:10053")]
@@ -212,8 +212,11 @@ pub struct DnsFlags {
     #[arg(long, default_value = "/run/hawser")]
     pub run_dir: PathBuf,
     /// Prints the metrics of the server that runs, and ends
-    #[arg(long)]
+    #[arg(long, conflicts_with = "stop")]
     pub metrics: bool,
+    /// Ends the server that runs, once it has answered what it was asked; an agent starts another one
+    #[arg(long)]
+    pub stop: bool,
     /// What tells this server from one of another build or with other settings, for an agent that keeps it
     #[arg(long, hide = true, default_value = "")]
     pub fingerprint: String,
