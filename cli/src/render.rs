@@ -151,7 +151,13 @@ mod tests {
 
     #[test]
     fn a_frontend_that_refuses_is_shown() {
-        let backend = Backend { id: 7, address: addr("10.244.1.2", 8080), slot: 1, state: "active".into() };
+        let backend = Backend {
+            id: 7,
+            address: addr("10.244.1.2", 8080),
+            slot: 1,
+            state: "active".into(),
+            open_connections: 0,
+        };
         let frontends = [
             Frontend {
                 address: addr("10.96.0.1", 443),

@@ -91,6 +91,8 @@ impl Keeper {
         let port = flags.dns.dns_port;
         let listen = [address, Ipv4Addr::LOCALHOST.into()].map(|ip| SocketAddr::new(ip, port).to_string());
         let service: Vec<_> = service.iter().map(IpAddr::to_string).collect();
+        let ranges = flags.service_cluster_ip_range.iter().chain(&flags.cluster_cidr);
+        let ranges: Vec<_> = ranges.map(ToString::to_string).collect();
         let mut arguments = vec![
             "dns".to_owned(),
             format!("--kubeconfig={}", kubeconfig.display()),
@@ -98,7 +100,7 @@ impl Keeper {
             format!("--metrics-address={}", SocketAddr::new(address, flags.dns.dns_metrics_port)),
             format!("--cluster-domain={}", flags.node.cluster_domain),
             format!("--cluster-dns={}", service.join(",")),
-            format!("--cluster-range={},{}", flags.service_cidr, flags.cluster_cidr),
+            format!("--cluster-range={}", ranges.join(",")),
             format!("--resolv-conf={}", flags.node.resolv_conf.display()),
             format!("--run-dir={}", flags.node.run_dir.display()),
         ];
