@@ -11,6 +11,7 @@ pub mod aggregation;
 pub mod cache;
 pub mod certificates;
 pub mod claim;
+pub mod clusterdns;
 pub mod config;
 pub mod cronjob;
 pub mod daemonset;

@@ -15,8 +15,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataplane_identity::DataplaneIdentity;
+use crate::dns::Keeper;
 use crate::flags::{AgentFlags, KubeletFlags, NodeFlags, ProxyFlags, RuntimeFlags};
+use crate::node_identity::{NodeIdentity, Part};
 use crate::pod_network::{HostOnly, ProxyNetwork};
 use crate::server::{private_directory, source_address};
 use crate::{clients, signals};
@@ -77,13 +78,20 @@ impl NodeSettings {
         config
     }
 
-    fn kubelet_config(&self, cri_socket: PathBuf) -> Result<hawser_kubelet::Config> {
+    fn kubelet_config(
+        &self,
+        cri_socket: PathBuf,
+        cluster_dns: Vec<IpAddr>,
+    ) -> Result<hawser_kubelet::Config> {
         let mut config = hawser_kubelet::Config::new(&self.name, &self.flags.data_dir);
         config.node_ips = vec![self.address];
         config.labels = self.labels()?;
         config.cri_socket = cri_socket;
         config.log_dir = self.log_dir();
         config.listen = Some(SocketAddr::new(self.address, self.flags.kubelet_port));
+        config.cluster_dns = cluster_dns;
+        config.cluster_domain = self.flags.cluster_domain.clone();
+        config.resolv_conf = self.flags.resolv_conf.clone();
         Ok(config)
     }
 
@@ -145,8 +153,9 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
-    let mut proxy_config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range)?;
+    let mut proxy_config = node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range)?;
     proxy_config.node_port_addresses = flags.nodeport_addresses;
+    let cluster_dns = flags.dns.addresses(&flags.service_cluster_ip_range);
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
         token: flags.token.clone(),
@@ -159,7 +168,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         () = stop.cancelled() => return Ok(()),
     };
     let client = identity.client()?;
-    let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
+    let mut kubelet_config = node.kubelet_config(node.cri_socket(), cluster_dns.clone())?;
     kubelet_config.tls = Some(identity.tls);
     kubelet_config.await_dataplanes = true;
     let kubelet = Kubelet::new(kubelet_config, client.clone()).context("kubelet")?;
@@ -172,19 +181,27 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         .spawn("memory", |token| give_back_memory(heartbeat, token))
         .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) });
     let joining = async {
-        let dataplane = DataplaneIdentity::obtain(client, &node.name, &node.flags.data_dir)
-            .await
-            .context("getting the dataplane's token")?;
-        let client = dataplane.client(&flags.server, &node.flags.data_dir)?;
-        let proxy =
-            Agent::start(proxy_config, client).await.context("dataplane")?.tell_programmed(programmed);
-        anyhow::Ok((dataplane, proxy))
+        let identity = |part| {
+            NodeIdentity::obtain(part, client.clone(), &flags.server, &node.name, &node.flags.data_dir)
+        };
+        let dataplane = identity(Part::Dataplane).await?;
+        let dns = if flags.dns.no_dns { None } else { Some(identity(Part::Dns).await?) };
+        let cgroup = proxy_config.cgroup.clone();
+        let proxy = Agent::start(proxy_config, dataplane.client()?).await.context("dataplane")?;
+        let proxy = proxy.tell_programmed(programmed);
+        anyhow::Ok((dataplane, dns, cgroup, proxy))
     };
-    let (dataplane, proxy) = tokio::select! {
+    let (dataplane, dns, cgroup, proxy) = tokio::select! {
         joined = joining => joined?,
         ended = components.ended() => return ended,
         () = stop.cancelled() => return components.run().await,
     };
+    if let Some(identity) = dns {
+        let keeper = Keeper::new(&flags, node.address, &cluster_dns, &identity.kubeconfig()?, &cgroup)?;
+        components = components
+            .spawn("DNS server", |token| keeper.run(token))
+            .spawn("DNS server's token", |token| identity.run(token));
+    }
     let network = proxy.pod_network().context("the dataplane runs without a pod network")?;
     let network: Arc<dyn PodNetwork> = Arc::new(ProxyNetwork::new(network, proxy.synced()));
     let runtime_config = node.runtime_config(flags.images, &flags.insecure_registries);
@@ -203,7 +220,7 @@ pub async fn kubelet(flags: KubeletFlags) -> Result<()> {
     let server = server_of(&flags.kubeconfig).await?;
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
-    let mut config = node.kubelet_config(flags.container_runtime_endpoint)?;
+    let mut config = node.kubelet_config(flags.container_runtime_endpoint, flags.cluster_dns)?;
     config.tls = Some(bootstrap::serving_paths(&node.flags.data_dir));
     let kubelet = Kubelet::new(config, client.clone()).context("kubelet")?;
     // Signed once the kubelet has registered the Node, so the two run side by side.

@@ -13,6 +13,7 @@ use hawser_apiserver::encryption::Envelope;
 use hawser_apiserver::inflight::Limits;
 use hawser_apiserver::pki::{Pki, PkiConfig};
 use hawser_apiserver::{ApiServer, Config};
+use hawser_controllers::clusterdns::ClusterDns;
 use hawser_controllers::{ControllerManager, SigningCa};
 use hawser_scheduler::Scheduler;
 use hawser_storage::Storage;
@@ -21,7 +22,7 @@ use hawser_storage::etcd::{self, Etcd};
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::InProcess;
-use crate::flags::{ApiserverFlags, ControllerSettings, ServerFlags};
+use crate::flags::{ApiserverFlags, ServerFlags};
 use crate::{components, signals};
 
 /// The whole control plane in one process.
@@ -32,7 +33,7 @@ pub async fn server(flags: ServerFlags) -> Result<()> {
     let components = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
     let in_process = InProcess::new(&apiserver);
-    let manager = controller_manager(&in_process, &pki, &flags.controllers)?;
+    let manager = controller_manager(&in_process, &pki, &flags)?;
     let scheduler = scheduler(&in_process)?;
     let (of_manager, of_scheduler) = (components.clone(), components.clone());
     tasks.spawn(async move { manager.run(of_manager).await.context("controllers") });
@@ -70,12 +71,13 @@ async fn close(storage: &dyn Storage) {
     }
 }
 
-fn controller_manager(
-    clients: &InProcess,
-    pki: &Pki,
-    settings: &ControllerSettings,
-) -> Result<ControllerManager> {
-    let mut config = components::controller_config(settings);
+fn controller_manager(clients: &InProcess, pki: &Pki, flags: &ServerFlags) -> Result<ControllerManager> {
+    let mut config = components::controller_config(&flags.controllers);
+    config.cluster_dns = (!flags.dns.no_dns).then(|| ClusterDns {
+        addresses: flags.dns.addresses(&flags.apiserver.service_cluster_ip_range),
+        port: flags.dns.dns_port,
+        metrics_port: flags.dns.dns_metrics_port,
+    });
     config.root_ca_pem = Some(pki.ca.cert_pem.clone());
     config.signing_ca =
         Some(SigningCa { certificate_pem: pki.ca.cert_pem.clone(), key_pem: pki.ca.key_pem.clone() });

@@ -31,7 +31,7 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
-    /// The node's resolv.conf.
+    /// The node's resolv.conf; empty for a node without resolver.
     pub resolv_conf: PathBuf,
     /// Pods that the node takes.
     pub max_pods: u32,

@@ -93,7 +93,7 @@ impl Kubelet {
             config_maps: Cache::new(client.clone()),
             secrets: Cache::new(client.clone()),
             services: Services::start(client.clone()),
-            host_dns: dns::host_resolver(&config.resolv_conf),
+            host_dns: dns::host_resolver(&config.resolv_conf, &config.node_ips),
             facts: NodeFacts {
                 host_ips: config.node_ips.iter().map(ToString::to_string).collect(),
                 acknowledged: config.await_dataplanes,

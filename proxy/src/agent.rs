@@ -12,6 +12,7 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IpcacheEntry4, LAYOUT, NodeConfig};
 use hawser_ebpf_common::lb::LbConfig;
+use hawser_watch::{Known, Named, compact};
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -41,7 +42,6 @@ use crate::programs::{Pins, Programs, ProgramsError, create_private};
 use crate::routes::Routes;
 use crate::sys::monotonic_ns;
 use crate::types::{PrefixSpec, address_be};
-use crate::watch::{Known, Named, compact};
 
 /// Shortest and longest wait before a failed reconcile is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));

@@ -31,7 +31,6 @@ mod routes;
 #[allow(unsafe_code)]
 mod sys;
 pub mod types;
-mod watch;
 
 pub use agent::{Agent, Error};
 pub use config::Config;

@@ -20,6 +20,7 @@ use crate::cache::{AnyStore, Caches};
 use crate::certificates::approve::Approver;
 use crate::certificates::clean::Cleaner;
 use crate::certificates::sign::{Ca, Signer};
+use crate::clusterdns::Controlled;
 use crate::config::Config;
 use crate::cronjob::CronJobs;
 use crate::daemonset::DaemonSets;
@@ -124,6 +125,9 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         Acknowledgement::new(&t.caches, clock.clone())
     });
     t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
+    if let Some(dns) = t.config.cluster_dns.clone() {
+        t.add("cluster-dns", "cluster-dns-controller", |t, _| Controlled::new(&t.caches, dns));
+    }
     t.add("servicecidr", "service-cidrs-controller", |t, _| ServiceCidrs::new(&t.caches));
     t.add("loadbalancer", "load-balancer-controller", |t, _| LoadBalancers::new(&t.caches));
     t.add("loadbalancerpool-status", "load-balancer-controller", |t, _| PoolStatuses::new(&t.caches));

@@ -106,6 +106,14 @@ impl Hands {
     }
 
     async fn run_sandbox(&self, job: &Job, attempt: u32) -> Outcome {
+        match spec_cri::sandbox_warnings(&job.pod, &self.shared.config, &self.shared.host_dns) {
+            Ok(warnings) => {
+                for (reason, message) in warnings {
+                    self.say(job, None, Kind::Warning, reason, message);
+                }
+            }
+            Err(error) => return self.sandbox_failed(job, &error),
+        }
         let config = spec_cri::sandbox(&job.pod, &self.shared.config, &self.shared.host_dns, attempt);
         let logs = config.log_directory.clone();
         if let Err(e) = tokio::fs::create_dir_all(&logs).await {

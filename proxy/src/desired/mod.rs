@@ -20,8 +20,7 @@ use ipnet::IpNet;
 use crate::claims::Claims;
 use crate::types::{FrontendSpec, L4Addr, PrefixSpec, Protocol};
 
-/// `namespace/name`.
-pub type ObjectName = Arc<str>;
+pub use hawser_watch::ObjectName;
 
 /// What matters of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 mod api;
 mod crds;
+mod dns;
 mod load;
 mod nodes;
 mod report;
@@ -36,6 +37,8 @@ enum Part {
     Crds,
     /// The etcd engine
     Etcd,
+    /// A node's DNS server
+    Dns,
     /// Pods and Services on two nodes of a sandbox
     Nodes,
     /// Rolling updates under load
@@ -103,8 +106,8 @@ async fn main() -> Result<()> {
 async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
     let wanted = |part| {
-        let of_api =
-            !matches!(part, Part::Nodes | Part::Rollout | Part::Services) && parts.contains(&Part::Api);
+        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Services | Part::Dns)
+            && parts.contains(&Part::Api);
         parts.is_empty() || parts.contains(&part) || of_api
     };
     if wanted(Part::Start) {
@@ -127,6 +130,9 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     }
     if wanted(Part::Etcd) {
         api::etcd(&mut report).await?;
+    }
+    if wanted(Part::Dns) {
+        dns::run(&binary, &mut report).await?;
     }
     if wanted(Part::Nodes) {
         nodes::run(&binary, &mut report).await?;

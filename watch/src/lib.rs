@@ -1,11 +1,24 @@
-//! What a watch says, as changes: a list that was read again also says what is gone.
+//! PURE: what a watch says, as changes: a list that was read again also says what is gone. For those who keep only
+//! what matters of each object: the rest is dropped at once, so that their memory is that of what they make of it.
+#![forbid(unsafe_code)]
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
+use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
-use crate::convert::object_name;
-use crate::desired::ObjectName;
+/// `namespace/name`, or the name alone of what has no namespace.
+pub type ObjectName = Arc<str>;
+
+/// The name of an object.
+pub fn object_name<K: kube::Resource>(object: &K) -> ObjectName {
+    let name = object.name_any();
+    match object.namespace() {
+        Some(namespace) => Arc::from(format!("{namespace}/{name}")),
+        None => Arc::from(name),
+    }
+}
 
 /// An object's name, and what matters of it; `None` when nothing does, or when it is gone.
 #[derive(Debug)]
