@@ -154,7 +154,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
     let mut proxy_config = node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range)?;
-    proxy_config.node_port_addresses = flags.nodeport_addresses;
+    proxy_config.node_port_addresses = flags.nodeport_addresses.clone();
     let cluster_dns = flags.dns.addresses(&flags.service_cluster_ip_range);
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),

@@ -72,11 +72,6 @@ impl HealthChecks {
         let server = Server { port, endpoints, _stop: stop.drop_guard() };
         self.servers.insert(service.clone(), server);
     }
-
-    /// Closes the ports of Services that are not named.
-    pub fn retain(&mut self, is_there: impl Fn(&ObjectName) -> bool) {
-        self.servers.retain(|service, _| is_there(service));
-    }
 }
 
 /// What is said of one Service.
