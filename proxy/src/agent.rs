@@ -19,6 +19,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +32,7 @@ use crate::inspect::{self, InspectService};
 use crate::lock::{InstanceLock, LockError};
 use crate::maps::{Address, KernelMaps, MapError};
 use crate::netlink::{Netlink, NetlinkError};
-use crate::podnet::{NodeNet, PodNet, PodNetError, write_sysctl};
+use crate::podnet::{HostPorts, NodeNet, PodNet, PodNetError, write_sysctl};
 use crate::programs::{Pins, Programs, ProgramsError, create_private};
 use crate::routes::Routes;
 use crate::sys::monotonic_ns;
@@ -91,6 +92,7 @@ pub struct Agent {
     routes: Option<Routes>,
     podnet: Option<Arc<PodNet>>,
     cidr: watch::Sender<Option<Ipv4Net>>,
+    host_ports: UnboundedReceiver<HostPorts>,
     synced: watch::Sender<bool>,
     programmed: watch::Sender<Option<u64>>,
     listener: UnixListener,
@@ -104,6 +106,7 @@ enum Input {
     Service(Event<Named<desired::Service>>),
     Slice(Event<Named<desired::Slice>>),
     Node(Event<Named<desired::Node>>),
+    HostPorts(HostPorts),
     Failed(&'static str, watcher::Error),
 }
 
@@ -124,6 +127,7 @@ impl Agent {
         let mut programs = Programs::load(&pins)?;
         let mut maps = KernelMaps::open(&pins.maps())?;
         let (cidr, cidr_receiver) = watch::channel(None);
+        let (host_port_sender, host_ports) = unbounded_channel();
 
         let mut local = Local {
             node_name: config.node_name.clone(),
@@ -157,9 +161,16 @@ impl Agent {
             let node = NodeNet { node_ip: config.node_ip, mtu: config.mtu.unwrap_or(uplink.mtu) };
             let state_dir = config.run_dir.join("podnet");
             let pods = KernelMaps::open(&pins.maps())?;
-            let started =
-                PodNet::start(node, state_dir, netlink.clone(), programs.clone(), pods, cidr_receiver)
-                    .await?;
+            let started = PodNet::start(
+                node,
+                state_dir,
+                netlink.clone(),
+                programs.clone(),
+                pods,
+                cidr_receiver,
+                host_port_sender,
+            )
+            .await?;
             podnet = Some(Arc::new(started));
             routes = Some(Routes::new(netlink, uplink.index));
         }
@@ -172,6 +183,7 @@ impl Agent {
             routes,
             podnet,
             cidr,
+            host_ports,
             synced: watch::Sender::new(false),
             programmed: watch::Sender::new(None),
             listener,
@@ -208,6 +220,7 @@ impl Agent {
             routes,
             podnet,
             cidr,
+            host_ports,
             synced,
             programmed,
             listener,
@@ -224,7 +237,7 @@ impl Agent {
         let sweep = sweep_ct(maps, stop.clone());
         tokio::select! {
             result = service => result?,
-            () = engine.run(client, stop.clone()) => {}
+            () = engine.run(client, host_ports, stop.clone()) => {}
             () = sweep => {}
         }
         Ok(())
@@ -282,7 +295,12 @@ struct Engine {
 }
 
 impl Engine {
-    async fn run(mut self, client: Client, token: CancellationToken) {
+    async fn run(
+        mut self,
+        client: Client,
+        mut host_ports: UnboundedReceiver<HostPorts>,
+        token: CancellationToken,
+    ) {
         let mut inputs = inputs(client);
         loop {
             let retry_at = self.retry.map(|(at, _)| at);
@@ -290,6 +308,7 @@ impl Engine {
                 biased;
                 () = token.cancelled() => return,
                 () = sleep_until(retry_at), if retry_at.is_some() => None,
+                Some(ports) = host_ports.recv() => Some(Input::HostPorts(ports)),
                 input = inputs.next() => match input {
                     Some(input) => Some(input),
                     None => return,
@@ -323,6 +342,9 @@ impl Engine {
             Input::Node(event) => {
                 let changes = self.known.nodes.on_event(event);
                 merge(changes.into_iter().map(|change| self.on_node(&change.name, change.value.as_ref())))
+            }
+            Input::HostPorts(HostPorts { owner, ports }) => {
+                self.dataplane.desired().set_host_ports(&owner, ports)
             }
         };
         if !self.known_all() {

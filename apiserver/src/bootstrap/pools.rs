@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn the_definition_is_one_that_the_server_takes() {
-        let kind = hawser_api::kinds::find("apiextensions.k8s.io", "v1", "customresourcedefinitions").expect("a row");
+        let kind = hawser_api::kinds::find("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+            .expect("a row");
         let mut object = super::definition();
         defaults::apply(kind, &mut object);
         object["status"] = serde_json::json!({"storedVersions": ["v1alpha1"]});
