@@ -116,6 +116,7 @@ impl NodeSettings {
             run_dir: self.flags.run_dir.clone(),
             cgroup: self.cgroup()?,
             service_cidr: v4,
+            node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
@@ -157,7 +158,8 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
-    let proxy_config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range)?;
+    let mut proxy_config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range)?;
+    proxy_config.node_port_addresses = flags.nodeport_addresses;
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
         token: flags.token.clone(),
@@ -239,6 +241,7 @@ pub async fn proxy(flags: ProxyFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
     let mut config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range)?;
+    config.node_port_addresses = flags.nodeport_addresses;
     // The pods' network is another's; Services are translated at the sockets.
     config.pod_network = false;
     config.masquerade = false;

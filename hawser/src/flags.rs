@@ -204,6 +204,10 @@ pub struct AgentFlags {
     /// Registries that are spoken to without TLS, as host:port
     #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
     pub insecure_registries: Vec<String>,
+    /// Open node ports on this machine's addresses within these ranges [default: its primary address of each family,
+    /// and 127.0.0.1 for its own processes]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
@@ -237,6 +241,10 @@ pub struct ProxyFlags {
     pub kubeconfig: PathBuf,
     #[command(flatten)]
     pub node: NodeFlags,
+    /// Open node ports on this machine's addresses within these ranges [default: its primary address of each family,
+    /// and 127.0.0.1 for its own processes]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,

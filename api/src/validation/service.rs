@@ -4,7 +4,7 @@ use super::addresses;
 use super::checks::{Errors, IMMUTABLE};
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
-use crate::status::Path;
+use crate::status::{BadValue, Path};
 use serde_json::{Value, json};
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -175,10 +175,9 @@ fn service_ports(s: &Value, e: &mut Errors) {
         }
         let pair = (port.str_at("protocol"), port.int_at("port"));
         if pairs.contains(&pair) {
-            // As Kubernetes has it in memory, without what does not tell ports apart.
-            let shown = json!({"Name": "", "Protocol": pair.0, "AppProtocol": null, "Port": pair.1,
-                "TargetPort": 0, "NodePort": 0});
-            e.duplicate(item, shown);
+            // What does not tell ports apart is not shown.
+            let shown = json!({"protocol": pair.0, "port": pair.1});
+            e.duplicate(item, BadValue::internal("core.ServicePort", Some(&shown)));
         }
         pairs.push(pair);
     }

@@ -18,13 +18,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hawser_ebpf_common::endpoint::{Endpoint4, GATEWAY_ADDRESS};
 use ipnet::Ipv4Net;
 use parking_lot::Mutex;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 pub use pool::{Lease, Pool, REUSE_DELAY};
 pub use store::{PortMapping, Record, Store};
 
-use crate::desired::{HostPort, ObjectName};
+use crate::desired::HostPort;
+use crate::host_ports::HostPorts;
 use crate::maps::{KernelMaps, MapError, Maps, Op};
 use crate::netlink::{Netlink, NetlinkError, RouteTarget, VethEnd};
 use crate::programs::{Programs, ProgramsError};
@@ -53,27 +53,16 @@ pub struct PodNetRequest {
     pub host_ports: Vec<PortMapping>,
 }
 
-/// The ports of the node that lead to the pod of a sandbox; none once it is gone.
-#[derive(Debug)]
-pub struct HostPorts {
-    /// `namespace/name/sandbox`: of one pod there may be an old and a new sandbox.
-    pub owner: ObjectName,
-    /// The ports.
-    pub ports: Vec<HostPort>,
-}
-
-impl HostPorts {
-    fn of(record: &Record, gone: bool) -> Self {
-        let ports = record.host_ports.iter().filter(|_| !gone).map(|mapping| HostPort {
-            host_ip: mapping.host_ip,
-            host_port: mapping.host_port,
-            protocol: mapping.protocol,
-            pod_ips: vec![record.address.into()],
-            container_port: mapping.container_port,
-        });
-        let owner = format!("{}/{}/{}", record.namespace, record.name, record.sandbox_id);
-        Self { owner: owner.into(), ports: ports.collect() }
-    }
+/// The ports of the node that lead to the pod of a record.
+fn host_ports_of(record: &Record) -> Vec<HostPort> {
+    let ports = record.host_ports.iter().map(|mapping| HostPort {
+        host_ip: mapping.host_ip,
+        host_port: mapping.host_port,
+        protocol: mapping.protocol,
+        pod_ips: vec![record.address.into()],
+        container_port: mapping.container_port,
+    });
+    ports.collect()
 }
 
 /// Why a pod's network could not be set up or torn down. Both can be tried again.
@@ -145,7 +134,7 @@ pub struct PodNet {
     busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     cidr: watch::Receiver<Option<Ipv4Net>>,
     /// Tells the dataplane of host ports.
-    host_ports: UnboundedSender<HostPorts>,
+    host_ports: HostPorts,
 }
 
 impl PodNet {
@@ -161,7 +150,7 @@ impl PodNet {
         programs: Arc<Mutex<Programs>>,
         maps: KernelMaps,
         cidr: watch::Receiver<Option<Ipv4Net>>,
-        host_ports: UnboundedSender<HostPorts>,
+        host_ports: HostPorts,
     ) -> Result<Self, PodNetError> {
         let (store, records) = Store::open(state_dir).map_err(PodNetError::Store)?;
         let mut state = State::default();
@@ -283,10 +272,13 @@ impl PodNet {
     }
 
     fn tell_host_ports(&self, record: &Record, gone: bool) {
-        if !record.host_ports.is_empty() {
-            // Nobody listens any more only when the agent ends; the next one reads the records.
-            let _ = self.host_ports.send(HostPorts::of(record, gone));
+        if record.host_ports.is_empty() {
+            return;
         }
+        // Of one pod there may be an old and a new sandbox.
+        let owner = format!("{}/{}/{}", record.namespace, record.name, record.sandbox_id);
+        let ports = if gone { Vec::new() } else { host_ports_of(record) };
+        self.host_ports.set(owner.into(), ports);
     }
 
     /// Attaches the programs, on a thread that may block.
