@@ -229,7 +229,7 @@ pub fn tell<M: Maps>(dataplane: &mut Dataplane<M>, action: &Action) -> Touched {
         Action::PutService(service, algorithm) => {
             let object = serde_json::from_value(service_json(service, *algorithm)).expect("a Service");
             let parsed = if service.other_proxy { None } else { convert::service(&object) };
-            desired.set_service(&convert::object_name(&object), parsed)
+            desired.set_service(&hawser_watch::object_name(&object), parsed)
         }
         Action::DeleteService(number) => {
             desired.set_service(&Arc::from(format!("default/{}", service_name(*number))), None)
@@ -237,7 +237,7 @@ pub fn tell<M: Maps>(dataplane: &mut Dataplane<M>, action: &Action) -> Touched {
         Action::PutSlice(slice) => {
             let object = serde_json::from_value(slice_json(slice)).expect("an EndpointSlice");
             let parsed = if slice.headless { None } else { convert::slice(&object) };
-            desired.set_slice(&convert::object_name(&object), parsed)
+            desired.set_slice(&hawser_watch::object_name(&object), parsed)
         }
         Action::DeleteSlice(number) => {
             desired.set_slice(&Arc::from(format!("default/{}", slice_name(*number))), None)
