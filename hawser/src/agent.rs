@@ -90,15 +90,20 @@ impl NodeSettings {
     fn proxy_config(
         &self,
         uplink: Option<String>,
-        service_cidr: ipnet::Ipv4Net,
+        services: &[ipnet::IpNet],
     ) -> Result<hawser_proxy::Config> {
+        let v4 = services.iter().find_map(|range| match range {
+            ipnet::IpNet::V4(net) => Some(*net),
+            ipnet::IpNet::V6(_) => None,
+        });
         Ok(hawser_proxy::Config {
             node_name: self.name.clone(),
             node_ip: self.address_v4()?,
             uplink,
             run_dir: self.flags.run_dir.clone(),
             cgroup: self.cgroup()?,
-            service_cidr: Some(service_cidr),
+            service_cidr: v4,
+            node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
@@ -140,7 +145,8 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
-    let proxy_config = node.proxy_config(flags.uplink, flags.service_cidr)?;
+    let mut proxy_config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range)?;
+    proxy_config.node_port_addresses = flags.nodeport_addresses;
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
         token: flags.token.clone(),
@@ -221,7 +227,8 @@ pub async fn proxy(flags: ProxyFlags) -> Result<()> {
     let server = server_of(&flags.kubeconfig).await?;
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
-    let mut config = node.proxy_config(flags.uplink, flags.service_cidr)?;
+    let mut config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range)?;
+    config.node_port_addresses = flags.nodeport_addresses;
     // The pods' network is another's; Services are translated at the sockets.
     config.pod_network = false;
     config.masquerade = false;

@@ -74,9 +74,18 @@ pub struct ApiserverFlags {
     /// etcd servers to use instead of the embedded store, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     pub etcd_endpoints: Vec<String>,
-    /// Range of the Services' addresses
-    #[arg(long, default_value = "10.96.0.0/12")]
-    pub service_cidr: ipnet::Ipv4Net,
+    /// Ranges of the Services' addresses, separated by commas: one, or one per family, that of the default family first
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    /// Range of the node ports
+    #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST")]
+    pub service_node_port_range: hawser_apiserver::alloc::Ports,
     /// Whether requests without credentials are system:anonymous, whom RBAC lets read health and version only; else
     /// they are refused as unauthenticated. By default true for the API server alone, and false for a whole cluster
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -108,12 +117,15 @@ pub struct ServerFlags {
 
 #[derive(Args, Clone)]
 pub struct ControllerSettings {
-    /// Range that the nodes' pod networks are taken from
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pub cluster_cidr: ipnet::Ipv4Net,
-    /// Prefix length of one node's pod network
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=30))]
-    pub node_cidr_mask_size: u8,
+    /// Ranges that the nodes' pod networks are taken from, separated by commas: one, or one per family
+    #[arg(long, default_value = "10.244.0.0/16", value_delimiter = ',', value_name = "CIDR")]
+    pub cluster_cidr: Vec<ipnet::IpNet>,
+    /// Prefix length of one node's IPv4 pod network
+    #[arg(long, alias = "node-cidr-mask-size", default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=30))]
+    pub node_cidr_mask_size_ipv4: u8,
+    /// Prefix length of one node's IPv6 pod network
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u8).range(16..=126))]
+    pub node_cidr_mask_size_ipv6: u8,
     /// How long a node may be silent before it counts as unreachable, in seconds
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub node_monitor_grace_period: u64,
@@ -191,12 +203,22 @@ pub struct AgentFlags {
     /// Registries that are spoken to without TLS, as host:port
     #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
     pub insecure_registries: Vec<String>,
+    /// Open node ports on this machine's addresses within these ranges [default: its primary address of each family,
+    /// and 127.0.0.1 for its own processes]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
-    /// Range of the Services' addresses
-    #[arg(long, default_value = "10.96.0.0/12")]
-    pub service_cidr: ipnet::Ipv4Net,
+    /// Ranges of the Services' addresses, separated by commas
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
 }
 
 #[derive(Args)]
@@ -218,12 +240,22 @@ pub struct ProxyFlags {
     pub kubeconfig: PathBuf,
     #[command(flatten)]
     pub node: NodeFlags,
+    /// Open node ports on this machine's addresses within these ranges [default: its primary address of each family,
+    /// and 127.0.0.1 for its own processes]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
-    /// Range of the Services' addresses
-    #[arg(long, default_value = "10.96.0.0/12")]
-    pub service_cidr: ipnet::Ipv4Net,
+    /// Ranges of the Services' addresses, separated by commas
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
 }
 
 #[derive(Args)]

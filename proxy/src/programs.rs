@@ -24,7 +24,17 @@ use crate::sys;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser.bpf.o"));
 
 /// Cgroup programs.
-const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "sendmsg4", "recvmsg4", "getpeername4"];
+const SOCKET_PROGRAMS: [&str; 9] = [
+    "connect4",
+    "sendmsg4",
+    "recvmsg4",
+    "getpeername4",
+    "connect6",
+    "sendmsg6",
+    "recvmsg6",
+    "getpeername6",
+    "sock_release",
+];
 /// Priority and handle of our filters: fixed, so that a restart finds them.
 const NETLINK_PRIORITY: u16 = 1;
 const NETLINK_HANDLE: TcHandle = TcHandle::new(0, 0x68);
@@ -165,6 +175,7 @@ impl Programs {
             let failed = |source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) };
             match program {
                 Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
+                Program::CgroupSock(program) => program.load().map_err(failed)?,
                 Program::SchedClassifier(program) => program.load().map_err(failed)?,
                 _ => continue,
             }
@@ -196,13 +207,26 @@ impl Programs {
                 continue;
             }
             let failed = attach_error(name, &cgroup.display().to_string());
-            let program: &mut CgroupSockAddr = self.program(name)?;
-            let id = program.attach(&directory, CgroupAttachMode::Single).map_err(|e| failed(&e))?;
-            let link = program.take_link(id).map_err(|e| failed(&e))?;
-            let link = FdLink::try_from(link).map_err(|e| failed(&e))?;
+            let link = self.link_cgroup(name, &directory).map_err(|e| failed(&e))?;
             link.pin(&pin).map_err(|e| failed(&e))?;
         }
         self.release_others(&SOCKET_PROGRAMS, &target)
+    }
+
+    fn link_cgroup(&mut self, name: &str, cgroup: &File) -> Result<FdLink, ProgramError> {
+        let not_there = || ProgramError::IOError(io::Error::other("the object has no such program"));
+        let mode = CgroupAttachMode::Single;
+        match self.ebpf.program_mut(name).ok_or_else(not_there)? {
+            Program::CgroupSock(program) => {
+                let id = program.attach(cgroup, mode)?;
+                Ok(program.take_link(id)?.try_into().map_err(io::Error::other)?)
+            }
+            program => {
+                let program: &mut CgroupSockAddr = program.try_into()?;
+                let id = program.attach(cgroup, mode)?;
+                Ok(program.take_link(id)?.try_into().map_err(io::Error::other)?)
+            }
+        }
     }
 
     /// Attaches to a pod's interface, or replaces what is there. By filters and not by TCX links, whatever

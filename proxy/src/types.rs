@@ -1,17 +1,22 @@
-//! The load balancer's nouns, as the agent thinks of them.
+//! The load balancer's nouns, as the agent thinks of them: both families in one.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
-use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
+use hawser_ebpf_common::lb::Address6;
+use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+use ipnet::IpNet;
 
-/// Transport protocols that are translated. SCTP is not: its checksum covers what tc cannot rewrite.
+/// Transport protocols of Services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
     /// TCP.
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
 }
 
 impl Protocol {
@@ -20,6 +25,7 @@ impl Protocol {
         match name {
             None | Some("TCP") => Some(Self::Tcp),
             Some("UDP") => Some(Self::Udp),
+            Some("SCTP") => Some(Self::Sctp),
             Some(_) => None,
         }
     }
@@ -29,6 +35,7 @@ impl Protocol {
         match self {
             Self::Tcp => PROTO_TCP,
             Self::Udp => PROTO_UDP,
+            Self::Sctp => PROTO_SCTP,
         }
     }
 
@@ -37,6 +44,7 @@ impl Protocol {
         match number {
             PROTO_TCP => Some(Self::Tcp),
             PROTO_UDP => Some(Self::Udp),
+            PROTO_SCTP => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -47,7 +55,24 @@ impl fmt::Display for Protocol {
         formatter.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
+    }
+}
+
+/// IPv4 or IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
 
@@ -55,7 +80,7 @@ impl fmt::Display for Protocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct L4Addr {
     /// Address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Port.
     pub port: u16,
     /// Protocol.
@@ -64,24 +89,53 @@ pub struct L4Addr {
 
 impl L4Addr {
     /// All three parts.
-    pub fn new(address: Ipv4Addr, port: u16, protocol: Protocol) -> Self {
-        Self { address, port, protocol }
+    pub fn new(address: impl Into<IpAddr>, port: u16, protocol: Protocol) -> Self {
+        Self { address: address.into(), port, protocol }
+    }
+
+    /// Of the address.
+    pub fn family(&self) -> Family {
+        Family::of(self.address)
     }
 }
 
 impl fmt::Display for L4Addr {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}/{}", self.address, self.port, self.protocol)
+        write!(formatter, "{}/{}", std::net::SocketAddr::new(self.address, self.port), self.protocol)
     }
 }
+
+/// Backends with their `BACKEND_*` flags, by address, each once. Frontends of one port share them.
+pub type Backends = Arc<[(L4Addr, u8)]>;
 
 /// What one frontend should lead to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FrontendSpec {
-    /// Backends with their `BACKEND_*` flags, by address, each once.
-    pub backends: Vec<(L4Addr, u8)>,
+    /// `KIND_*`.
+    pub kind: u8,
+    /// `ALGORITHM_*`.
+    pub algorithm: u8,
     /// `SERVICE_*`.
-    pub flags: u16,
+    pub flags: u32,
+    /// Seconds of session affinity; with `SERVICE_AFFINITY`.
+    pub affinity_timeout_s: u32,
+    /// Who may connect; with `SERVICE_SOURCE_RANGES`.
+    pub source_ranges: Arc<[IpNet]>,
+    /// For connections from inside, and for all without `SERVICE_TWO_SCOPES`.
+    pub backends: Backends,
+    /// For connections from outside the cluster; with `SERVICE_TWO_SCOPES`, else empty.
+    pub external: Backends,
+}
+
+/// What should be known of a prefix of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefixSpec {
+    /// Node behind which the prefix lies; none when it is this node or none.
+    pub node: Option<IpAddr>,
+    /// `IDENTITY_*`.
+    pub identity: u32,
+    /// `IPCACHE_*`.
+    pub flags: u32,
 }
 
 /// An address as the maps hold it: network byte order in memory.
@@ -92,4 +146,27 @@ pub fn address_be(address: Ipv4Addr) -> u32 {
 /// Reverse of [`address_be`].
 pub fn address_from_be(address: u32) -> Ipv4Addr {
     Ipv4Addr::from(address.to_ne_bytes())
+}
+
+/// As [`address_be`], of IPv6.
+pub fn address6_be(address: Ipv6Addr) -> Address6 {
+    let bytes = address.octets();
+    [0, 4, 8, 12].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]))
+}
+
+/// Reverse of [`address6_be`].
+pub fn address6_from_be(address: Address6) -> Ipv6Addr {
+    let mut bytes = [0; 16];
+    for (chunk, word) in bytes.chunks_exact_mut(4).zip(address) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(bytes)
+}
+
+/// An address of either family in four words, IPv4 in the first.
+pub fn words_be(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(address) => [address_be(address), 0, 0, 0],
+        IpAddr::V6(address) => address6_be(address),
+    }
 }

@@ -363,10 +363,7 @@ fn flows_and_their_backends(cluster: &Cluster, a: &TestPod, c: &TestPod) {
     let wait_for = |frontends: usize, backends: usize| {
         eventually("the maps", || {
             let snapshot = n1.snapshot();
-            let ours = snapshot
-                .services
-                .iter()
-                .filter(|(key, _)| key.address_be == u32::from_ne_bytes(vip.octets()));
+            let ours = snapshot.services.iter().filter(|(key, _)| key.frontend.address == vip);
             ours.count() == frontends + backends
         });
     };
@@ -542,8 +539,8 @@ fn endpoints_leave(cluster: &Cluster, a: &TestPod, c: &TestPod) {
             let maps = node.maps();
             let holds = || {
                 let snapshot = maps.snapshot().expect("the maps");
-                let web = u32::from_ne_bytes(WEB.octets());
-                let master = snapshot.services.iter().find(|(key, _)| key.address_be == web && key.slot == 0);
+                let master =
+                    snapshot.services.iter().find(|(key, _)| key.frontend.address == WEB && key.slot == 0);
                 master.is_some_and(|(_, value)| usize::from(value.count) == backends.len())
             };
             while !holds() {
@@ -582,7 +579,7 @@ fn everything_goes(cluster: &mut Cluster, on_first: &[&TestPod], on_second: &Tes
             snapshot.has_no_services() && snapshot.endpoints.is_empty()
         });
         let links = std::fs::read_dir(node.run_dir.join("bpf/links")).expect("pins").count();
-        assert_eq!(links, 6, "the cgroup's four and the uplink's two");
+        assert_eq!(links, 11, "the cgroup's and the uplink's two");
         node.stop_agent();
     }
 }

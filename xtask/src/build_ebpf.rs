@@ -106,8 +106,9 @@ fn command(toolchain: Toolchain) -> Command {
         Toolchain::Debian => {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
             let mut command = Command::new(cargo);
-            // aya-ebpf uses features that only a nightly compiler, or this variable, unlocks.
-            command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "aya_ebpf");
+            // aya-ebpf and our atomic addition use features that only a nightly compiler, or this
+            // variable, unlocks.
+            command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "aya_ebpf,hawser_bpf");
             command
         }
     }

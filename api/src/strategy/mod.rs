@@ -5,10 +5,12 @@
 //! decode, default, [`prepare_for_update`] (or [`prepare_for_subresource_update`]), validation, store.
 
 mod apparmor;
+mod families;
 mod gated;
 mod service;
 mod special;
 
+pub use families::settle as service_families;
 pub use special::qos_class;
 
 use crate::kinds::Kind;

@@ -33,7 +33,7 @@ pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {
         ("discovery.k8s.io", "EndpointSlice") => null_ports(o),
         ("", "Service") => {
             super::service::align_cluster_ips(o, None);
-            super::service::drop_unused(o, None);
+            super::service::drop_internal_policy(o);
             o.set_path(&["status"], json!({"loadBalancer": {}}));
         }
         ("apps", "DaemonSet") => o.set_path(&["metadata", "annotations", TEMPLATE_GENERATION], json!("1")),
@@ -210,9 +210,10 @@ pub fn update(kind: &Kind, new: &mut Value, old: &Value, _now: Timestamp) {
         ("", "PersistentVolumeClaim") => data_sources(new, Some(old)),
         ("discovery.k8s.io", "EndpointSlice") => null_ports(new),
         ("", "Service") => {
-            super::service::align_cluster_ips(new, Some(old));
             super::service::keep_allocated(new, old);
-            super::service::drop_unused(new, Some(old));
+            super::service::align_cluster_ips(new, Some(old));
+            super::service::drop_unused(new, old);
+            super::service::drop_internal_policy(new);
         }
         ("certificates.k8s.io", "CertificateSigningRequest") => restore(new, old, &["spec"]),
         ("apps", "DaemonSet") => {

@@ -16,6 +16,11 @@ pub const IMMUTABLE: &str = "field is immutable";
 pub struct Errors(Vec<FieldError>);
 
 impl Errors {
+    /// How many there are by now.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn into_vec(self) -> Vec<FieldError> {
         self.0
     }

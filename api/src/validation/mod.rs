@@ -39,6 +39,7 @@ mod volumes;
 mod warnings;
 mod workloads;
 
+pub use addresses::sloppy as sloppy_ip;
 pub use service::addresses_wanted as service_addresses;
 
 use crate::crd::definition;
@@ -131,6 +132,7 @@ pub fn validate_subresource_update(
         ("Job", "status") => job_updates::status(new, old, &mut e),
         ("Pod", "status") => pod_status::status(new, old, &mut e),
         ("PersistentVolumeClaim", "status") => persistent::claim_status(new, &mut e),
+        ("Service", "status") => service::status(new, &mut e),
         ("ResourceClaim", "status") => devices::claim_status(new, old, &mut e),
         ("ResourceQuota", "status") => quotas::quota_status(new, &mut e),
         ("CertificateSigningRequest", "approval" | "status") => {

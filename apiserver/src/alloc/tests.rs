@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 struct Fake(Mutex<BTreeMap<Claim, Owner>>);
 
+const RANGE: &str = "10.96.0.0/24";
+
 #[async_trait]
 impl Ledger for Fake {
     async fn is_taken(&self, claim: Claim) -> Result<bool, Status> {
@@ -33,15 +35,24 @@ impl Ledger for Fake {
         Ok(())
     }
 
+    async fn ranges(&self) -> Result<(Vec<Addresses>, Vec<Addresses>), Status> {
+        Ok((Vec::new(), Vec::new()))
+    }
+
     async fn all(&self) -> Result<Vec<Held>, Status> {
         let held = self.0.lock();
         Ok(held.iter().map(|(c, o)| Held { claim: *c, owner: Some(o.clone()), since: None }).collect())
     }
 }
 
-fn allocators() -> (Allocators, Arc<Fake>) {
+fn allocators_of(ranges: &[&str]) -> (Allocators, Arc<Fake>) {
     let fake = Arc::new(Fake::default());
-    (Allocators::new("10.96.0.0/24".parse().expect("cidr"), fake.clone()), fake)
+    let ranges: Vec<IpNet> = ranges.iter().map(|r| r.parse().expect("a range")).collect();
+    (Allocators::new(&ranges, Ports::default(), fake.clone()).expect("ranges"), fake)
+}
+
+fn allocators() -> (Allocators, Arc<Fake>) {
+    allocators_of(&[RANGE])
 }
 
 fn services() -> &'static Kind {
@@ -81,7 +92,7 @@ async fn addresses_and_ports() {
 #[tokio::test]
 async fn what_is_not_written_is_given_back() {
     let (a, fake) = allocators();
-    let mut one = json!({"metadata": {"namespace": "n", "name": "s"}, "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10"}});
+    let mut one = json!({"metadata": {"namespace": "n", "name": "s"}, "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"]}});
     drop(a.create(services(), &mut one, true).await.expect("dry run"));
     assert!(fake.0.lock().is_empty());
     a.create(services(), &mut one, false).await.expect("allocation").refused().await;
@@ -105,9 +116,9 @@ async fn what_is_not_written_is_given_back() {
 async fn out_of_range() {
     let (a, fake) = allocators();
     for spec in [
-        json!({"clusterIP": "192.168.1.1"}),
-        json!({"clusterIP": "10.96.0.0"}),
-        json!({"clusterIP": "10.96.0.255"}),
+        json!({"clusterIP": "192.168.1.1", "clusterIPs": ["192.168.1.1"]}),
+        json!({"clusterIP": "10.96.0.0", "clusterIPs": ["10.96.0.0"]}),
+        json!({"clusterIP": "10.96.0.255", "clusterIPs": ["10.96.0.255"]}),
         json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]}),
         json!({"ipFamilyPolicy": "RequireDualStack"}),
     ] {

@@ -30,6 +30,8 @@ use crate::endpointslice::EndpointSlices;
 use crate::endpointslice::mirror::Mirror;
 use crate::gc::GarbageCollector;
 use crate::job::Jobs;
+use crate::loadbalancer::LoadBalancers;
+use crate::loadbalancer::status::PoolStatuses;
 use crate::namespace::Namespaces;
 use crate::node::eviction::TaintEviction;
 use crate::node::ipam::{NodeIpam, Pool};
@@ -43,6 +45,7 @@ use crate::quota::Quotas;
 use crate::replicaset::{ReplicaSets, ReplicationControllers};
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
+use crate::servicecidr::ServiceCidrs;
 use crate::statefulset::StatefulSets;
 use crate::tokens::TokenCleaner;
 use crate::ttl::TtlAfterFinished;
@@ -121,6 +124,9 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         Acknowledgement::new(&t.caches, clock.clone())
     });
     t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
+    t.add("servicecidr", "service-cidrs-controller", |t, _| ServiceCidrs::new(&t.caches));
+    t.add("loadbalancer", "load-balancer-controller", |t, _| LoadBalancers::new(&t.caches));
+    t.add("loadbalancerpool-status", "load-balancer-controller", |t, _| PoolStatuses::new(&t.caches));
     t.add("namespace", "namespace-controller", |t, client| Namespaces::new(&t.caches, client));
     t.add("serviceaccount", "service-account-controller", |t, _| ServiceAccounts::new(&t.caches));
     if let Some(bundle) = t.config.root_ca_pem.clone() {

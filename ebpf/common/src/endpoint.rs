@@ -25,6 +25,16 @@ map_types! {
         pub flags: u32,
     }
 
+    /// Value of `hawser_ipcache6`; the key is a prefix (`BPF_MAP_TYPE_LPM_TRIE`).
+    pub struct IpcacheEntry6 [24] {
+        /// Node behind which the prefix lies; 0 when it is this node or none.
+        pub node_ip_be: [u32; 4],
+        /// `IDENTITY_*`.
+        pub identity: u32,
+        /// `IPCACHE_*`.
+        pub flags: u32,
+    }
+
     /// The only element of `hawser_config`.
     pub struct NodeConfig [24] {
         /// This node's address.
@@ -43,7 +53,7 @@ map_types! {
 }
 
 /// Version of the map layouts. Maps pinned by another version are not adopted.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// This node (Cilium's `reserved:host`).
 pub const IDENTITY_HOST: u32 = 1;

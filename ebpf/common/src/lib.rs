@@ -2,8 +2,8 @@
 //!
 //! Every type is `repr(C)`, made of fixed-width integers with explicit padding. A field that holds
 //! network byte order says so in its name (`_be`); all others are in the machine's order. The names
-//! are Cilium's: frontend, backend, slot, rev_nat, ipcache, CT entry. Types of IPv6 get siblings
-//! with a `6` in their name; no type here is shared between the families unless it holds no address.
+//! are Cilium's: frontend, backend, slot, rev_nat, ipcache, CT entry. Types of IPv6 have a `6` in their
+//! name; no type here is shared between the families unless it holds no address.
 #![no_std]
 
 /// Declares map types: layout, derives, and proofs of size and of absent padding.
@@ -29,6 +29,38 @@ macro_rules! map_types {
     )*};
 }
 
+/// As [`map_types`], for types that are generic over the address; both sizes, of IPv4 and of IPv6.
+macro_rules! family_types {
+    ($($(#[$meta:meta])* pub struct $name:ident<$A:ident> [$size4:literal, $size6:literal] {
+        $($(#[$field_meta:meta])* pub $field:ident: $type:ty,)*
+    })*) => {$(
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name<$A> {
+            $($(#[$field_meta])* pub $field: $type,)*
+        }
+
+        const _: () = {
+            type $A = u32;
+            assert!(core::mem::size_of::<$name<$A>>() == $size4);
+            assert!(0 $(+ core::mem::size_of::<$type>())* == $size4, "implicit padding");
+        };
+        const _: () = {
+            type $A = $crate::lb::Address6;
+            assert!(core::mem::size_of::<$name<$A>>() == $size6);
+            assert!(0 $(+ core::mem::size_of::<$type>())* == $size6, "implicit padding");
+        };
+
+        // SAFETY: as in `map_types`; these are the only two types of address, and both were checked.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name<u32> {}
+        // SAFETY: as above.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name<$crate::lb::Address6> {}
+    )*};
+}
+
 pub mod ct;
 pub mod endpoint;
 pub mod lb;
@@ -40,25 +72,53 @@ pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_TCP: u8 = 6;
 /// `IPPROTO_UDP`.
 pub const PROTO_UDP: u8 = 17;
+/// `IPPROTO_SCTP`.
+pub const PROTO_SCTP: u8 = 132;
 
 /// Names of the maps, as in the ELF and in the pin directory. The kernel itself keeps 15 characters.
 pub mod map_names {
     /// Frontends: master entries and backend slots.
-    pub const SERVICES: &str = "hawser_lb4_services";
+    pub const SERVICES4: &str = "hawser_lb4_services";
+    /// The same of IPv6.
+    pub const SERVICES6: &str = "hawser_lb6_services";
     /// Backends by id.
-    pub const BACKENDS: &str = "hawser_lb4_backends";
+    pub const BACKENDS4: &str = "hawser_lb4_backends";
+    /// The same of IPv6.
+    pub const BACKENDS6: &str = "hawser_lb6_backends";
     /// Frontends by `rev_nat` id.
-    pub const REVERSE_NAT: &str = "hawser_lb4_reverse_nat";
+    pub const REVERSE_NAT4: &str = "hawser_lb4_reverse_nat";
+    /// The same of IPv6.
+    pub const REVERSE_NAT6: &str = "hawser_lb6_reverse_nat";
     /// Backend address of a socket → what it was translated from.
-    pub const REVERSE_SK: &str = "hawser_lb4_revsk";
+    pub const REVERSE_SK4: &str = "hawser_lb4_revsk";
+    /// The same of IPv6.
+    pub const REVERSE_SK6: &str = "hawser_lb6_revsk";
     /// Frontend address of an unconnected UDP socket → the backend it keeps.
-    pub const FORWARD_SK: &str = "hawser_lb4_fwdsk";
+    pub const FORWARD_SK4: &str = "hawser_lb4_fwdsk";
+    /// The same of IPv6.
+    pub const FORWARD_SK6: &str = "hawser_lb6_fwdsk";
+    /// Client and frontend → backend, for session affinity.
+    pub const AFFINITY: &str = "hawser_lb_affinity";
+    /// Frontend and backend → slots, for frontends with affinity.
+    pub const AFFINITY_MATCH: &str = "hawser_lb_affinity_match";
+    /// Who may use a frontend.
+    pub const SOURCE_RANGE: &str = "hawser_lb_source_range";
+    /// Maglev tables.
+    pub const MAGLEV: &str = "hawser_lb_maglev";
+    /// Open connections of this node's sockets by backend id.
+    pub const CONNECTIONS: &str = "hawser_lb_connections";
+    /// Sockets that are counted there.
+    pub const SOCKETS: &str = "hawser_lb_sockets";
+    /// What the load balancer must know of this node.
+    pub const LB_CONFIG: &str = "hawser_lb_config";
     /// Connection tracking.
     pub const CT: &str = "hawser_ct4";
     /// Pods of this node by address.
     pub const ENDPOINTS: &str = "hawser_endpoints";
     /// Prefix → node and identity.
     pub const IPCACHE: &str = "hawser_ipcache";
+    /// The same of IPv6.
+    pub const IPCACHE6: &str = "hawser_ipcache6";
     /// Packets and bytes by direction and reason, per CPU.
     pub const METRICS: &str = "hawser_metrics";
     /// What the programs must know of this node.

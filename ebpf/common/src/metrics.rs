@@ -56,8 +56,12 @@ pub mod reason {
     pub const MALFORMED: u32 = 10;
     /// A helper failed while the packet was rewritten.
     pub const WRITE_FAILED: u32 = 11;
+    /// `externalTrafficPolicy: Local`, and no endpoint of the Service is on this node.
+    pub const NO_LOCAL_BACKEND: u32 = 12;
+    /// The client is outside the Service's `loadBalancerSourceRanges`.
+    pub const SOURCE_RANGE: u32 = 13;
     /// How many there are.
-    pub const COUNT: u32 = 12;
+    pub const COUNT: u32 = 14;
     /// Names in the order of their numbers.
     pub const NAMES: [&str; COUNT as usize] = [
         "Forwarded",
@@ -72,6 +76,8 @@ pub mod reason {
         "Fragment needs translation",
         "Malformed packet",
         "Write failed",
+        "No local backend",
+        "Outside source ranges",
     ];
 }
 

@@ -2,15 +2,19 @@
 //!
 //! | program | hook | does |
 //! |---|---|---|
-//! | `connect4`, `sendmsg4` | cgroup | frontend → backend before a packet exists |
-//! | `recvmsg4`, `getpeername4` | cgroup | backend → frontend in what the socket is told |
+//! | `connect4`, `sendmsg4`, `connect6`, `sendmsg6` | cgroup | frontend → backend before a packet exists |
+//! | `recvmsg4`, `getpeername4`, `recvmsg6`, `getpeername6` | cgroup | backend → frontend in what the socket is told |
+//! | `sock_release` | cgroup | the connection is open no more |
 //! | `from_pod` | tc ingress of a pod's veth | translation for what the hooks do not see; routing |
 //! | `to_pod` | tc egress of a pod's veth | answers that come out of the node's stack |
 //! | `from_uplink` | tc ingress of the uplink | translation, delivery to pods |
 //! | `to_uplink` | tc egress of the uplink | masquerade, answers of the node itself |
 #![no_std]
 #![no_main]
+// The target has an atomic addition, but `core` offers none where there is no compare-and-swap.
+#![feature(asm_experimental_arch)]
 
+mod connections;
 mod count;
 mod ct;
 mod forward;

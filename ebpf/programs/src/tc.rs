@@ -1,16 +1,18 @@
 //! tc programs.
 
+use aya_ebpf::helpers::bpf_get_hash_recalc;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::ct::{CT_CLOSING, CT_INBOUND, CT_MASQUERADE, CT_REPLY, CtEntry4};
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, HAIRPIN_ADDRESS, IDENTITY_PODS};
+use hawser_ebpf_common::lb::{SCOPE_EXTERNAL, SCOPE_INTERNAL};
 use hawser_ebpf_common::metrics::{direction, reason};
 use hawser_ebpf_common::{PROTO_ICMP, PROTO_UDP};
 
 use crate::count::count;
 use crate::ct::{self, Translation};
 use crate::forward::{self, NEXT, Verdict};
-use crate::lb::{self, Choice, Selected};
+use crate::lb::{self, Choice, Client, Lookup, Selected, V4};
 use crate::packet::{Packet, parse, quoted, rewrite, rewrite_error};
 use crate::reject::reject;
 
@@ -222,7 +224,7 @@ fn translate_known(ctx: &TcContext, packet: &mut Packet, origin: Origin) -> Resu
     if !applies(entry.flags, origin) {
         return Ok(Known::Tracked);
     }
-    if entry.flags & (CT_REPLY | CT_MASQUERADE) == 0 && !still_holds(packet, &entry) {
+    if entry.flags & (CT_REPLY | CT_MASQUERADE) == 0 && !still_holds(packet, &entry, origin) {
         return Ok(Known::Stale);
     }
     rewrite(ctx, packet, &entry)?;
@@ -242,9 +244,15 @@ fn translate(ctx: &TcContext, packet: &mut Packet, origin: Origin) -> Result<Tra
         return Ok(Translated::No);
     }
     let tuple = packet.tuple;
-    let choice = match lb::select(tuple.daddr_be, tuple.dport_be, tuple.protocol, None) {
+    let client = || Client::address4(tuple.saddr_be);
+    let hash = || {
+        // SAFETY: the helper takes the program's own packet.
+        unsafe { bpf_get_hash_recalc(ctx.skb.skb) }
+    };
+    let choice = match lb::select::<V4>(&lookup(packet, origin), client, hash) {
         Selected::NoService => return Ok(Translated::No),
         Selected::NoBackend => return Err(reason::NO_BACKEND),
+        Selected::Drop(reason) => return Err(reason),
         Selected::Backend(choice) => choice,
     };
     let (saddr_be, keep_port) = source(packet, &choice, origin);
@@ -263,10 +271,24 @@ fn translate(ctx: &TcContext, packet: &mut Packet, origin: Origin) -> Result<Tra
     Ok(Translated::Yes)
 }
 
+/// What a packet asks the load balancer.
+#[inline(always)]
+fn lookup(packet: &Packet, origin: Origin) -> Lookup<u32> {
+    let tuple = packet.tuple;
+    let outside = origin == Origin::Uplink && forward::ipcache(tuple.saddr_be).is_none();
+    Lookup {
+        address_be: tuple.daddr_be,
+        port_be: tuple.dport_be,
+        protocol: tuple.protocol,
+        scope: if outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL },
+        preferred: None,
+    }
+}
+
 /// The source address a backend must see for its answers to come back here, and whether the source
 /// port may stay.
 #[inline(always)]
-fn source(packet: &Packet, choice: &Choice, origin: Origin) -> (u32, bool) {
+fn source(packet: &Packet, choice: &Choice<u32>, origin: Origin) -> (u32, bool) {
     let saddr = packet.tuple.saddr_be;
     if choice.address_be == saddr {
         return (u32::from_ne_bytes(HAIRPIN_ADDRESS), true);
@@ -283,11 +305,10 @@ fn source(packet: &Packet, choice: &Choice, origin: Origin) -> (u32, bool) {
 /// Whether a flow keeps its backend. A TCP connection does, whatever becomes of the Service. A
 /// datagram, or a packet that opens a connection anew, wants a backend that is still there.
 #[inline(always)]
-fn still_holds(packet: &Packet, entry: &CtEntry4) -> bool {
+fn still_holds(packet: &Packet, entry: &CtEntry4, origin: Origin) -> bool {
     if !packet.opens() {
         return true;
     }
-    let tuple = packet.tuple;
     entry.flags & CT_CLOSING == 0
-        && lb::slot_holds(tuple.daddr_be, tuple.dport_be, tuple.protocol, entry.slot, entry.backend_id)
+        && lb::slot_holds::<V4>(&lookup(packet, origin), entry.slot, entry.backend_id)
 }

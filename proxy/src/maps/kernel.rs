@@ -1,20 +1,26 @@
 //! The kernel's maps, opened from their pins.
 
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray};
 use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
-use hawser_ebpf_common::endpoint::{Endpoint4, IpcacheEntry4, NodeConfig};
-use hawser_ebpf_common::lb::{Backend4, ReverseNat4, ReverseSk4, ServiceKey4, ServiceValue4, SocketKey4};
+use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
+use hawser_ebpf_common::lb::{
+    Address6, AffinityMatch, AffinityMatchKey, CountedSocket, LbConfig, MaglevChunk, MaglevKey,
+    SourceRangeKey,
+};
 use hawser_ebpf_common::map_names as names;
 use hawser_ebpf_common::metrics::{MetricsValue, direction, index, reason};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
+use super::family::{FamilyMaps, Filling};
 use super::{MapError, Maps, Op, Snapshot};
-use crate::types::{address_be, address_from_be};
+use crate::sys;
+use crate::types::{Family, address_be, address_from_be, address6_from_be, words_be};
 
 /// `E2BIG`-free upper bound of a dump: an LRU map that others write to may never end.
 const MAX_DUMP: usize = 1 << 20;
@@ -35,18 +41,21 @@ pub struct MetricsRecord {
 
 /// The kernel's maps. Several may be open at once: the kernel serialises writes of one element.
 pub struct KernelMaps {
-    services: HashMap<MapData, ServiceKey4, ServiceValue4>,
-    backends: HashMap<MapData, u32, Backend4>,
-    reverse_nat: HashMap<MapData, u32, ReverseNat4>,
-    reverse_sk: HashMap<MapData, SocketKey4, ReverseSk4>,
+    v4: FamilyMaps<u32>,
+    v6: FamilyMaps<Address6>,
+    members: HashMap<MapData, AffinityMatchKey, AffinityMatch>,
+    source_ranges: LpmTrie<MapData, SourceRangeKey, u32>,
+    maglev: HashMap<MapData, MaglevKey, MaglevChunk>,
+    connections: HashMap<MapData, u32, u64>,
+    sockets: HashMap<MapData, u64, CountedSocket>,
+    lb_config: Array<MapData, LbConfig>,
     ct: HashMap<MapData, CtKey4, CtEntry4>,
     endpoints: HashMap<MapData, u32, Endpoint4>,
-    ipcache: LpmTrie<MapData, u32, IpcacheEntry4>,
     metrics: PerCpuArray<MapData, MetricsValue>,
     config: Array<MapData, NodeConfig>,
 }
 
-fn open<T>(dir: &Path, name: &'static str) -> Result<T, MapError>
+pub(super) fn open<T>(dir: &Path, name: &'static str) -> Result<T, MapError>
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {
@@ -56,12 +65,12 @@ where
         .map_err(|source| MapError::Open { name, source })
 }
 
-fn kernel(name: &'static str) -> impl Fn(aya::maps::MapError) -> MapError {
+pub(super) fn kernel(name: &'static str) -> impl Fn(aya::maps::MapError) -> MapError {
     move |source| MapError::Kernel { name, source }
 }
 
 /// Deleting what is not there is a success.
-fn deleted(name: &'static str, result: Result<(), aya::maps::MapError>) -> Result<(), MapError> {
+pub(super) fn deleted(name: &'static str, result: Result<(), aya::maps::MapError>) -> Result<(), MapError> {
     match result {
         Err(aya::maps::MapError::KeyNotFound) => Ok(()),
         Err(aya::maps::MapError::SyscallError(error))
@@ -73,8 +82,23 @@ fn deleted(name: &'static str, result: Result<(), aya::maps::MapError>) -> Resul
     }
 }
 
+/// Writes many elements in one system call.
+pub(super) fn put_batch<K: Pod, V: Pod>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+    elements: impl Iterator<Item = (K, V)>,
+) -> Result<(), MapError> {
+    let (keys, values): (Vec<K>, Vec<V>) = elements.unzip();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let failed = |source| MapError::Batch { name, source };
+    let fd = IterableMap::map(map).fd();
+    sys::map_update_batch(fd.as_fd(), &keys, &values).map_err(failed)
+}
+
 /// Reads a hash map to its end; elements that vanish meanwhile are left out.
-fn dump<K: Pod + Eq + std::hash::Hash, V: Pod>(
+pub(super) fn dump<K: Pod + Eq + std::hash::Hash, V: Pod>(
     name: &'static str,
     map: &HashMap<MapData, K, V>,
 ) -> Result<Vec<(K, V)>, MapError> {
@@ -102,13 +126,16 @@ impl KernelMaps {
     /// A pin is missing or is of another type.
     pub fn open(dir: &Path) -> Result<Self, MapError> {
         Ok(Self {
-            services: open(dir, names::SERVICES)?,
-            backends: open(dir, names::BACKENDS)?,
-            reverse_nat: open(dir, names::REVERSE_NAT)?,
-            reverse_sk: open(dir, names::REVERSE_SK)?,
+            v4: FamilyMaps::open(dir)?,
+            v6: FamilyMaps::open(dir)?,
+            members: open(dir, names::AFFINITY_MATCH)?,
+            source_ranges: open(dir, names::SOURCE_RANGE)?,
+            maglev: open(dir, names::MAGLEV)?,
+            connections: open(dir, names::CONNECTIONS)?,
+            sockets: open(dir, names::SOCKETS)?,
+            lb_config: open(dir, names::LB_CONFIG)?,
             ct: open(dir, names::CT)?,
             endpoints: open(dir, names::ENDPOINTS)?,
-            ipcache: open(dir, names::IPCACHE)?,
             metrics: open(dir, names::METRICS)?,
             config: open(dir, names::CONFIG)?,
         })
@@ -178,70 +205,183 @@ impl KernelMaps {
     }
 }
 
-fn lpm_key(prefix: Ipv4Net) -> Key<u32> {
-    Key::new(u32::from(prefix.prefix_len()), address_be(prefix.network()))
+/// The key of a source range; IPv4 addresses are in the first word.
+fn range_key(rev_nat_id: u32, range: IpNet) -> Key<SourceRangeKey> {
+    let key = SourceRangeKey { rev_nat_id, address_be: words_be(range.network()) };
+    Key::new(32 + u32::from(range.prefix_len()), key)
+}
+
+/// Does the same with the maps of the family that is asked for.
+macro_rules! of_family {
+    ($self:ident, $family:expr, $maps:ident => $do:expr) => {
+        match $family {
+            Family::V4 => {
+                let $maps = &mut $self.v4;
+                $do
+            }
+            Family::V6 => {
+                let $maps = &mut $self.v6;
+                $do
+            }
+        }
+    };
+}
+
+impl KernelMaps {
+    fn delete_backend(&mut self, id: u32, family: Family) -> Result<(), MapError> {
+        of_family!(self, family, maps => maps.delete_backend(id))?;
+        deleted(names::CONNECTIONS, self.connections.remove(&id))
+    }
+
+    /// The source ranges, by the family of their frontend.
+    fn source_ranges(&self, frontends: &Snapshot) -> Result<Vec<(u32, IpNet)>, MapError> {
+        let families: std::collections::HashMap<u32, Family> =
+            frontends.reverse_nat.iter().map(|(id, frontend)| (*id, frontend.family())).collect();
+        let mut ranges = Vec::new();
+        for item in self.source_ranges.iter() {
+            let (key, _) = item.map_err(kernel(names::SOURCE_RANGE))?;
+            let (length, data) = (key.prefix_len().saturating_sub(32), key.data());
+            // A frontend that is gone leaves ranges of which only the length tells the family.
+            let is_v4 = length <= 32 && data.address_be[1..] == [0; 3];
+            let family = families.get(&data.rev_nat_id).copied();
+            let range = match family.unwrap_or(if is_v4 { Family::V4 } else { Family::V6 }) {
+                Family::V4 => IpNet::new(address_from_be(data.address_be[0]).into(), length.min(32) as u8),
+                Family::V6 => IpNet::new(address6_from_be(data.address_be).into(), length.min(128) as u8),
+            };
+            ranges.extend(range.ok().map(|range| (data.rev_nat_id, range)));
+        }
+        Ok(ranges)
+    }
+
+    /// Tells the load balancer's programs about this node.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_lb_config(&mut self, config: &LbConfig) -> Result<(), MapError> {
+        self.lb_config.set(0, config, 0).map_err(kernel(names::LB_CONFIG))
+    }
+
+    /// Open connections by backend id.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn connections(&self) -> Result<Vec<(u32, u64)>, MapError> {
+        dump(names::CONNECTIONS, &self.connections)
+    }
+
+    /// Sets the count of a backend's open connections.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_connections(&mut self, backend_id: u32, count: u64) -> Result<(), MapError> {
+        self.connections.insert(backend_id, count, 0).map_err(kernel(names::CONNECTIONS))
+    }
+
+    /// Sockets that are counted there, by their cookie.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn counted_sockets(&self) -> Result<Vec<(u64, CountedSocket)>, MapError> {
+        dump(names::SOCKETS, &self.sockets)
+    }
 }
 
 impl Maps for KernelMaps {
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
-        match *op {
+        match op {
             Op::PutService { key, value } => {
-                self.services.insert(key, value, 0).map_err(kernel(names::SERVICES))
+                of_family!(self, key.frontend.family(), maps => maps.put_service(key, value))
             }
-            Op::DeleteService { key } => deleted(names::SERVICES, self.services.remove(&key)),
-            Op::PutBackend { id, value } => {
-                self.backends.insert(id, value, 0).map_err(kernel(names::BACKENDS))
+            Op::DeleteService { key } => {
+                of_family!(self, key.frontend.family(), maps => maps.delete_service(key))
             }
-            Op::DeleteBackend { id } => deleted(names::BACKENDS, self.backends.remove(&id)),
-            Op::PutReverseNat { id, value } => {
-                self.reverse_nat.insert(id, value, 0).map_err(kernel(names::REVERSE_NAT))
+            Op::PutBackend { id, address, flags } => {
+                of_family!(self, address.family(), maps => maps.put_backend(*id, address, *flags))
             }
-            Op::DeleteReverseNat { id } => deleted(names::REVERSE_NAT, self.reverse_nat.remove(&id)),
+            Op::DeleteBackend { id, family } => self.delete_backend(*id, *family),
+            Op::PutReverseNat { id, frontend } => {
+                of_family!(self, frontend.family(), maps => maps.put_reverse_nat(*id, frontend))
+            }
+            Op::DeleteReverseNat { id, family } => {
+                of_family!(self, *family, maps => maps.delete_reverse_nat(*id))
+            }
+            Op::PutMember { key, value } => {
+                self.members.insert(key, value, 0).map_err(kernel(names::AFFINITY_MATCH))
+            }
+            Op::DeleteMember { key } => deleted(names::AFFINITY_MATCH, self.members.remove(key)),
+            Op::PutSourceRange { id, range } => {
+                self.source_ranges.insert(&range_key(*id, *range), 1, 0).map_err(kernel(names::SOURCE_RANGE))
+            }
+            Op::DeleteSourceRange { id, range } => {
+                deleted(names::SOURCE_RANGE, self.source_ranges.remove(&range_key(*id, *range)))
+            }
+            Op::PutMaglev { key, chunk } => {
+                self.maglev.insert(key, **chunk, 0).map_err(kernel(names::MAGLEV))
+            }
+            Op::DeleteMaglev { key } => deleted(names::MAGLEV, self.maglev.remove(key)),
             Op::PutPrefix { prefix, value } => {
-                self.ipcache.insert(&lpm_key(prefix), value, 0).map_err(kernel(names::IPCACHE))
+                of_family!(self, Family::of(prefix.addr()), maps => maps.put_prefix(*prefix, value))
             }
-            Op::DeletePrefix { prefix } => deleted(names::IPCACHE, self.ipcache.remove(&lpm_key(prefix))),
+            Op::DeletePrefix { prefix } => {
+                of_family!(self, Family::of(prefix.addr()), maps => maps.delete_prefix(*prefix))
+            }
             Op::PutEndpoint { address, value } => {
-                self.endpoints.insert(address_be(address), value, 0).map_err(kernel(names::ENDPOINTS))
+                self.endpoints.insert(address_be(*address), value, 0).map_err(kernel(names::ENDPOINTS))
             }
             Op::DeleteEndpoint { address } => {
-                deleted(names::ENDPOINTS, self.endpoints.remove(&address_be(address)))
+                deleted(names::ENDPOINTS, self.endpoints.remove(&address_be(*address)))
             }
         }
+    }
+
+    fn fill(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        let mut left = Vec::new();
+        let mut families = [Filling::default(), Filling::default()];
+        for op in ops {
+            match op {
+                Op::PutBackend { id, address, flags } => {
+                    families[address.family() as usize].backends.push((*id, *address, *flags));
+                }
+                Op::PutReverseNat { id, frontend } => {
+                    families[frontend.family() as usize].reverse_nat.push((*id, *frontend));
+                }
+                Op::PutService { key, value } if key.slot != 0 => {
+                    families[key.frontend.family() as usize].slots.push((*key, *value));
+                }
+                Op::PutService { key, value } => {
+                    families[key.frontend.family() as usize].masters.push((*key, *value));
+                }
+                other => left.push(other),
+            }
+        }
+        let [v4, v6] = families;
+        self.v4.fill(&v4)?;
+        self.v6.fill(&v6)?;
+        left.into_iter().try_for_each(|op| self.apply(op))?;
+        // What makes all the rest visible comes last.
+        self.v4.fill_masters(&v4)?;
+        self.v6.fill_masters(&v6)
     }
 
     fn snapshot(&self) -> Result<Snapshot, MapError> {
         let endpoints = dump(names::ENDPOINTS, &self.endpoints)?;
-        let mut prefixes = Vec::new();
-        for item in self.ipcache.iter() {
-            let (key, value) = item.map_err(kernel(names::IPCACHE))?;
-            let (prefix_len, data) = (key.prefix_len(), key.data());
-            let prefix_len = u8::try_from(prefix_len).unwrap_or(32).min(32);
-            // The length is at most 32, so this is always a prefix.
-            if let Ok(prefix) = Ipv4Net::new(address_from_be(data), prefix_len) {
-                prefixes.push((prefix, value));
-            }
-        }
-        Ok(Snapshot {
-            services: dump(names::SERVICES, &self.services)?,
-            backends: dump(names::BACKENDS, &self.backends)?,
-            reverse_nat: dump(names::REVERSE_NAT, &self.reverse_nat)?,
-            prefixes,
+        let mut snapshot = Snapshot {
+            members: dump(names::AFFINITY_MATCH, &self.members)?,
+            maglev: self.maglev.keys().collect::<Result<_, _>>().map_err(kernel(names::MAGLEV))?,
             endpoints: endpoints
                 .into_iter()
                 .map(|(address, value)| (address_from_be(address), value))
                 .collect(),
-        })
+            ..Snapshot::default()
+        };
+        self.v4.snapshot(&mut snapshot)?;
+        self.v6.snapshot(&mut snapshot)?;
+        snapshot.source_ranges = self.source_ranges(&snapshot)?;
+        Ok(snapshot)
     }
 
     fn forget_sockets(&mut self) -> Result<(), MapError> {
-        let live: HashSet<u32> =
-            dump(names::REVERSE_NAT, &self.reverse_nat)?.into_iter().map(|(id, _)| id).collect();
-        for (key, value) in dump(names::REVERSE_SK, &self.reverse_sk)? {
-            if !live.contains(&value.rev_nat_id) {
-                deleted(names::REVERSE_SK, self.reverse_sk.remove(&key))?;
-            }
-        }
-        Ok(())
+        self.v4.forget_sockets()?;
+        self.v6.forget_sockets()
     }
 }

@@ -2,69 +2,143 @@
 //! can look into, and a faulty one that fails on purpose.
 
 mod fake;
+mod family;
 mod faulty;
 mod kernel;
 
-pub use fake::{FakeMaps, Lookup};
+pub use fake::{Client, FakeMaps, Lookup};
+pub(crate) use family::Address;
 pub use faulty::{Faults, FaultyMaps};
 pub use kernel::{CtRecord, KernelMaps, MetricsRecord};
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use hawser_ebpf_common::endpoint::{Endpoint4, IpcacheEntry4};
-use hawser_ebpf_common::lb::{Backend4, ReverseNat4, ServiceKey4, ServiceValue4};
-use ipnet::Ipv4Net;
+use hawser_ebpf_common::endpoint::Endpoint4;
+use hawser_ebpf_common::lb::{AffinityMatch, AffinityMatchKey, MaglevChunk, MaglevKey, ServiceValue};
+use ipnet::IpNet;
+
+use crate::types::{Family, L4Addr, PrefixSpec};
+
+/// Key of a master entry or of a slot, of either family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotKey {
+    /// The frontend.
+    pub frontend: L4Addr,
+    /// `SCOPE_*`; 0 in the master's key.
+    pub scope: u8,
+    /// Generation; 0 in the master's key.
+    pub generation: u16,
+    /// 0 for the master entry.
+    pub slot: u16,
+}
+
+impl SlotKey {
+    /// Key of a frontend's master entry.
+    pub fn master(frontend: L4Addr) -> Self {
+        Self { frontend, scope: 0, generation: 0, slot: 0 }
+    }
+
+    /// Key of one slot of this frontend.
+    pub fn slot(self, scope: u8, generation: u16, slot: u16) -> Self {
+        Self { scope, generation, slot, ..self }
+    }
+}
 
 /// One write. Each is idempotent: a put overwrites, and deleting what is not there succeeds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Writes a master entry or a slot.
     PutService {
         /// Key.
-        key: ServiceKey4,
+        key: SlotKey,
         /// Value.
-        value: ServiceValue4,
+        value: ServiceValue,
     },
     /// Deletes a master entry or a slot.
     DeleteService {
         /// Key.
-        key: ServiceKey4,
+        key: SlotKey,
     },
     /// Writes a backend.
     PutBackend {
         /// Backend id.
         id: u32,
-        /// Value.
-        value: Backend4,
+        /// Its address.
+        address: L4Addr,
+        /// `BACKEND_*`.
+        flags: u8,
     },
     /// Deletes a backend.
     DeleteBackend {
         /// Backend id.
         id: u32,
+        /// Of its address.
+        family: Family,
     },
     /// Writes a frontend's reverse translation.
     PutReverseNat {
         /// `rev_nat` id.
         id: u32,
-        /// Value.
-        value: ReverseNat4,
+        /// The frontend.
+        frontend: L4Addr,
     },
     /// Deletes a frontend's reverse translation.
     DeleteReverseNat {
         /// `rev_nat` id.
         id: u32,
+        /// Of the frontend.
+        family: Family,
+    },
+    /// Writes which slots of a frontend with affinity a backend has.
+    PutMember {
+        /// Key.
+        key: AffinityMatchKey,
+        /// Value.
+        value: AffinityMatch,
+    },
+    /// Deletes a backend of a frontend with affinity.
+    DeleteMember {
+        /// Key.
+        key: AffinityMatchKey,
+    },
+    /// Lets clients of a prefix use a frontend.
+    PutSourceRange {
+        /// The frontend's `rev_nat` id.
+        id: u32,
+        /// Prefix.
+        range: IpNet,
+    },
+    /// Does so no more.
+    DeleteSourceRange {
+        /// The frontend's `rev_nat` id.
+        id: u32,
+        /// Prefix.
+        range: IpNet,
+    },
+    /// Writes a part of a Maglev table.
+    PutMaglev {
+        /// Key.
+        key: MaglevKey,
+        /// Slot numbers.
+        chunk: Arc<MaglevChunk>,
+    },
+    /// Deletes a part of a Maglev table.
+    DeleteMaglev {
+        /// Key.
+        key: MaglevKey,
     },
     /// Writes a prefix.
     PutPrefix {
         /// Prefix.
-        prefix: Ipv4Net,
+        prefix: IpNet,
         /// Value.
-        value: IpcacheEntry4,
+        value: PrefixSpec,
     },
     /// Deletes a prefix.
     DeletePrefix {
         /// Prefix.
-        prefix: Ipv4Net,
+        prefix: IpNet,
     },
     /// Writes a pod of this node.
     PutEndpoint {
@@ -84,13 +158,19 @@ pub enum Op {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Master entries and slots.
-    pub services: Vec<(ServiceKey4, ServiceValue4)>,
-    /// Backends by id.
-    pub backends: Vec<(u32, Backend4)>,
-    /// Reverse translations by id.
-    pub reverse_nat: Vec<(u32, ReverseNat4)>,
+    pub services: Vec<(SlotKey, ServiceValue)>,
+    /// Backends by id, with their `BACKEND_*` flags.
+    pub backends: Vec<(u32, L4Addr, u8)>,
+    /// Frontends by `rev_nat` id.
+    pub reverse_nat: Vec<(u32, L4Addr)>,
+    /// Backends of frontends with affinity.
+    pub members: Vec<(AffinityMatchKey, AffinityMatch)>,
+    /// Source ranges by `rev_nat` id.
+    pub source_ranges: Vec<(u32, IpNet)>,
+    /// Parts of Maglev tables.
+    pub maglev: Vec<MaglevKey>,
     /// Prefixes.
-    pub prefixes: Vec<(Ipv4Net, IpcacheEntry4)>,
+    pub prefixes: Vec<(IpNet, PrefixSpec)>,
     /// Pods of this node.
     pub endpoints: Vec<(Ipv4Addr, Endpoint4)>,
 }
@@ -98,7 +178,12 @@ pub struct Snapshot {
 impl Snapshot {
     /// Whether nothing is left of any Service.
     pub fn has_no_services(&self) -> bool {
-        self.services.is_empty() && self.backends.is_empty() && self.reverse_nat.is_empty()
+        self.services.is_empty()
+            && self.backends.is_empty()
+            && self.reverse_nat.is_empty()
+            && self.members.is_empty()
+            && self.source_ranges.is_empty()
+            && self.maglev.is_empty()
     }
 }
 
@@ -121,6 +206,14 @@ pub enum MapError {
         /// The kernel's answer.
         source: aya::maps::MapError,
     },
+    /// The kernel refused one of many elements, for instance because the map is full.
+    #[error("map {name}, many elements at once: {source}")]
+    Batch {
+        /// Name of the map.
+        name: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// A fault that a test injected.
     #[error("injected fault")]
     Injected,
@@ -133,6 +226,17 @@ pub trait Maps: Send {
     /// # Errors
     /// The operation may or may not have happened; a full reconcile finds out.
     fn apply(&mut self, op: &Op) -> Result<(), MapError>;
+
+    /// Executes operations that only add: of frontends that the maps do not hold yet. Master entries come
+    /// last; the order of all else does not matter, because nothing is seen before.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    fn fill(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        let is_master = |op: &&Op| matches!(op, Op::PutService { key, .. } if key.slot == 0);
+        ops.iter().filter(|op| !is_master(op)).try_for_each(|op| self.apply(op))?;
+        ops.iter().filter(is_master).try_for_each(|op| self.apply(op))
+    }
 
     /// Reads back everything that the agent owns.
     ///

@@ -39,6 +39,7 @@ impl Packet {
         let transport = match protocol {
             Protocol::Tcp => Transport::Tcp { seq: 0xfeed_beef, ack: 0, flags: 2 },
             Protocol::Udp => Transport::Udp { payload: b"hello, backend".to_vec() },
+            Protocol::Sctp => panic!("no packets of SCTP are made"),
         };
         Self { macs: ([0x0e; 6], [0x0a; 6]), source, destination, ttl: 64, transport }
     }

@@ -1,6 +1,7 @@
 //! The inspection service: what the kernel's maps hold, and nothing from memory but pods' names.
 
-use std::collections::HashMap;
+mod lb;
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,6 @@ use hawser_ebpf_common::ct::{CT_CLOSING, CT_INBOUND, CT_MASQUERADE, CT_REPLY, CT
 use hawser_ebpf_common::endpoint::{
     IDENTITY_HOST, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IDENTITY_SERVICES, IPCACHE_ON_LINK,
 };
-use hawser_ebpf_common::lb::{BACKEND_TERMINATING, SERVICE_INTERNAL_LOCAL, ServiceKey4, ServiceValue4};
 use hawser_ebpf_common::metrics::{direction, reason};
 use hawser_ebpf_common::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
 use tokio::net::UnixListener;
@@ -20,11 +20,10 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::diff::backend_address;
 use crate::maps::{KernelMaps, MapError, Maps};
 use crate::podnet::PodNet;
 use crate::sys::monotonic_ns;
-use crate::types::{address_be, address_from_be};
+use crate::types::address_from_be;
 
 /// Messages and stubs of `proto/inspect.proto`.
 #[allow(missing_docs, clippy::all)]
@@ -97,35 +96,8 @@ impl InspectService {
 #[tonic::async_trait]
 impl Inspect for InspectService {
     async fn list_lb(&self, _: Request<ListLbRequest>) -> Result<Response<ListLbResponse>, Status> {
-        let snapshot = self.read(KernelMaps::snapshot).await?;
-        let backends: HashMap<u32, _> = snapshot.backends.into_iter().collect();
-        let slots: HashMap<ServiceKey4, ServiceValue4> = snapshot.services.iter().copied().collect();
-        let mut masters: Vec<_> = snapshot.services.into_iter().filter(|(key, _)| key.slot == 0).collect();
-        masters
-            .sort_by_key(|(key, _)| (u32::from_be(key.address_be), u16::from_be(key.port_be), key.protocol));
-        let frontends = masters.into_iter().map(|(key, master)| {
-            let in_force = (1..=master.count).filter_map(|slot| {
-                let entry = slots.get(&key.slot(master.generation, slot))?;
-                let backend = backends.get(&entry.backend_id)?;
-                let address = backend_address(backend)?;
-                let state = if backend.flags & BACKEND_TERMINATING == 0 { "active" } else { "terminating" };
-                Some(Backend {
-                    id: entry.backend_id,
-                    address: Some(l4(address_be(address.address), address.port.to_be(), backend.protocol)),
-                    slot: u32::from(slot),
-                    state: state.to_string(),
-                })
-            });
-            let local = (master.flags & SERVICE_INTERNAL_LOCAL != 0).then(|| "internal-local".to_string());
-            Frontend {
-                address: Some(l4(key.address_be, key.port_be, key.protocol)),
-                rev_nat_id: master.rev_nat_id,
-                generation: u32::from(master.generation),
-                backends: in_force.collect(),
-                flags: local.into_iter().collect(),
-            }
-        });
-        Ok(Response::new(ListLbResponse { frontends: frontends.collect() }))
+        let tables = self.read(|maps| Ok(lb::Tables::new(&maps.snapshot()?, maps.connections()?))).await?;
+        Ok(Response::new(ListLbResponse { frontends: tables.frontends() }))
     }
 
     async fn list_endpoints(
@@ -160,10 +132,7 @@ impl Inspect for InspectService {
         let entries = held.into_iter().map(|(prefix, entry)| IpcacheEntry {
             prefix: prefix.to_string(),
             identity: identity(entry.identity),
-            node: match entry.node_ip_be {
-                0 => String::new(),
-                address => address_from_be(address).to_string(),
-            },
+            node: entry.node.map(|node| node.to_string()).unwrap_or_default(),
             on_link: entry.flags & IPCACHE_ON_LINK != 0,
         });
         Ok(Response::new(ListIpcacheResponse { entries: entries.collect() }))

@@ -1,0 +1,279 @@
+//! The maps that hold addresses of one family, in the kernel.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::path::Path;
+
+use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData};
+use hawser_ebpf_common::endpoint::{IpcacheEntry4, IpcacheEntry6};
+use hawser_ebpf_common::lb::{Address6, Backend, ReverseNat, ReverseSk, ServiceKey, ServiceValue, SocketKey};
+use hawser_ebpf_common::map_names as names;
+use ipnet::IpNet;
+
+use super::kernel::{deleted, dump, kernel, open, put_batch};
+use super::{MapError, SlotKey, Snapshot};
+use crate::types::{
+    L4Addr, PrefixSpec, Protocol, address_be, address_from_be, address6_be, address6_from_be,
+};
+
+/// Names of one family's maps.
+pub struct Names {
+    services: &'static str,
+    backends: &'static str,
+    reverse_nat: &'static str,
+    reverse_sk: &'static str,
+    ipcache: &'static str,
+}
+
+/// An address as the maps hold it.
+pub trait Address: Copy + Eq + Hash + Default + Send + Sync + 'static {
+    /// Value of the ipcache.
+    type Ipcache: Pod + Send + Sync;
+    /// Names of its maps.
+    const NAMES: Names;
+    /// Bits of an address.
+    const BITS: u8;
+    /// To the maps' form; the other family's addresses are never asked for and give the unspecified one.
+    fn of(address: IpAddr) -> Self;
+    /// Back.
+    fn ip(self) -> IpAddr;
+    /// To the map's form.
+    fn ipcache(spec: &PrefixSpec) -> Self::Ipcache;
+    /// Back.
+    fn prefix_spec(entry: &Self::Ipcache) -> PrefixSpec;
+}
+
+impl Address for u32 {
+    type Ipcache = IpcacheEntry4;
+    const NAMES: Names = Names {
+        services: names::SERVICES4,
+        backends: names::BACKENDS4,
+        reverse_nat: names::REVERSE_NAT4,
+        reverse_sk: names::REVERSE_SK4,
+        ipcache: names::IPCACHE,
+    };
+    const BITS: u8 = 32;
+
+    fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => address_be(address),
+            IpAddr::V6(_) => 0,
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        address_from_be(self).into()
+    }
+
+    fn ipcache(spec: &PrefixSpec) -> IpcacheEntry4 {
+        let node_ip_be = spec.node.map_or(0, Self::of);
+        IpcacheEntry4 { node_ip_be, identity: spec.identity, flags: spec.flags }
+    }
+
+    fn prefix_spec(entry: &IpcacheEntry4) -> PrefixSpec {
+        let node = (entry.node_ip_be != 0).then(|| entry.node_ip_be.ip());
+        PrefixSpec { node, identity: entry.identity, flags: entry.flags }
+    }
+}
+
+impl Address for Address6 {
+    type Ipcache = IpcacheEntry6;
+    const NAMES: Names = Names {
+        services: names::SERVICES6,
+        backends: names::BACKENDS6,
+        reverse_nat: names::REVERSE_NAT6,
+        reverse_sk: names::REVERSE_SK6,
+        ipcache: names::IPCACHE6,
+    };
+    const BITS: u8 = 128;
+
+    fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V6(address) => address6_be(address),
+            IpAddr::V4(_) => [0; 4],
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        address6_from_be(self).into()
+    }
+
+    fn ipcache(spec: &PrefixSpec) -> IpcacheEntry6 {
+        let node_ip_be = spec.node.map_or([0; 4], Self::of);
+        IpcacheEntry6 { node_ip_be, identity: spec.identity, flags: spec.flags }
+    }
+
+    fn prefix_spec(entry: &IpcacheEntry6) -> PrefixSpec {
+        let node = (entry.node_ip_be != [0; 4]).then(|| entry.node_ip_be.ip());
+        PrefixSpec { node, identity: entry.identity, flags: entry.flags }
+    }
+}
+
+/// What is to be written at once to the maps of one family.
+#[derive(Debug, Default)]
+pub struct Filling {
+    pub backends: Vec<(u32, L4Addr, u8)>,
+    pub reverse_nat: Vec<(u32, L4Addr)>,
+    pub slots: Vec<(SlotKey, ServiceValue)>,
+    pub masters: Vec<(SlotKey, ServiceValue)>,
+}
+
+/// The maps of one family.
+pub struct FamilyMaps<A: Address>
+where
+    ServiceKey<A>: Pod,
+    Backend<A>: Pod,
+    ReverseNat<A>: Pod,
+    SocketKey<A>: Pod,
+    A: Pod,
+{
+    services: HashMap<MapData, ServiceKey<A>, ServiceValue>,
+    backends: HashMap<MapData, u32, Backend<A>>,
+    reverse_nat: HashMap<MapData, u32, ReverseNat<A>>,
+    reverse_sk: HashMap<MapData, SocketKey<A>, ReverseSk>,
+    ipcache: LpmTrie<MapData, A, A::Ipcache>,
+}
+
+impl<A: Address> FamilyMaps<A>
+where
+    ServiceKey<A>: Pod,
+    Backend<A>: Pod,
+    ReverseNat<A>: Pod,
+    SocketKey<A>: Pod,
+    A: Pod,
+{
+    pub fn open(dir: &Path) -> Result<Self, MapError> {
+        Ok(Self {
+            services: open(dir, A::NAMES.services)?,
+            backends: open(dir, A::NAMES.backends)?,
+            reverse_nat: open(dir, A::NAMES.reverse_nat)?,
+            reverse_sk: open(dir, A::NAMES.reverse_sk)?,
+            ipcache: open(dir, A::NAMES.ipcache)?,
+        })
+    }
+
+    pub fn put_service(&mut self, key: &SlotKey, value: &ServiceValue) -> Result<(), MapError> {
+        self.services.insert(service_key::<A>(key), value, 0).map_err(kernel(A::NAMES.services))
+    }
+
+    pub fn delete_service(&mut self, key: &SlotKey) -> Result<(), MapError> {
+        deleted(A::NAMES.services, self.services.remove(&service_key::<A>(key)))
+    }
+
+    pub fn put_backend(&mut self, id: u32, address: &L4Addr, flags: u8) -> Result<(), MapError> {
+        self.backends.insert(id, backend(address, flags), 0).map_err(kernel(A::NAMES.backends))
+    }
+
+    pub fn delete_backend(&mut self, id: u32) -> Result<(), MapError> {
+        deleted(A::NAMES.backends, self.backends.remove(&id))
+    }
+
+    pub fn put_reverse_nat(&mut self, id: u32, frontend: &L4Addr) -> Result<(), MapError> {
+        self.reverse_nat.insert(id, reverse_nat(frontend), 0).map_err(kernel(A::NAMES.reverse_nat))
+    }
+
+    pub fn delete_reverse_nat(&mut self, id: u32) -> Result<(), MapError> {
+        deleted(A::NAMES.reverse_nat, self.reverse_nat.remove(&id))
+    }
+
+    pub fn put_prefix(&mut self, prefix: IpNet, spec: &PrefixSpec) -> Result<(), MapError> {
+        self.ipcache.insert(&lpm_key(prefix), A::ipcache(spec), 0).map_err(kernel(A::NAMES.ipcache))
+    }
+
+    pub fn delete_prefix(&mut self, prefix: IpNet) -> Result<(), MapError> {
+        deleted(A::NAMES.ipcache, self.ipcache.remove(&lpm_key(prefix)))
+    }
+
+    /// Backends, reverse translations and slots.
+    pub fn fill(&mut self, all: &Filling) -> Result<(), MapError> {
+        let backends = all.backends.iter().map(|(id, address, flags)| (*id, backend(address, *flags)));
+        put_batch(A::NAMES.backends, &self.backends, backends)?;
+        let frontends = all.reverse_nat.iter().map(|(id, frontend)| (*id, reverse_nat(frontend)));
+        put_batch(A::NAMES.reverse_nat, &self.reverse_nat, frontends)?;
+        put_batch(A::NAMES.services, &self.services, all.slots.iter().map(|(k, v)| (service_key::<A>(k), *v)))
+    }
+
+    /// Master entries.
+    pub fn fill_masters(&mut self, all: &Filling) -> Result<(), MapError> {
+        let masters = all.masters.iter().map(|(key, value)| (service_key::<A>(key), *value));
+        put_batch(A::NAMES.services, &self.services, masters)
+    }
+
+    /// Adds what this family's maps hold. Entries of no known protocol are nobody's: no lookup finds them.
+    pub fn snapshot(&self, into: &mut Snapshot) -> Result<(), MapError> {
+        for (key, value) in dump(A::NAMES.services, &self.services)? {
+            if let Some(frontend) = l4(key.address_be, key.port_be, key.protocol) {
+                let (scope, generation, slot) = (key.scope, key.generation, key.slot);
+                into.services.push((SlotKey { frontend, scope, generation, slot }, value));
+            }
+        }
+        for (id, value) in dump(A::NAMES.backends, &self.backends)? {
+            if let Some(address) = l4(value.address_be, value.port_be, value.protocol) {
+                into.backends.push((id, address, value.flags));
+            }
+        }
+        for (id, value) in dump(A::NAMES.reverse_nat, &self.reverse_nat)? {
+            if let Some(frontend) = l4(value.address_be, value.port_be, value.protocol) {
+                into.reverse_nat.push((id, frontend));
+            }
+        }
+        for item in self.ipcache.iter() {
+            let (key, value) = item.map_err(kernel(A::NAMES.ipcache))?;
+            let prefix_len = u8::try_from(key.prefix_len()).unwrap_or(A::BITS).min(A::BITS);
+            // The length fits the family, so this is always a prefix.
+            if let Ok(prefix) = IpNet::new(key.data().ip(), prefix_len) {
+                into.prefixes.push((prefix, A::prefix_spec(&value)));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn forget_sockets(&mut self) -> Result<(), MapError> {
+        let live: HashSet<u32> =
+            dump(A::NAMES.reverse_nat, &self.reverse_nat)?.into_iter().map(|(id, _)| id).collect();
+        for (key, value) in dump(A::NAMES.reverse_sk, &self.reverse_sk)? {
+            if !live.contains(&value.rev_nat_id) {
+                deleted(A::NAMES.reverse_sk, self.reverse_sk.remove(&key))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn backend<A: Address>(address: &L4Addr, flags: u8) -> Backend<A> {
+    Backend {
+        address_be: A::of(address.address),
+        port_be: address.port.to_be(),
+        protocol: address.protocol.number(),
+        flags,
+    }
+}
+
+fn reverse_nat<A: Address>(frontend: &L4Addr) -> ReverseNat<A> {
+    ReverseNat {
+        address_be: A::of(frontend.address),
+        port_be: frontend.port.to_be(),
+        protocol: frontend.protocol.number(),
+        pad: 0,
+    }
+}
+
+fn service_key<A: Address>(key: &SlotKey) -> ServiceKey<A> {
+    let frontend = &key.frontend;
+    ServiceKey::master(A::of(frontend.address), frontend.port.to_be(), frontend.protocol.number()).slot(
+        key.scope,
+        key.generation,
+        key.slot,
+    )
+}
+
+fn l4<A: Address>(address: A, port_be: u16, protocol: u8) -> Option<L4Addr> {
+    Some(L4Addr::new(address.ip(), u16::from_be(port_be), Protocol::from_number(protocol)?))
+}
+
+fn lpm_key<A: Address + Pod>(prefix: IpNet) -> Key<A> {
+    Key::new(u32::from(prefix.prefix_len()), A::of(prefix.network()))
+}
