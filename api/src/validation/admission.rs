@@ -66,17 +66,16 @@ fn binding(kind: &str, o: &Value, e: &mut Errors) {
         "" => e.required(SPEC.child("policyName"), ""),
         name => e.all(SPEC.child("policyName"), name, names::dns1123_subdomain(name)),
     }
-    if let Some(m) = o.at("spec.matchResources").filter(|m| !m.is_null()) {
-        if kind.starts_with("Validating") {
-            match_resources(m, SPEC.child("matchResources"), e);
-        }
+    let resources = o.at("spec.matchResources").filter(|m| !m.is_null());
+    if let Some(m) = resources.filter(|_| kind.starts_with("Validating")) {
+        match_resources(m, SPEC.child("matchResources"), e);
     }
     if let Some(reference) = o.at("spec.paramRef").filter(|p| !p.is_null()) {
         param_ref(reference, SPEC.child("paramRef"), e);
     }
     if kind.starts_with("Mutating") {
         // Kubernetes judges these two in the other order.
-        if let Some(m) = o.at("spec.matchResources").filter(|m| !m.is_null()) {
+        if let Some(m) = resources {
             let at = SPEC.child("matchResources");
             match_resources(m, at, e);
             mutable_operations(m, at, e);
