@@ -241,9 +241,10 @@ pub struct NodeFlags {
     /// Name of the Node [default: the host's name]
     #[arg(long)]
     pub node_name: Option<String>,
-    /// Address of the node [default: the one of its route to the API server]
-    #[arg(long)]
-    pub node_ip: Option<IpAddr>,
+    /// Addresses of the node, at most one per family, the primary one first, separated by commas [default: the one of its
+    /// route to the API server]
+    #[arg(long, value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
     /// Where images, pods and keys are kept
     #[arg(long, default_value = "/var/lib/hawser/agent")]
     pub data_dir: PathBuf,

@@ -137,6 +137,7 @@ impl Agent {
         let mut maps = KernelMaps::open(&pins.maps())?;
         maps.set_lb_config(&LbConfig { node_netns_cookie: node_netns_cookie(), pad: 0 })?;
         let (cidr, cidr_receiver) = watch::channel(None);
+        let host_ports = HostPorts::new();
 
         let mut local = Local {
             node_name: config.node_name.clone(),
@@ -174,9 +175,16 @@ impl Agent {
             let node = NodeNet { node_ip: config.node_ip, mtu: config.mtu.unwrap_or(uplink.mtu) };
             let state_dir = config.run_dir.join("podnet");
             let pods = KernelMaps::open(&pins.maps())?;
-            let started =
-                PodNet::start(node, state_dir, netlink.clone(), programs.clone(), pods, cidr_receiver)
-                    .await?;
+            let started = PodNet::start(
+                node,
+                state_dir,
+                netlink.clone(),
+                programs.clone(),
+                pods,
+                cidr_receiver,
+                host_ports.0.clone(),
+            )
+            .await?;
             podnet = Some(Arc::new(started));
             routes = Some(Routes::new(netlink, uplink.index));
         }
@@ -192,7 +200,7 @@ impl Agent {
             synced: watch::Sender::new(false),
             programmed: watch::Sender::new(None),
             gone: broadcast::Sender::new(GONE_EVENTS),
-            host_ports: HostPorts::new(),
+            host_ports,
             listener,
             _programs: programs,
             _lock: lock,

@@ -200,6 +200,7 @@ impl TestNode {
             name: name.to_string(),
             uid: format!("uid-{name}"),
             netns: netns.path(),
+            host_ports: Vec::new(),
         }
     }
 
