@@ -25,7 +25,8 @@ use crate::{clients, signals};
 /// Who a node is and where its things are: the flags with their defaults filled in.
 struct NodeSettings {
     name: String,
-    address: IpAddr,
+    /// The primary one first.
+    addresses: Vec<IpAddr>,
     flags: NodeFlags,
 }
 
@@ -36,21 +37,33 @@ impl NodeSettings {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
         };
-        let address = match flags.node_ip {
-            Some(address) => address,
-            None => server.source_address()?,
+        let addresses = match flags.node_ip.as_slice() {
+            [] => vec![server.source_address()?],
+            given => given.to_vec(),
         };
-        ensure!(!address.is_unspecified(), "--node-ip {address}: not an address that others can reach");
+        for address in &addresses {
+            ensure!(!address.is_unspecified(), "--node-ip {address}: not an address that others can reach");
+        }
+        if let [first, more @ ..] = addresses.as_slice() {
+            let dual = more.is_empty() || more.len() == 1 && more[0].is_ipv4() != first.is_ipv4();
+            ensure!(dual, "--node-ip: one address, or two of which one is IPv4 and one IPv6");
+        }
         private_directory(&flags.data_dir)?;
         private_directory(&flags.run_dir)?;
-        Ok(NodeSettings { name, address, flags })
+        Ok(NodeSettings { name, addresses, flags })
+    }
+
+    /// The primary address.
+    fn address(&self) -> Result<IpAddr> {
+        self.addresses.first().copied().context("the node has no address")
     }
 
     fn address_v4(&self) -> Result<Ipv4Addr> {
-        match self.address {
-            IpAddr::V4(address) => Ok(address),
-            IpAddr::V6(address) => bail!("--node-ip {address}: the dataplane is IPv4 only so far"),
-        }
+        let v4 = self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        v4.context("--node-ip: the pods' network needs an IPv4 address of the node so far")
     }
 
     fn log_dir(&self) -> PathBuf {
@@ -84,11 +97,11 @@ impl NodeSettings {
         cluster_dns: Vec<IpAddr>,
     ) -> Result<hawser_kubelet::Config> {
         let mut config = hawser_kubelet::Config::new(&self.name, &self.flags.data_dir);
-        config.node_ips = vec![self.address];
+        config.node_ips = self.addresses.clone();
         config.labels = self.labels()?;
         config.cri_socket = cri_socket;
         config.log_dir = self.log_dir();
-        config.listen = Some(SocketAddr::new(self.address, self.flags.kubelet_port));
+        config.listen = Some(SocketAddr::new(self.address()?, self.flags.kubelet_port));
         config.cluster_dns = cluster_dns;
         config.cluster_domain = self.flags.cluster_domain.clone();
         config.resolv_conf = self.flags.resolv_conf.clone();
@@ -111,6 +124,7 @@ impl NodeSettings {
             run_dir: self.flags.run_dir.clone(),
             cgroup: self.cgroup()?,
             service_cidr: v4,
+            node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
@@ -152,13 +166,14 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
-    let proxy_config = node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range)?;
+    let mut proxy_config = node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range)?;
+    proxy_config.node_port_addresses = flags.nodeport_addresses.clone();
     let cluster_dns = flags.dns.addresses(&flags.service_cluster_ip_range);
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
         token: flags.token.clone(),
         node_name: node.name.clone(),
-        node_ips: vec![node.address],
+        node_ips: node.addresses.clone(),
         data_dir: node.flags.data_dir.clone(),
     });
     let identity = tokio::select! {
@@ -195,7 +210,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         () = stop.cancelled() => return components.run().await,
     };
     if let Some(identity) = dns {
-        let keeper = Keeper::new(&flags, node.address, &cluster_dns, &identity.kubeconfig()?, &cgroup)?;
+        let keeper = Keeper::new(&flags, node.address()?, &cluster_dns, &identity.kubeconfig()?, &cgroup)?;
         components = components
             .spawn("DNS server", |token| keeper.run(token))
             .spawn("DNS server's token", |token| identity.run(token));
@@ -223,7 +238,7 @@ pub async fn kubelet(flags: KubeletFlags) -> Result<()> {
     let kubelet = Kubelet::new(config, client.clone()).context("kubelet")?;
     // Signed once the kubelet has registered the Node, so the two run side by side.
     let serving = async move {
-        let addresses = [node.address];
+        let addresses = node.addresses.clone();
         bootstrap::serving_certificate(&client, &node.name, &addresses, &node.flags.data_dir)
             .await
             .context("getting a serving certificate")
@@ -243,6 +258,7 @@ pub async fn proxy(flags: ProxyFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
     let mut config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range)?;
+    config.node_port_addresses = flags.nodeport_addresses;
     // The pods' network is another's; Services are translated at the sockets.
     config.pod_network = false;
     config.masquerade = false;

@@ -241,9 +241,10 @@ pub struct NodeFlags {
     /// Name of the Node [default: the host's name]
     #[arg(long)]
     pub node_name: Option<String>,
-    /// Address of the node [default: the one of its route to the API server]
-    #[arg(long)]
-    pub node_ip: Option<IpAddr>,
+    /// Addresses of the node, at most one per family, the primary one first, separated by commas [default: the one of its
+    /// route to the API server]
+    #[arg(long, value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
     /// Where images, pods and keys are kept
     #[arg(long, default_value = "/var/lib/hawser/agent")]
     pub data_dir: PathBuf,
@@ -287,6 +288,10 @@ pub struct AgentFlags {
     /// Registries that are spoken to without TLS, as host:port
     #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
     pub insecure_registries: Vec<String>,
+    /// Open node ports on this machine's addresses within these ranges [default: its primary address of each family,
+    /// and 127.0.0.1 for its own processes]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
@@ -331,6 +336,10 @@ pub struct ProxyFlags {
     pub kubeconfig: PathBuf,
     #[command(flatten)]
     pub node: NodeFlags,
+    /// Open node ports on this machine's addresses within these ranges [default: its primary address of each family,
+    /// and 127.0.0.1 for its own processes]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,

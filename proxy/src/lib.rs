@@ -12,11 +12,14 @@
 pub mod agent;
 mod claims;
 pub mod config;
+pub mod connections;
 pub mod convert;
 pub mod ct;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;
+pub mod healthcheck;
+mod host_ports;
 pub mod inspect;
 mod lock;
 pub mod maglev;
@@ -31,4 +34,5 @@ pub mod types;
 
 pub use agent::{Agent, Error};
 pub use config::Config;
+pub use host_ports::HostPorts;
 pub use podnet::{PodNet, PodNetError, PodNetRequest};

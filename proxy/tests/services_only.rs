@@ -25,6 +25,7 @@ fn translates_without_touching_interfaces() {
             run_dir: dir.join("run"),
             cgroup: cgroup.path().to_path_buf(),
             service_cidr: None,
+            node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: false,
             pod_network: false,

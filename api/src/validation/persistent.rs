@@ -6,6 +6,7 @@ use super::sources::{self, Scope, no_backsteps};
 use crate::internal;
 use crate::names;
 use crate::object::ObjectExt as _;
+use crate::quantity::Quantity;
 use crate::status::{BadValue, Path};
 use serde_json::{Value, json};
 
@@ -250,8 +251,6 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let s = o.get("spec").unwrap_or(&empty);
     claim_spec(s, SPEC, e);
     let Some(old_claim) = old else { return };
-    // As with volumes: by itself, and once more as an update.
-    claim_spec(s, SPEC, e);
     let before_status = old_claim.get("status");
     let old = old_claim.get("spec").unwrap_or(&empty);
     if o.annotation(CLASS) != old_claim.annotation(CLASS) {
@@ -281,9 +280,8 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
         e.forbidden(SPEC, &format!("spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{changed}"));
     }
     let size = |s: &Value| quantity(s.at("resources.requests.storage"));
-    if let (Some(new), Some(before)) = (size(s), size(old))
-        && new < before
-    {
+    let new = size(s).unwrap_or(Quantity::from_int(0));
+    if size(old).is_some_and(|before| new < before) {
         // What was asked for in vain may be taken back, as far as the volume already is (KEP-1790).
         let there = quantity(before_status.and_then(|s| s.at("capacity.storage")));
         if there.is_none_or(|there| new <= there) && (there.is_some() || new.is_zero() || new.is_negative()) {

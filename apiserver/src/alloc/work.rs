@@ -255,11 +255,11 @@ impl Work<'_> {
         let wanted = allocates_node_ports(service);
         let mut ports = service.items_at("spec.ports").to_vec();
         let mut asked = Vec::new();
-        for n in 0..ports.len() {
-            match ports[n].int_at("nodePort").unwrap_or(0) {
+        for (n, port) in ports.iter_mut().enumerate() {
+            match port.int_at("nodePort").unwrap_or(0) {
                 0 if wanted => {
                     let node = self.some_port().await?;
-                    ports[n].set_path(&["nodePort"], json!(node));
+                    port.set_path(&["nodePort"], json!(node));
                 }
                 0 => {}
                 node => {

@@ -60,6 +60,8 @@ pub const BY_ATTRIBUTES_CLASS: &str = "attributes-class";
 pub const BY_RANGE: &str = "range";
 /// Index: load balancers by the node that answers for them, empty where there is none.
 pub const BY_ANNOUNCER: &str = "announcer";
+/// Index: Services whose endpoints are shared out among zones, all under one value.
+pub const BY_TOPOLOGY: &str = "topology";
 /// Index: terminated pods, all under one value.
 pub const TERMINATED: &str = "terminated";
 
@@ -233,7 +235,8 @@ caches! {
     /// Services.
     services: Service = Store::new(
         Scope::default(),
-        vec![(BY_SELECTOR, service_selector), (BY_ANNOUNCER, crate::loadbalancer::announcer)],
+        vec![(BY_SELECTOR, service_selector), (BY_ANNOUNCER, crate::loadbalancer::announcer),
+            (BY_TOPOLOGY, |s| crate::endpointslice::topology::is_wanted(s).then(String::new).into_iter().collect())],
         |_| {},
     );
     /// Address pools of load balancers, where there are any.

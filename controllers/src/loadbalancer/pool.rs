@@ -187,7 +187,7 @@ impl Block {
     }
 
     /// How many addresses there are.
-    pub fn len(&self) -> u128 {
+    pub fn size(&self) -> u128 {
         (number(self.last) - number(self.first)).saturating_add(1)
     }
 }
@@ -253,7 +253,7 @@ mod tests {
             spec("", "::1", "::2"),
         ];
         let (good, bad) = blocks(&pool);
-        assert_eq!(good.iter().map(Block::len).collect::<Vec<_>>(), [21, 2]);
+        assert_eq!(good.iter().map(Block::size).collect::<Vec<_>>(), [21, 2]);
         assert_eq!(bad, ["spec.blocks[2]: \"x\" is not a CIDR"]);
     }
 }

@@ -32,7 +32,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     let mut plan = Plan::new();
     let pool = view.pool.as_ref();
     let (blocks, wrong) = pool::blocks(pool);
-    let total = blocks.iter().fold(0u128, |sum, b| sum.saturating_add(b.len()));
+    let total = blocks.iter().fold(0u128, |sum, b| sum.saturating_add(b.size()));
     let before = pool.status.clone().unwrap_or_default();
     let (status, reason, message) = if wrong.is_empty() {
         ("True", "Valid", String::new())

@@ -335,7 +335,7 @@ impl Desired {
         touched
     }
 
-    /// The ports of this node that lead to a pod (`namespace/name`), or none any more.
+    /// The ports of this node that lead to a pod, or none any more. `pod` is any name of the pod's sandbox.
     pub fn set_host_ports(&mut self, pod: &ObjectName, ports: Vec<HostPort>) -> Touched {
         match ports.is_empty() {
             true => drop(self.host_ports.remove(pod)),

@@ -206,6 +206,14 @@ pub enum MapError {
         /// The kernel's answer.
         source: aya::maps::MapError,
     },
+    /// The kernel refused one of many elements, for instance because the map is full.
+    #[error("map {name}, many elements at once: {source}")]
+    Batch {
+        /// Name of the map.
+        name: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// A fault that a test injected.
     #[error("injected fault")]
     Injected,
@@ -218,6 +226,17 @@ pub trait Maps: Send {
     /// # Errors
     /// The operation may or may not have happened; a full reconcile finds out.
     fn apply(&mut self, op: &Op) -> Result<(), MapError>;
+
+    /// Executes operations that only add: of frontends that the maps do not hold yet. Master entries come
+    /// last; the order of all else does not matter, because nothing is seen before.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    fn fill(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        let is_master = |op: &&Op| matches!(op, Op::PutService { key, .. } if key.slot == 0);
+        ops.iter().filter(|op| !is_master(op)).try_for_each(|op| self.apply(op))?;
+        ops.iter().filter(is_master).try_for_each(|op| self.apply(op))
+    }
 
     /// Reads back everything that the agent owns.
     ///

@@ -8,6 +8,7 @@ mod load;
 mod nodes;
 mod report;
 mod rollout;
+mod services;
 mod steady;
 
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ enum Part {
     Nodes,
     /// Rolling updates under load
     Rollout,
+    /// The maps of many Services, and the choice of backend by load
+    Services,
 }
 
 #[derive(Parser)]
@@ -103,7 +106,8 @@ async fn main() -> Result<()> {
 async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
     let wanted = |part| {
-        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Dns) && parts.contains(&Part::Api);
+        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Services | Part::Dns)
+            && parts.contains(&Part::Api);
         parts.is_empty() || parts.contains(&part) || of_api
     };
     if wanted(Part::Start) {
@@ -135,6 +139,9 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     }
     if wanted(Part::Rollout) {
         rollout::run(&binary, &mut report).await?;
+    }
+    if wanted(Part::Services) {
+        services::run(&mut report)?;
     }
     println!("{}", report.table());
     Ok(())
