@@ -18,7 +18,7 @@ pub enum Answer {
     /// The name is another one for `target`, which is to be followed.
     Alias {
         /// The record that says so.
-        record: Record,
+        record: Box<Record>,
         /// The other name.
         target: Name,
     },
@@ -203,7 +203,7 @@ impl Ask<'_> {
         if matches!(self.kind, RecordType::CNAME | RecordType::ANY) {
             return self.records(vec![record]);
         }
-        Answer::Alias { record, target }
+        Answer::Alias { record: Box::new(record), target }
     }
 
     /// The addresses of the type that is asked for.

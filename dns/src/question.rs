@@ -100,7 +100,7 @@ mod tests {
             reverse: Vec::new(),
             servers: Vec::new(),
         };
-        let (ns, svc) = || -> (String, String) { ("ns".into(), "web".into()) }();
+        let (ns, svc) = ("ns".to_owned(), "web".to_owned());
         let own = |text: &str| text.to_owned();
         let v4 = |text: &str| text.parse().expect("address");
         let cases = [

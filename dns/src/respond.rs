@@ -32,7 +32,7 @@ pub enum Reply {
     /// This answer.
     Now(Vec<u8>),
     /// Another server is to be asked.
-    Later(Pending),
+    Later(Box<Pending>),
 }
 
 /// Answers questions from an index.
@@ -131,7 +131,7 @@ impl Responder {
         let name = open.query.name().clone();
         match self.cluster(&mut open, name) {
             Ok(code) => self.now(open, code),
-            Err(name) => Reply::Later(Pending { open, name }),
+            Err(name) => Reply::Later(Box::new(Pending { open, name })),
         }
     }
 
@@ -150,7 +150,7 @@ impl Responder {
                 Answer::Elsewhere => return Err(name),
                 Answer::Alias { record, target } => {
                     message.metadata.authoritative = true;
-                    message.add_answer(record);
+                    message.add_answer(*record);
                     name = target;
                     continue;
                 }
@@ -176,8 +176,8 @@ impl Responder {
     }
 
     /// Asks the servers that know, and answers.
-    pub async fn finish(&self, pending: Pending) -> Vec<u8> {
-        let Pending { mut open, name } = pending;
+    pub async fn finish(&self, pending: Box<Pending>) -> Vec<u8> {
+        let Pending { mut open, name } = *pending;
         self.metrics.forwarded();
         let forward = self.forward.read().clone();
         let mut upstream = forward.ask(&name, open.query.query_type()).await;
