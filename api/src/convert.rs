@@ -282,12 +282,14 @@ fn autoscaler_to_v2(o: &mut Value) {
     if o.annotations().is_empty() {
         o.remove_path(&["metadata", "annotations"]);
     }
+    let cpu = o.remove_path(&["spec", "targetCPUUtilizationPercentage"]).filter(|n| !n.is_null());
     let mut all = Vec::new();
-    if let Some(n) = o.remove_path(&["spec", "targetCPUUtilizationPercentage"]).filter(|n| !n.is_null()) {
-        all.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": n}}}));
-    }
     if let Some(Value::Array(metrics)) = metrics {
         all.extend(metrics.iter().map(metric_v2));
+    }
+    // What has a field of its own comes after what the annotation kept.
+    if let Some(n) = cpu {
+        all.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": n}}}));
     }
     if !all.is_empty() {
         o.set_path(&["spec", "metrics"], Value::Array(all));
@@ -374,10 +376,10 @@ mod tests {
         );
         let o = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"}, "spec": {"maxReplicas": 5,
             "behavior": {"scaleUp": {"stabilizationWindowSeconds": 0, "selectPolicy": "Max", "policies": [{"type": "Pods", "value": 4, "periodSeconds": 15}]}},
-            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}},
-                {"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "10"}}},
+            "metrics": [{"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "10"}}},
                 {"type": "Object", "object": {"metric": {"name": "o"}, "describedObject": {"kind": "K", "name": "n"}, "target": {"type": "Value", "value": "1"}}},
-                {"type": "External", "external": {"metric": {"name": "q", "selector": {"matchLabels": {"a": "b"}}}, "target": {"type": "Value", "value": "1k"}}}]},
+                {"type": "External", "external": {"metric": {"name": "q", "selector": {"matchLabels": {"a": "b"}}}, "target": {"type": "Value", "value": "1k"}}},
+                {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]},
             "status": {"desiredReplicas": 0}});
         let there = round_trip(&v2, &v1, &o);
         assert_eq!(there["spec"]["targetCPUUtilizationPercentage"], 50);

@@ -7,9 +7,12 @@
 pub mod cel;
 pub mod convert;
 pub mod crd;
+pub mod dataplane;
 pub mod decode;
 pub mod defaults;
+pub mod difference;
 pub mod exposition;
+pub mod internal;
 pub mod kinds;
 pub mod limits;
 pub mod managed;

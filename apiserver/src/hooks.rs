@@ -138,13 +138,14 @@ pub fn validate_create(served: &Kind, stored: &Kind, object: &Value) -> Result<(
 /// # Errors
 /// 422 with all causes.
 pub fn validate_update(
+    served: &Kind,
     kind: &Kind,
     subresource: &str,
     new: &Value,
     old: &Value,
 ) -> Result<Vec<String>, Status> {
     let mut errors = match subresource {
-        "" => validation::validate_update(kind, new, old),
+        "" => validation::validate_update_as(served, kind, new, old),
         sub => validation::validate_subresource_update(kind, sub, new, old),
     };
     let (wrong, warnings) = validation::custom_update(kind, subresource, new, old);

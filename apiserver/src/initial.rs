@@ -26,7 +26,7 @@ const MANAGER: &str = "fieldManager=kube-apiserver";
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoint {
     /// Address of the `kubernetes` Service.
-    pub service: std::net::Ipv4Addr,
+    pub service: IpAddr,
     /// Address that the Service leads to.
     pub address: IpAddr,
     /// Port that it leads to.
@@ -34,7 +34,7 @@ pub struct Endpoint {
 }
 
 /// The `kubernetes` Service with its Endpoints and EndpointSlice, and the service CIDR.
-pub fn own_objects(endpoint: Endpoint, cidr: &str) -> Vec<BootstrapObject> {
+pub fn own_objects(endpoint: Endpoint, cidrs: &[ipnet::IpNet]) -> Vec<BootstrapObject> {
     let Endpoint { service, address, port } = endpoint;
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     let meta = |labels: Value| json!({"name": "kubernetes", "namespace": "default", "labels": labels});
@@ -43,7 +43,7 @@ pub fn own_objects(endpoint: Endpoint, cidr: &str) -> Vec<BootstrapObject> {
     let put = |object| BootstrapObject { object, policy: BootstrapPolicy::ReconcileSpec };
     vec![
         keep(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [cidr]}})),
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs.iter().map(|c| c.trunc().to_string()).collect::<Vec<_>>()}})),
         keep(json!({"apiVersion": "v1", "kind": "Service",
             "metadata": meta(json!({"component": "apiserver", "provider": "kubernetes"})),
             "spec": {"type": "ClusterIP", "clusterIP": service.to_string(), "sessionAffinity": "None",
@@ -56,6 +56,35 @@ pub fn own_objects(endpoint: Endpoint, cidr: &str) -> Vec<BootstrapObject> {
             "addressType": family, "ports": ports,
             "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}]})),
     ]
+}
+
+/// Adds the second family to the cluster's own range, and says that the range is ready. One that is not the one of the
+/// flags is left as it is.
+///
+/// # Errors
+/// The first refusal.
+pub async fn ready_range(local: &dyn LocalApi, cidrs: &[ipnet::IpNet]) -> Result<(), Status> {
+    let user = Arc::new(UserInfo::apiserver());
+    let path = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes";
+    let mut held = local.call(user.clone(), Method::GET, path, None, None).await?;
+    let wanted: Vec<Value> = cidrs.iter().map(|c| json!(c.trunc().to_string())).collect();
+    if held.items_at("spec.cidrs") == &wanted[..1] && wanted.len() == 2 {
+        held.set_path(&["spec", "cidrs"], Value::Array(wanted.clone()));
+        held = local.call(user.clone(), Method::PUT, &format!("{path}?{MANAGER}"), Some(held), None).await?;
+    }
+    let said = held.items_at("status.conditions").iter().any(|c| c.str_at("type") == "Ready");
+    if held.items_at("spec.cidrs") != wanted || said || held.deletion_timestamp().is_some() {
+        return Ok(());
+    }
+    let now = hawser_api::time::rfc3339(jiff::Timestamp::now());
+    let ready = json!([{"type": "Ready", "status": "True", "lastTransitionTime": now, "reason": "",
+        "message": "Kubernetes default Service CIDR is ready"}]);
+    held.set_path(&["status", "conditions"], ready);
+    match local.call(user, Method::PUT, &format!("{path}/status?{MANAGER}"), Some(held), None).await {
+        // Another server or the controllers have said it.
+        Err(status) if !status.is_conflict() => Err(status),
+        _ => Ok(()),
+    }
 }
 
 /// Group, priority of the group, priority of the version: how kube-aggregator orders what is built in.

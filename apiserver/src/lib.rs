@@ -51,7 +51,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hawser_storage::Storage;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -80,8 +80,10 @@ pub struct Config {
     pub access: Arc<dyn AccessBuilder>,
     /// Encryption at rest.
     pub seal: Option<Arc<dyn Transformer>>,
-    /// Addresses of Services.
-    pub service_cidr: Ipv4Net,
+    /// Ranges of the Services' addresses, one per family, that of the default family first.
+    pub service_cidrs: Vec<IpNet>,
+    /// Range of the node ports.
+    pub node_ports: alloc::Ports,
     /// Where the `kubernetes` Service leads to.
     pub advertise: SocketAddr,
     /// Group versions (`group/version`) to serve although they are off by default.
@@ -102,7 +104,8 @@ impl Config {
             tls: None,
             access,
             seal: None,
-            service_cidr: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 96, 0, 0), 12),
+            service_cidrs: vec![IpNet::new_assert(IpAddr::from([10, 96, 0, 0]), 12)],
+            node_ports: alloc::Ports::default(),
             advertise: SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 6443),
             runtime_config: Vec::new(),
             limits: Limits::default(),
@@ -120,6 +123,9 @@ pub enum Error {
     /// Objects cannot be read.
     #[error(transparent)]
     Cache(#[from] cache::feed::FeedError),
+    /// The ranges of Services cannot be used.
+    #[error("addresses of Services: {0}")]
+    Ranges(#[from] alloc::Error),
     /// Access control cannot be put together.
     #[error("access control: {0}")]
     Access(String),
@@ -194,8 +200,9 @@ impl ApiServer {
             row.and_then(|row| row.cache.clone()).ok_or_else(|| missing(plural))
         };
         let addresses = cache("networking.k8s.io", "ipaddresses")?;
-        let ledger = alloc::Stored { feed: feed.clone(), addresses, local: local.clone() };
-        let allocators = Allocators::new(config.service_cidr, Arc::new(ledger));
+        let ranges = cache("networking.k8s.io", "servicecidrs")?;
+        let ledger = alloc::Stored { feed: feed.clone(), addresses, ranges, local: local.clone() };
+        let allocators = Allocators::new(&config.service_cidrs, config.node_ports, Arc::new(ledger))?;
         let service = allocators.first_address();
         let registry = Arc::new(Registry {
             feed,
@@ -227,9 +234,10 @@ impl ApiServer {
         let endpoint =
             initial::Endpoint { service, address: config.advertise.ip(), port: config.advertise.port() };
         let mut objects = wanted;
-        objects.extend(initial::own_objects(endpoint, &config.service_cidr.to_string()));
+        objects.extend(initial::own_objects(endpoint, &config.service_cidrs));
         objects.extend(initial::api_services(&table));
         initial::reconcile(&*local, &table, objects).await.map_err(Error::Initial)?;
+        initial::ready_range(&*local, &config.service_cidrs).await.map_err(Error::Initial)?;
         pipeline.health.bootstrapped.store(true, Ordering::Release);
         guard.disarm();
         let (tls, shutdown_delay) = (config.tls, config.shutdown_delay);

@@ -224,7 +224,9 @@ impl Pipeline {
             return Ok(self.document(&table, &parts, info).await);
         }
         let Some(row) = table.find(&info.group, &info.version, &info.resource).cloned() else {
-            if table.has_version(&info.group, &info.version) {
+            // Groups that are built in speak of their other versions too.
+            let builtin = hawser_api::kinds::builtin().iter().any(|kind| kind.group == info.group);
+            if builtin || table.has_version(&info.group, &info.version) {
                 return Err(Status::unknown_resource());
             }
             return Ok(respond::text(404, "404 page not found\n"));

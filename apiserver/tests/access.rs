@@ -372,6 +372,18 @@ async fn a_node_joins_with_its_token_and_touches_only_its_own() {
     assert_eq!(dataplane_client.get("/apis/discovery.k8s.io/v1/endpointslices").await.0, 200);
     assert_eq!(dataplane_client.get("/api/v1/nodes").await.0, 200);
     assert_eq!(dataplane_client.get("/api/v1/secrets").await.0, 403);
+    let dns = "/api/v1/namespaces/kube-system/serviceaccounts/hawser-dns/token";
+    let answer = node.make(dns, request(json!({"kind": "Node", "apiVersion": "v1", "name": "a"}))).await;
+    let dns_client = server.client().with_token(answer["status"]["token"].as_str().expect("token"));
+    for (path, code) in [
+        ("/apis/discovery.k8s.io/v1/endpointslices", 200),
+        ("/api/v1/services", 200),
+        ("/api/v1/namespaces", 200),
+        ("/api/v1/nodes", 403),
+        ("/api/v1/secrets", 403),
+    ] {
+        assert_eq!(dns_client.get(path).await.0, code, "{path}");
+    }
     assert_eq!(
         node.post(dataplane, request(json!({"kind": "Node", "apiVersion": "v1", "name": "b"}))).await.0,
         403

@@ -21,43 +21,76 @@ fn table(columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 }
 
 fn l4(address: Option<&L4Addr>) -> String {
-    address.map_or_else(|| "-".to_string(), |a| format!("{}:{}/{}", a.address, a.port, a.protocol))
+    let text = |a: &L4Addr| match a.address.contains(':') {
+        true => format!("[{}]:{}/{}", a.address, a.port, a.protocol),
+        false => format!("{}:{}/{}", a.address, a.port, a.protocol),
+    };
+    address.map_or_else(|| "-".to_string(), text)
 }
 
 fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_string() } else { text.to_string() }
 }
 
-/// One row per backend; a frontend that refuses has one row too.
+/// One row per backend; a frontend that refuses or drops has one row too.
 pub fn lb(frontends: &[Frontend]) -> String {
-    let rows = frontends.iter().flat_map(|frontend| {
-        let service = l4(frontend.address.as_ref());
-        let flags = or_dash(&frontend.flags.join(","));
-        let id = frontend.rev_nat_id.to_string();
-        let refused = frontend.backends.is_empty().then(|| {
-            vec![
-                service.clone(),
-                id.clone(),
-                "-".to_string(),
-                "(refused)".to_string(),
-                "-".to_string(),
-                flags.clone(),
-            ]
-        });
-        let backends = frontend.backends.iter().map(move |backend| {
-            let slot = format!("{} ({})", backend.slot, backend.id);
-            vec![
-                service.clone(),
-                id.clone(),
-                slot,
-                l4(backend.address.as_ref()),
-                backend.state.clone(),
-                flags.clone(),
-            ]
-        });
-        refused.into_iter().chain(backends).collect::<Vec<_>>()
+    table(
+        &[
+            "SERVICE ADDRESS",
+            "TYPE",
+            "REV_NAT",
+            "SLOT (BACKEND ID)",
+            "BACKEND ADDRESS",
+            "STATE",
+            "OPEN",
+            "ALGORITHM",
+            "FLAGS",
+        ],
+        frontends.iter().flat_map(lb_rows),
+    )
+}
+
+fn lb_rows(frontend: &Frontend) -> Vec<Vec<String>> {
+    let row = |slot: String, address: String, state: &str, open: String| {
+        vec![
+            l4(frontend.address.as_ref()),
+            or_dash(&frontend.kind),
+            frontend.rev_nat_id.to_string(),
+            slot,
+            address,
+            state.to_string(),
+            open,
+            or_dash(&frontend.algorithm),
+            or_dash(&lb_flags(frontend)),
+        ]
+    };
+    let has = |flag: &str| frontend.flags.iter().any(|held| held == flag);
+    let mut scopes = vec![("", &frontend.backends, "(refused)")];
+    if has("two-scopes") {
+        let nobody = if has("drop-if-empty") { "(dropped)" } else { "(refused)" };
+        scopes.push(("external ", &frontend.external_backends, nobody));
+    }
+    let mut rows = Vec::new();
+    for (scope, backends, nobody) in scopes {
+        if backends.is_empty() {
+            rows.push(row(or_dash(scope.trim_end()), nobody.to_string(), "-", "-".to_string()));
+        }
+        rows.extend(backends.iter().map(|backend| {
+            let slot = format!("{scope}{} ({})", backend.slot, backend.id);
+            row(slot, l4(backend.address.as_ref()), &backend.state, backend.open_connections.to_string())
+        }));
+    }
+    rows
+}
+
+/// The flags, with what belongs to them.
+fn lb_flags(frontend: &Frontend) -> String {
+    let flags = frontend.flags.iter().map(|flag| match flag.as_str() {
+        "affinity" => format!("affinity={}s", frontend.affinity_timeout_s),
+        "source-ranges" => format!("source-ranges={}", frontend.source_ranges.join("+")),
+        flag => flag.to_string(),
     });
-    table(&["SERVICE ADDRESS", "REV_NAT", "SLOT (BACKEND ID)", "BACKEND ADDRESS", "STATE", "FLAGS"], rows)
+    flags.collect::<Vec<_>>().join(",")
 }
 
 /// One row per pod.
@@ -151,21 +184,54 @@ mod tests {
 
     #[test]
     fn a_frontend_that_refuses_is_shown() {
-        let backend = Backend { id: 7, address: addr("10.244.1.2", 8080), slot: 1, state: "active".into() };
+        let backend = Backend {
+            id: 7,
+            address: addr("10.244.1.2", 8080),
+            slot: 1,
+            state: "active".into(),
+            open_connections: 3,
+        };
         let frontends = [
             Frontend {
                 address: addr("10.96.0.1", 443),
                 rev_nat_id: 1,
-                backends: vec![backend],
+                kind: "ClusterIP".into(),
+                algorithm: "default".into(),
+                backends: vec![backend.clone()],
                 ..Default::default()
             },
-            Frontend { address: addr("10.96.0.2", 80), rev_nat_id: 2, ..Default::default() },
+            Frontend {
+                address: addr("fd00::2", 80),
+                rev_nat_id: 2,
+                backends: vec![backend],
+                flags: vec!["two-scopes".into(), "affinity".into(), "drop-if-empty".into()],
+                affinity_timeout_s: 60,
+                ..Default::default()
+            },
+            Frontend { address: addr("10.96.0.2", 80), rev_nat_id: 3, ..Default::default() },
         ];
         let text = lb(&frontends);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[0][..4], ["SERVICE", "ADDRESS", "REV_NAT", "SLOT"]);
-        assert_eq!(lines[1], ["10.96.0.1:443/TCP", "1", "1", "(7)", "10.244.1.2:8080/TCP", "active", "-"]);
-        assert_eq!(lines[2], ["10.96.0.2:80/TCP", "2", "-", "(refused)", "-", "-"]);
+        assert_eq!(lines[0][..4], ["SERVICE", "ADDRESS", "TYPE", "REV_NAT"]);
+        let first = [
+            "10.96.0.1:443/TCP",
+            "ClusterIP",
+            "1",
+            "1",
+            "(7)",
+            "10.244.1.2:8080/TCP",
+            "active",
+            "3",
+            "default",
+            "-",
+        ];
+        assert_eq!(lines[1], first);
+        let flags = "two-scopes,affinity=60s,drop-if-empty";
+        let second =
+            ["[fd00::2]:80/TCP", "-", "2", "1", "(7)", "10.244.1.2:8080/TCP", "active", "3", "-", flags];
+        assert_eq!(lines[2], second);
+        assert_eq!(lines[3], ["[fd00::2]:80/TCP", "-", "2", "external", "(dropped)", "-", "-", "-", flags]);
+        assert_eq!(lines[4], ["10.96.0.2:80/TCP", "-", "3", "-", "(refused)", "-", "-", "-", "-"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use kube::Client;
 
+use crate::clusterdns::ClusterDns;
 use crate::runner::leader::LeaderConfig;
 
 /// Which client a controller gets, by the name of its ServiceAccount in Kubernetes
@@ -48,6 +49,8 @@ pub struct Config {
     pub node_cidr_mask_size_v4: u8,
     /// Prefix length of a node's IPv6 range.
     pub node_cidr_mask_size_v6: u8,
+    /// The nodes' own DNS. Without it, pods ask whatever DNS its user brings.
+    pub cluster_dns: Option<ClusterDns>,
     /// How often nodes' health is checked at least.
     pub node_monitor_period: Duration,
     /// After which time without a sign of life a node counts as unknown.
@@ -87,6 +90,7 @@ impl Default for Config {
             ))],
             node_cidr_mask_size_v4: 24,
             node_cidr_mask_size_v6: 64,
+            cluster_dns: None,
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(40),
             node_startup_grace_period: Duration::from_secs(60),

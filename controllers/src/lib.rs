@@ -6,10 +6,12 @@
 //! - One module per controller.
 #![forbid(unsafe_code)]
 
+pub mod acknowledgement;
 pub mod aggregation;
 pub mod cache;
 pub mod certificates;
 pub mod claim;
+pub mod clusterdns;
 pub mod config;
 pub mod cronjob;
 pub mod daemonset;
@@ -21,6 +23,7 @@ pub mod endpointslice;
 pub mod gc;
 pub mod hash;
 pub mod job;
+pub mod loadbalancer;
 pub mod manager;
 pub mod namespace;
 pub mod node;
@@ -34,6 +37,7 @@ pub mod quota;
 pub mod replicaset;
 pub mod revisions;
 pub mod runner;
+pub mod servicecidr;
 pub mod services;
 pub mod statefulset;
 pub mod tokens;

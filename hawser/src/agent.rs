@@ -15,8 +15,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataplane_identity::DataplaneIdentity;
+use crate::dns::Keeper;
 use crate::flags::{AgentFlags, KubeletFlags, NodeFlags, ProxyFlags, RuntimeFlags};
+use crate::node_identity::{NodeIdentity, Part};
 use crate::pod_network::{HostOnly, ProxyNetwork};
 use crate::server::{private_directory, source_address};
 use crate::{clients, signals};
@@ -24,7 +25,8 @@ use crate::{clients, signals};
 /// Who a node is and where its things are: the flags with their defaults filled in.
 struct NodeSettings {
     name: String,
-    address: IpAddr,
+    /// The primary one first.
+    addresses: Vec<IpAddr>,
     flags: NodeFlags,
 }
 
@@ -35,21 +37,33 @@ impl NodeSettings {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
         };
-        let address = match flags.node_ip {
-            Some(address) => address,
-            None => server.source_address()?,
+        let addresses = match flags.node_ip.as_slice() {
+            [] => vec![server.source_address()?],
+            given => given.to_vec(),
         };
-        ensure!(!address.is_unspecified(), "--node-ip {address}: not an address that others can reach");
+        for address in &addresses {
+            ensure!(!address.is_unspecified(), "--node-ip {address}: not an address that others can reach");
+        }
+        if let [first, more @ ..] = addresses.as_slice() {
+            let dual = more.is_empty() || more.len() == 1 && more[0].is_ipv4() != first.is_ipv4();
+            ensure!(dual, "--node-ip: one address, or two of which one is IPv4 and one IPv6");
+        }
         private_directory(&flags.data_dir)?;
         private_directory(&flags.run_dir)?;
-        Ok(NodeSettings { name, address, flags })
+        Ok(NodeSettings { name, addresses, flags })
+    }
+
+    /// The primary address.
+    fn address(&self) -> Result<IpAddr> {
+        self.addresses.first().copied().context("the node has no address")
     }
 
     fn address_v4(&self) -> Result<Ipv4Addr> {
-        match self.address {
-            IpAddr::V4(address) => Ok(address),
-            IpAddr::V6(address) => bail!("--node-ip {address}: the dataplane is IPv4 only so far"),
-        }
+        let v4 = self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        v4.context("--node-ip: the pods' network needs an IPv4 address of the node so far")
     }
 
     fn log_dir(&self) -> PathBuf {
@@ -77,29 +91,41 @@ impl NodeSettings {
         config
     }
 
-    fn kubelet_config(&self, cri_socket: PathBuf) -> Result<hawser_kubelet::Config> {
+    fn kubelet_config(
+        &self,
+        cri_socket: PathBuf,
+        cluster_dns: Vec<IpAddr>,
+    ) -> Result<hawser_kubelet::Config> {
         let mut config = hawser_kubelet::Config::new(&self.name, &self.flags.data_dir);
-        config.node_ips = vec![self.address];
+        config.node_ips = self.addresses.clone();
         config.labels = self.labels()?;
         config.cri_socket = cri_socket;
         config.log_dir = self.log_dir();
-        config.listen = Some(SocketAddr::new(self.address, self.flags.kubelet_port));
+        config.listen = Some(SocketAddr::new(self.address()?, self.flags.kubelet_port));
+        config.cluster_dns = cluster_dns;
+        config.cluster_domain = self.flags.cluster_domain.clone();
+        config.resolv_conf = self.flags.resolv_conf.clone();
         Ok(config)
     }
 
     fn proxy_config(
         &self,
         uplink: Option<String>,
-        service_cidr: ipnet::Ipv4Net,
+        services: &[ipnet::IpNet],
         xdp: hawser_proxy::config::Xdp,
     ) -> Result<hawser_proxy::Config> {
+        let v4 = services.iter().find_map(|range| match range {
+            ipnet::IpNet::V4(net) => Some(*net),
+            ipnet::IpNet::V6(_) => None,
+        });
         Ok(hawser_proxy::Config {
             node_name: self.name.clone(),
             node_ip: self.address_v4()?,
             uplink,
             run_dir: self.flags.run_dir.clone(),
             cgroup: self.cgroup()?,
-            service_cidr: Some(service_cidr),
+            service_cidr: v4,
+            node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
@@ -142,12 +168,15 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
-    let proxy_config = node.proxy_config(flags.uplink, flags.service_cidr, flags.xdp)?;
+    let mut proxy_config =
+        node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range, flags.xdp)?;
+    proxy_config.node_port_addresses = flags.nodeport_addresses.clone();
+    let cluster_dns = flags.dns.addresses(&flags.service_cluster_ip_range);
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
         token: flags.token.clone(),
         node_name: node.name.clone(),
-        node_ips: vec![node.address],
+        node_ips: node.addresses.clone(),
         data_dir: node.flags.data_dir.clone(),
     });
     let identity = tokio::select! {
@@ -155,10 +184,12 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         () = stop.cancelled() => return Ok(()),
     };
     let client = identity.client()?;
-    let mut kubelet_config = node.kubelet_config(node.cri_socket())?;
+    let mut kubelet_config = node.kubelet_config(node.cri_socket(), cluster_dns.clone())?;
     kubelet_config.tls = Some(identity.tls);
+    kubelet_config.await_dataplanes = true;
     let kubelet = Kubelet::new(kubelet_config, client.clone()).context("kubelet")?;
     let heartbeat = kubelet.heartbeat();
+    let programmed = kubelet.programmed();
     // The kubelet goes first, because it registers the Node that everything else is bound to; it waits for the
     // runtime, and reports the node as not ready until then.
     let mut components = Components::new(stop.clone())
@@ -166,18 +197,27 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         .spawn("memory", |token| give_back_memory(heartbeat, token))
         .spawn("certificates", |token| async move { Ok(identity.renewal.run(token).await?) });
     let joining = async {
-        let dataplane = DataplaneIdentity::obtain(client, &node.name, &node.flags.data_dir)
-            .await
-            .context("getting the dataplane's token")?;
-        let client = dataplane.client(&flags.server, &node.flags.data_dir)?;
-        let proxy = Agent::start(proxy_config, client).await.context("dataplane")?;
-        anyhow::Ok((dataplane, proxy))
+        let identity = |part| {
+            NodeIdentity::obtain(part, client.clone(), &flags.server, &node.name, &node.flags.data_dir)
+        };
+        let dataplane = identity(Part::Dataplane).await?;
+        let dns = if flags.dns.no_dns { None } else { Some(identity(Part::Dns).await?) };
+        let cgroup = proxy_config.cgroup.clone();
+        let proxy = Agent::start(proxy_config, dataplane.client()?).await.context("dataplane")?;
+        let proxy = proxy.tell_programmed(programmed);
+        anyhow::Ok((dataplane, dns, cgroup, proxy))
     };
-    let (dataplane, proxy) = tokio::select! {
+    let (dataplane, dns, cgroup, proxy) = tokio::select! {
         joined = joining => joined?,
         ended = components.ended() => return ended,
         () = stop.cancelled() => return components.run().await,
     };
+    if let Some(identity) = dns {
+        let keeper = Keeper::new(&flags, node.address()?, &cluster_dns, &identity.kubeconfig()?, &cgroup)?;
+        components = components
+            .spawn("DNS server", |token| keeper.run(token))
+            .spawn("DNS server's token", |token| identity.run(token));
+    }
     let network = proxy.pod_network().context("the dataplane runs without a pod network")?;
     let network: Arc<dyn PodNetwork> = Arc::new(ProxyNetwork::new(network, proxy.synced()));
     let runtime_config = node.runtime_config(flags.images, &flags.insecure_registries);
@@ -196,12 +236,12 @@ pub async fn kubelet(flags: KubeletFlags) -> Result<()> {
     let server = server_of(&flags.kubeconfig).await?;
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
-    let mut config = node.kubelet_config(flags.container_runtime_endpoint)?;
+    let mut config = node.kubelet_config(flags.container_runtime_endpoint, flags.cluster_dns)?;
     config.tls = Some(bootstrap::serving_paths(&node.flags.data_dir));
     let kubelet = Kubelet::new(config, client.clone()).context("kubelet")?;
     // Signed once the kubelet has registered the Node, so the two run side by side.
     let serving = async move {
-        let addresses = [node.address];
+        let addresses = node.addresses.clone();
         bootstrap::serving_certificate(&client, &node.name, &addresses, &node.flags.data_dir)
             .await
             .context("getting a serving certificate")
@@ -220,7 +260,9 @@ pub async fn proxy(flags: ProxyFlags) -> Result<()> {
     let server = server_of(&flags.kubeconfig).await?;
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
-    let mut config = node.proxy_config(flags.uplink, flags.service_cidr, hawser_proxy::config::Xdp::Off)?;
+    let xdp = hawser_proxy::config::Xdp::Off;
+    let mut config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range, xdp)?;
+    config.node_port_addresses = flags.nodeport_addresses;
     // The pods' network is another's; Services are translated at the sockets.
     config.pod_network = false;
     config.masquerade = false;

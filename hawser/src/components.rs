@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use hawser_controllers::{Config, ControllerManager, SigningCa};
 use hawser_scheduler::Scheduler;
-use ipnet::IpNet;
 
 use crate::flags::{ControllerManagerFlags, ControllerSettings, SchedulerFlags};
 use crate::{clients, signals};
@@ -42,8 +41,9 @@ pub async fn controller_manager(flags: ControllerManagerFlags) -> Result<()> {
 /// What the flags shared with `hawser server` say.
 pub fn controller_config(settings: &ControllerSettings) -> Config {
     Config {
-        cluster_cidrs: vec![IpNet::V4(settings.cluster_cidr)],
-        node_cidr_mask_size_v4: settings.node_cidr_mask_size,
+        cluster_cidrs: settings.cluster_cidr.clone(),
+        node_cidr_mask_size_v4: settings.node_cidr_mask_size_ipv4,
+        node_cidr_mask_size_v6: settings.node_cidr_mask_size_ipv6,
         node_monitor_grace_period: Duration::from_secs(settings.node_monitor_grace_period),
         ..Config::default()
     }

@@ -26,7 +26,7 @@ impl Cli {
             let level = &self.log;
             EnvFilter::new(format!(
                 "warn,hawser={level},hawser_apiserver={level},hawser_storage={level},hawser_controllers={level},\
-                 hawser_scheduler={level},hawser_kubelet={level},hawser_runtime={level},hawser_proxy={level}"
+                 hawser_scheduler={level},hawser_kubelet={level},hawser_runtime={level},hawser_proxy={level},hawser_dns={level}"
             ))
         }
     }
@@ -50,6 +50,8 @@ pub enum Command {
     Proxy(ProxyFlags),
     /// The container runtime alone: a CRI socket
     Runtime(RuntimeFlags),
+    /// A node's DNS server alone, against any Kubernetes
+    Dns(DnsFlags),
     /// Looks at the eBPF maps of the node's dataplane
     #[command(subcommand)]
     Bpf(hawser_cli::BpfCommand),
@@ -74,9 +76,18 @@ pub struct ApiserverFlags {
     /// etcd servers to use instead of the embedded store, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     pub etcd_endpoints: Vec<String>,
-    /// Range of the Services' addresses
-    #[arg(long, default_value = "10.96.0.0/12")]
-    pub service_cidr: ipnet::Ipv4Net,
+    /// Ranges of the Services' addresses, separated by commas: one, or one per family, that of the default family first
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    /// Range of the node ports
+    #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST")]
+    pub service_node_port_range: hawser_apiserver::alloc::Ports,
     /// Whether requests without credentials are system:anonymous, whom RBAC lets read health and version only; else
     /// they are refused as unauthenticated. By default true for the API server alone, and false for a whole cluster
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -104,16 +115,21 @@ pub struct ServerFlags {
     pub apiserver: ApiserverFlags,
     #[command(flatten)]
     pub controllers: ControllerSettings,
+    #[command(flatten)]
+    pub dns: ClusterDnsFlags,
 }
 
 #[derive(Args, Clone)]
 pub struct ControllerSettings {
-    /// Range that the nodes' pod networks are taken from
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pub cluster_cidr: ipnet::Ipv4Net,
-    /// Prefix length of one node's pod network
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=30))]
-    pub node_cidr_mask_size: u8,
+    /// Ranges that the nodes' pod networks are taken from, separated by commas: one, or one per family
+    #[arg(long, default_value = "10.244.0.0/16", value_delimiter = ',', value_name = "CIDR")]
+    pub cluster_cidr: Vec<ipnet::IpNet>,
+    /// Prefix length of one node's IPv4 pod network
+    #[arg(long, alias = "node-cidr-mask-size", default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=30))]
+    pub node_cidr_mask_size_ipv4: u8,
+    /// Prefix length of one node's IPv6 pod network
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u8).range(16..=126))]
+    pub node_cidr_mask_size_ipv6: u8,
     /// How long a node may be silent before it counts as unreachable, in seconds
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub node_monitor_grace_period: u64,
@@ -147,14 +163,88 @@ pub struct SchedulerFlags {
     pub kubeconfig: PathBuf,
 }
 
+/// The cluster's names, which server and nodes must agree on.
+#[derive(Args, Clone)]
+pub struct ClusterDnsFlags {
+    /// Addresses of the Service that leads to the nodes' DNS [default: the tenth of the first service range]
+    #[arg(long = "cluster-dns", value_name = "ADDRESS", value_delimiter = ',')]
+    pub addresses: Vec<IpAddr>,
+    /// Port of the nodes' DNS servers
+    #[arg(long, default_value_t = 10053, value_parser = clap::value_parser!(u16).range(1..))]
+    pub dns_port: u16,
+    /// Port of their metrics
+    #[arg(long, default_value_t = 10054, value_parser = clap::value_parser!(u16).range(1..))]
+    pub dns_metrics_port: u16,
+    /// Leaves the cluster's DNS to what its user brings
+    #[arg(long)]
+    pub no_dns: bool,
+}
+
+impl ClusterDnsFlags {
+    /// The Service's addresses: as given, else the tenth of the first range, as kubeadm has it. Without DNS only what is
+    /// given, which is then another's.
+    pub fn addresses(&self, service_ranges: &[ipnet::IpNet]) -> Vec<IpAddr> {
+        if self.no_dns || !self.addresses.is_empty() {
+            return self.addresses.clone();
+        }
+        // IPv4 has no host at the network's own address.
+        let tenth = |range: &ipnet::IpNet| range.hosts().nth(if range.addr().is_ipv4() { 9 } else { 10 });
+        service_ranges.first().and_then(tenth).into_iter().collect()
+    }
+}
+
+#[derive(Args)]
+pub struct DnsFlags {
+    /// How to reach the API server
+    #[arg(long, required_unless_present_any = ["metrics", "stop"])]
+    pub kubeconfig: Option<PathBuf>,
+    /// Addresses and ports to answer on
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', default_value = "127.0.0.1:10053")]
+    pub listen: Vec<SocketAddr>,
+    /// Address and port of /metrics, /health and /ready
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_address: Option<SocketAddr>,
+    /// DNS domain of the cluster
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Addresses of the Service that leads here
+    #[arg(long = "cluster-dns", value_name = "ADDRESS", value_delimiter = ',')]
+    pub cluster_dns: Vec<IpAddr>,
+    /// Ranges of the cluster: an address there that nothing has, has no name
+    #[arg(long = "cluster-range", value_name = "CIDR", value_delimiter = ',')]
+    pub cluster_ranges: Vec<ipnet::IpNet>,
+    /// The host's resolver configuration: who is asked about everything else; empty for nobody
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Domains with servers of their own, as domain=address[:port]
+    #[arg(long = "stub-domain", value_name = "DOMAIN=ADDRESS")]
+    pub stub_domains: Vec<String>,
+    /// Clients that are answered [default: private, shared and link-local networks]
+    #[arg(long = "allow", value_name = "CIDR", value_delimiter = ',')]
+    pub allow: Vec<ipnet::IpNet>,
+    /// Where the control socket is
+    #[arg(long, default_value = "/run/hawser")]
+    pub run_dir: PathBuf,
+    /// Prints the metrics of the server that runs, and ends
+    #[arg(long, conflicts_with = "stop")]
+    pub metrics: bool,
+    /// Ends the server that runs, once it has answered what it was asked; an agent starts another one
+    #[arg(long)]
+    pub stop: bool,
+    /// What tells this server from one of another build or with other settings, for an agent that keeps it
+    #[arg(long, hide = true, default_value = "")]
+    pub fingerprint: String,
+}
+
 #[derive(Args, Clone)]
 pub struct NodeFlags {
     /// Name of the Node [default: the host's name]
     #[arg(long)]
     pub node_name: Option<String>,
-    /// Address of the node [default: the one of its route to the API server]
-    #[arg(long)]
-    pub node_ip: Option<IpAddr>,
+    /// Addresses of the node, at most one per family, the primary one first, separated by commas [default: the one of its
+    /// route to the API server]
+    #[arg(long, value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
     /// Where images, pods and keys are kept
     #[arg(long, default_value = "/var/lib/hawser/agent")]
     pub data_dir: PathBuf,
@@ -170,6 +260,13 @@ pub struct NodeFlags {
     /// Port of the kubelet's server
     #[arg(long, default_value_t = 10250)]
     pub kubelet_port: u16,
+    /// DNS domain of the cluster
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// The host's resolver configuration, for pods with dnsPolicy Default and for names outside the cluster; empty for
+    /// none
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
     /// Labels of the Node, as name=value
     #[arg(long = "node-label", value_name = "NAME=VALUE")]
     pub labels: Vec<String>,
@@ -191,15 +288,33 @@ pub struct AgentFlags {
     /// Registries that are spoken to without TLS, as host:port
     #[arg(long = "insecure-registry", value_name = "HOST:PORT")]
     pub insecure_registries: Vec<String>,
+    /// Open node ports on this machine's addresses within these ranges [default: its primary address of each family,
+    /// and 127.0.0.1 for its own processes]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
-    /// XDP on that interface: auto (hardware only), native, generic or off
-    #[arg(long, default_value = "auto")]
+    /// XDP on that interface: off, auto (hardware only), native or generic
+    #[arg(long, default_value = "off")]
     pub xdp: hawser_proxy::config::Xdp,
-    /// Range of the Services' addresses
-    #[arg(long, default_value = "10.96.0.0/12")]
-    pub service_cidr: ipnet::Ipv4Net,
+    /// Ranges of the Services' addresses, separated by commas
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    /// Ranges that the nodes' pod networks are taken from, separated by commas
+    #[arg(long, default_value = "10.244.0.0/16", value_delimiter = ',', value_name = "CIDR")]
+    pub cluster_cidr: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    pub dns: ClusterDnsFlags,
+    /// Domains with DNS servers of their own, as domain=address[:port]
+    #[arg(long = "stub-domain", value_name = "DOMAIN=ADDRESS")]
+    pub stub_domains: Vec<String>,
 }
 
 #[derive(Args)]
@@ -210,6 +325,9 @@ pub struct KubeletFlags {
     /// The runtime's CRI socket
     #[arg(long, default_value = "/run/hawser/cri.sock")]
     pub container_runtime_endpoint: PathBuf,
+    /// Addresses of the cluster's DNS, for pods with dnsPolicy ClusterFirst [default: they get the host's]
+    #[arg(long = "cluster-dns", value_name = "ADDRESS", value_delimiter = ',')]
+    pub cluster_dns: Vec<IpAddr>,
     #[command(flatten)]
     pub node: NodeFlags,
 }
@@ -221,12 +339,22 @@ pub struct ProxyFlags {
     pub kubeconfig: PathBuf,
     #[command(flatten)]
     pub node: NodeFlags,
+    /// Open node ports on this machine's addresses within these ranges [default: its primary address of each family,
+    /// and 127.0.0.1 for its own processes]
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pub nodeport_addresses: Vec<ipnet::IpNet>,
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
-    /// Range of the Services' addresses
-    #[arg(long, default_value = "10.96.0.0/12")]
-    pub service_cidr: ipnet::Ipv4Net,
+    /// Ranges of the Services' addresses, separated by commas
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
 }
 
 #[derive(Args)]

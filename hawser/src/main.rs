@@ -4,8 +4,9 @@
 mod agent;
 mod clients;
 mod components;
-mod dataplane_identity;
+mod dns;
 mod flags;
+mod node_identity;
 mod pod_network;
 mod server;
 mod signals;
@@ -56,7 +57,12 @@ fn perform(cli: Cli) -> anyhow::Result<()> {
             .with_ansi(false)
             .init();
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = match cli.command {
+        // A small process on every node, which one thread serves faster than several would.
+        Command::Dns(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = { runtime }.enable_all().build()?;
     let result = runtime.block_on(async {
         match cli.command {
             Command::Version => Ok(()),
@@ -68,6 +74,7 @@ fn perform(cli: Cli) -> anyhow::Result<()> {
             Command::Kubelet(flags) => agent::kubelet(flags).await,
             Command::Proxy(flags) => agent::proxy(flags).await,
             Command::Runtime(flags) => agent::runtime(flags).await,
+            Command::Dns(flags) => dns::dns(flags).await,
             Command::Bpf(command) => Ok(command.run(&mut std::io::stdout()).await?),
         }
     });

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use hawser_proxy::podnet::PortMapping;
 use hawser_proxy::{PodNet, PodNetRequest};
-use hawser_runtime::network::{NetworkError, PodNetwork, PodNetworkRequest, PodNetworkStatus};
+use hawser_runtime::network::{NetworkError, PodNetwork, PodNetworkRequest, PodNetworkStatus, Protocol};
 use tokio::sync::watch;
 
 /// The network that `hawser_proxy` makes.
@@ -27,9 +28,6 @@ fn failed(error: impl std::fmt::Display) -> NetworkError {
 #[async_trait]
 impl PodNetwork for ProxyNetwork {
     async fn setup(&self, request: PodNetworkRequest) -> Result<PodNetworkStatus, NetworkError> {
-        if !request.port_mappings.is_empty() {
-            return Err(NetworkError("host ports are not supported yet".into()));
-        }
         let mut synced = self.synced.clone();
         synced.wait_for(|synced| *synced).await.map_err(failed)?;
         let ips = self.network.setup(&to_proxy(request)).await.map_err(failed)?;
@@ -55,6 +53,20 @@ fn to_proxy(request: PodNetworkRequest) -> PodNetRequest {
         name: request.pod_name,
         uid: request.pod_uid,
         netns: request.netns,
+        host_ports: request.port_mappings.iter().map(to_mapping).collect(),
+    }
+}
+
+fn to_mapping(mapping: &hawser_runtime::network::PortMapping) -> PortMapping {
+    PortMapping {
+        host_ip: mapping.host_ip,
+        host_port: mapping.host_port,
+        container_port: mapping.container_port,
+        protocol: match mapping.protocol {
+            Protocol::Tcp => hawser_proxy::types::Protocol::Tcp,
+            Protocol::Udp => hawser_proxy::types::Protocol::Udp,
+            Protocol::Sctp => hawser_proxy::types::Protocol::Sctp,
+        },
     }
 }
 

@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use hawser_apiserver::access::UserInfo;
+use hawser_apiserver::alloc::Addresses;
 use hawser_apiserver::bootstrap::AccessConfig;
 use hawser_apiserver::encryption::Envelope;
 use hawser_apiserver::inflight::Limits;
 use hawser_apiserver::pki::{Pki, PkiConfig};
 use hawser_apiserver::{ApiServer, Config};
+use hawser_controllers::clusterdns::ClusterDns;
 use hawser_controllers::{ControllerManager, SigningCa};
 use hawser_scheduler::Scheduler;
 use hawser_storage::Storage;
@@ -20,18 +22,18 @@ use hawser_storage::etcd::{self, Etcd};
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::InProcess;
-use crate::flags::{ApiserverFlags, ControllerSettings, ServerFlags};
+use crate::flags::{ApiserverFlags, ServerFlags};
 use crate::{components, signals};
 
 /// The whole control plane in one process.
 pub async fn server(flags: ServerFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, pki, storage) = start(&flags.apiserver, false).await?;
+    let (apiserver, pki, storage) = start(&flags.apiserver, true).await?;
     // The components end before the API server that they write to.
     let components = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
     let in_process = InProcess::new(&apiserver);
-    let manager = controller_manager(&in_process, &pki, &flags.controllers)?;
+    let manager = controller_manager(&in_process, &pki, &flags)?;
     let scheduler = scheduler(&in_process)?;
     let (of_manager, of_scheduler) = (components.clone(), components.clone());
     tasks.spawn(async move { manager.run(of_manager).await.context("controllers") });
@@ -55,7 +57,7 @@ pub async fn server(flags: ServerFlags) -> Result<()> {
 /// The API server alone.
 pub async fn apiserver(flags: ApiserverFlags) -> Result<()> {
     let stop = signals::stop_token()?;
-    let (apiserver, _, storage) = start(&flags, true).await?;
+    let (apiserver, _, storage) = start(&flags, false).await?;
     apiserver.run(stop).await.context("API server")?;
     close(&*storage).await;
     Ok(())
@@ -69,12 +71,13 @@ async fn close(storage: &dyn Storage) {
     }
 }
 
-fn controller_manager(
-    clients: &InProcess,
-    pki: &Pki,
-    settings: &ControllerSettings,
-) -> Result<ControllerManager> {
-    let mut config = components::controller_config(settings);
+fn controller_manager(clients: &InProcess, pki: &Pki, flags: &ServerFlags) -> Result<ControllerManager> {
+    let mut config = components::controller_config(&flags.controllers);
+    config.cluster_dns = (!flags.dns.no_dns).then(|| ClusterDns {
+        addresses: flags.dns.addresses(&flags.apiserver.service_cluster_ip_range),
+        port: flags.dns.dns_port,
+        metrics_port: flags.dns.dns_metrics_port,
+    });
     config.root_ca_pem = Some(pki.ca.cert_pem.clone());
     config.signing_ca =
         Some(SigningCa { certificate_pem: pki.ca.cert_pem.clone(), key_pem: pki.ca.key_pem.clone() });
@@ -88,16 +91,18 @@ fn scheduler(clients: &InProcess) -> Result<Scheduler> {
     Ok(Scheduler::new(hawser_scheduler::Config::default(), client)?)
 }
 
-/// Keys, store and API server, with the administrator's kubeconfig written. `anonymous` is what holds of requests
-/// without credentials when the flags do not say it: kube-apiserver lets them be `system:anonymous`, and so does ours
-/// alone; a whole cluster refuses them.
-async fn start(flags: &ApiserverFlags, anonymous: bool) -> Result<(ApiServer, Arc<Pki>, Arc<dyn Storage>)> {
+/// Keys, store and API server, with the administrator's kubeconfig written. `whole` is a whole cluster's: it has address
+/// pools, and refuses requests without credentials when the flags do not say otherwise. kube-apiserver lets these be
+/// `system:anonymous`, and so does ours alone.
+async fn start(flags: &ApiserverFlags, whole: bool) -> Result<(ApiServer, Arc<Pki>, Arc<dyn Storage>)> {
     let advertise = advertise_address(flags)?;
     let data = &flags.data_dir;
     private_directory(data)?;
     let pki_dir = data.join("pki");
     let mut pki_config = PkiConfig::new(&pki_dir);
-    pki_config.service_ips = vec![first_address(flags.service_cidr)?];
+    let ranges = flags.service_cluster_ip_range.iter();
+    let firsts = ranges.map(|cidr| first_address(*cidr)).collect::<Result<Vec<_>>>();
+    pki_config.service_ips = firsts.context("--service-cluster-ip-range")?;
     pki_config.advertise = vec![advertise, flags.bind.ip()];
     pki_config.extra_sans = flags.tls_sans.clone();
     let pki = Arc::new(Pki::load_or_create(&pki_config, SystemTime::now())?);
@@ -105,14 +110,16 @@ async fn start(flags: &ApiserverFlags, anonymous: bool) -> Result<(ApiServer, Ar
     let storage = open_storage(flags).await?;
 
     let mut access = AccessConfig::new(pki.clone());
-    access.anonymous = flags.anonymous_auth.unwrap_or(anonymous);
+    access.anonymous = flags.anonymous_auth.unwrap_or(!whole);
+    access.address_pools = whole;
     access.node_token_file = Some(data.join("node-token"));
     let mut config = Config::new(Arc::new(access));
     config.listen = vec![flags.bind];
     config.inherit_sockets = true;
     config.tls = Some(Arc::new(hawser_apiserver::pki::server_config(&pki)?));
     config.seal = Some(Arc::new(seal));
-    config.service_cidr = flags.service_cidr;
+    config.service_cidrs = flags.service_cluster_ip_range.clone();
+    config.node_ports = flags.service_node_port_range.clone();
     config.advertise = SocketAddr::new(advertise, flags.bind.port());
     config.limits =
         Limits { read_only: flags.max_requests_inflight, mutating: flags.max_mutating_requests_inflight };
@@ -141,11 +148,10 @@ async fn open_storage(flags: &ApiserverFlags) -> Result<Arc<dyn Storage>> {
     Ok(Arc::new(store))
 }
 
-/// The first usable address of the Services' range: that of the Service `kubernetes`.
-fn first_address(range: ipnet::Ipv4Net) -> Result<IpAddr> {
-    let first = range.hosts().next().context("--service-cidr is empty")?;
-    ensure!(range.prefix_len() <= 24, "--service-cidr {range}: at least a /24 is needed");
-    Ok(IpAddr::V4(first))
+/// The first usable address of a range of the Services: that of the Service `kubernetes` if the range is the first.
+fn first_address(range: ipnet::IpNet) -> Result<IpAddr> {
+    let range = Addresses::new(range).with_context(|| format!("{range}: at least a /64 is needed"))?;
+    Ok(range.first())
 }
 
 /// As given, else the bound one, else the one that the host's default route leaves from.

@@ -31,7 +31,7 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
-    /// The node's resolv.conf.
+    /// The node's resolv.conf; empty for a node without resolver.
     pub resolv_conf: PathBuf,
     /// Pods that the node takes.
     pub max_pods: u32,
@@ -49,6 +49,9 @@ pub struct Config {
     pub lease_interval: Duration,
     /// Whether to register the Node object.
     pub register_node: bool,
+    /// Whether pods become ready, and are sent their signal, only once all dataplanes have acknowledged that; see
+    /// [`hawser_api::dataplane`]. Only with Hawser's own controllers and dataplane.
+    pub await_dataplanes: bool,
 }
 
 /// Files of the streaming server's TLS identity, PEM.
@@ -87,6 +90,7 @@ impl Config {
             version: "v1.36.0".into(),
             lease_interval: Duration::from_secs(10),
             register_node: true,
+            await_dataplanes: false,
             data_dir,
         }
     }

@@ -17,7 +17,7 @@ use kube::Client;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The kubelet of one node.
@@ -25,6 +25,7 @@ pub struct Kubelet {
     config: Checked,
     client: Client,
     heartbeat: Arc<Notify>,
+    programmed: watch::Sender<Option<u64>>,
 }
 
 /// Why a kubelet does not start.
@@ -47,7 +48,12 @@ impl Kubelet {
     /// # Errors
     /// When the configuration cannot work.
     pub fn new(config: Config, client: Client) -> Result<Kubelet, KubeletError> {
-        Ok(Kubelet { config: config.check()?, client, heartbeat: Arc::default() })
+        Ok(Kubelet {
+            config: config.check()?,
+            client,
+            heartbeat: Arc::default(),
+            programmed: watch::Sender::new(None),
+        })
     }
 
     /// Told each time that the kubelet has renewed its Lease or gone through a ready node's status.
@@ -55,12 +61,18 @@ impl Kubelet {
         self.heartbeat.clone()
     }
 
+    /// Takes what the node's dataplane has programmed: the resourceVersion up to which all EndpointSlices are in the
+    /// kernel's maps. The kubelet says so in its Lease.
+    pub fn programmed(&self) -> watch::Sender<Option<u64>> {
+        self.programmed.clone()
+    }
+
     /// Runs until cancelled. Containers outlive it.
     ///
     /// # Errors
     /// When directories or the server's port or certificate are not to be had.
     pub async fn run(self, stop: CancellationToken) -> Result<(), KubeletError> {
-        let Kubelet { config, client, heartbeat } = self;
+        let Kubelet { config, client, heartbeat, programmed } = self;
         let roots = Roots {
             disk: config.data_dir.join("pods"),
             memory: config.data_dir.join("memory"),
@@ -81,8 +93,11 @@ impl Kubelet {
             config_maps: Cache::new(client.clone()),
             secrets: Cache::new(client.clone()),
             services: Services::start(client.clone()),
-            host_dns: dns::host_resolver(&config.resolv_conf),
-            facts: NodeFacts { host_ips: config.node_ips.iter().map(ToString::to_string).collect() },
+            host_dns: dns::host_resolver(&config.resolv_conf, &config.node_ips),
+            facts: NodeFacts {
+                host_ips: config.node_ips.iter().map(ToString::to_string).collect(),
+                acknowledged: config.await_dataplanes,
+            },
             node_memory: machine::memory_bytes(),
             allocatable: machine::capacity(&config.data_dir, config.max_pods),
             config: config.clone(),
@@ -96,8 +111,14 @@ impl Kubelet {
             Some(_) => Some(Server::bind(shared.clone(), pods.clone()).await?),
             None => None,
         };
-        let node =
-            NodeKeeper { config: config.clone(), client, runtime: runtime.clone(), recorder, heartbeat };
+        let node = NodeKeeper {
+            config: config.clone(),
+            client,
+            runtime: runtime.clone(),
+            recorder,
+            heartbeat,
+            programmed: programmed.subscribe(),
+        };
         let serving = async {
             match server {
                 Some(server) => server.run(stop.child_token()).await,

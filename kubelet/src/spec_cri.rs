@@ -76,9 +76,14 @@ pub(crate) fn sandbox(
             namespace: text(m.namespace.as_ref()),
             attempt,
         }),
-        hostname: if host_network { String::new() } else { dns::hostname(pod, &config.cluster_domain).0 },
+        hostname: if host_network {
+            String::new()
+        } else {
+            // One that cannot be had is refused before the sandbox is made; see `sandbox_warnings`.
+            dns::nodename(pod, &config.cluster_domain).unwrap_or_default()
+        },
         log_directory: log_dir(&config.log_dir, pod).to_string_lossy().into_owned(),
-        dns_config: Some(dns::resolver(pod, cluster, host_dns)),
+        dns_config: Some(dns::resolver(pod, cluster, host_dns).0),
         port_mappings: if host_network {
             Vec::new()
         } else {
@@ -115,6 +120,22 @@ pub(crate) fn sandbox(
         }),
         windows: None,
     }
+}
+
+/// What a pod asks of its names that it does not get.
+///
+/// # Errors
+/// What it cannot run without, in the kubelet's words.
+pub(crate) fn sandbox_warnings(
+    pod: &Pod,
+    config: &Checked,
+    host_dns: &cri::DnsConfig,
+) -> Result<Vec<dns::Warning>, String> {
+    if pod.spec.as_ref().and_then(|s| s.host_network) != Some(true) {
+        dns::nodename(pod, &config.cluster_domain)?;
+    }
+    let cluster = dns::Cluster { servers: &config.cluster_dns, domain: &config.cluster_domain };
+    Ok(dns::resolver(pod, cluster, host_dns).1)
 }
 
 /// Everything that the driver has found out for one container.

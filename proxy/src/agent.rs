@@ -3,7 +3,7 @@
 //! One task owns the desired state. An event goes straight through to the maps; nothing is collected or
 //! delayed, because a write of the API must be in the kernel within milliseconds.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,9 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use hawser_ebpf_common::ct::{CtEntry, CtKey};
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IpcacheEntry4, LAYOUT, NodeConfig};
-use hawser_ebpf_common::lb::Address6;
+use hawser_ebpf_common::lb::{Address6, LbConfig};
 use hawser_ebpf_common::map_names;
+use hawser_watch::{Known, Named, compact};
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -22,13 +23,17 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Settings};
+use crate::connections::Drift;
 use crate::convert;
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, node_netns_cookie};
 use crate::desired::{self, Local, ObjectName, Touched};
+use crate::diff::Gone;
+use crate::healthcheck::HealthChecks;
+use crate::host_ports::{HostPorts, HostPortsOf};
 use crate::inspect::{self, InspectService};
 use crate::lock::{InstanceLock, LockError};
 use crate::maps::{Address, KernelMaps, MapError};
@@ -39,10 +44,13 @@ use crate::routes::Routes;
 use crate::sweep::{Step, Sweep};
 use crate::sys::monotonic_ns;
 use crate::types::{PrefixSpec, address_be};
-use crate::watch::{Known, Named, compact};
 
 /// Shortest and longest wait before a failed reconcile is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+/// How often the counts of open connections are compared with the sockets.
+const RECOUNT: Duration = Duration::from_secs(30);
+/// How many events of lost backends a slow reader may be behind.
+const GONE_EVENTS: usize = 1024;
 /// How often connection tracking is swept.
 const CT_SWEEP: Duration = Duration::from_secs(15);
 
@@ -95,6 +103,9 @@ pub struct Agent {
     podnet: Option<Arc<PodNet>>,
     cidr: watch::Sender<Option<Ipv4Net>>,
     synced: watch::Sender<bool>,
+    programmed: watch::Sender<Option<u64>>,
+    gone: broadcast::Sender<Arc<[Gone]>>,
+    host_ports: (HostPorts, mpsc::UnboundedReceiver<HostPortsOf>),
     listener: UnixListener,
     /// Held for their effect.
     _programs: Arc<Mutex<Programs>>,
@@ -103,6 +114,7 @@ pub struct Agent {
 
 /// What a watch delivers.
 enum Input {
+    HostPorts(HostPortsOf),
     Service(Event<Named<desired::Service>>),
     Slice(Event<Named<desired::Slice>>),
     Node(Event<Named<desired::Node>>),
@@ -125,7 +137,9 @@ impl Agent {
         let pins = Pins::new(settings.pins());
         let mut programs = Programs::load(&pins)?;
         let mut maps = KernelMaps::open(&pins.maps())?;
+        maps.set_lb_config(&LbConfig { node_netns_cookie: node_netns_cookie(), pad: 0 })?;
         let (cidr, cidr_receiver) = watch::channel(None);
+        let host_ports = HostPorts::new();
 
         let mut local = Local {
             node_name: config.node_name.clone(),
@@ -133,6 +147,10 @@ impl Agent {
             service_cidrs: config.service_cidr.into_iter().map(IpNet::V4).collect(),
             ..Local::default()
         };
+        if !config.node_port_addresses.is_empty() {
+            let addresses = addresses_within(&config.node_port_addresses);
+            local.node_port_addresses = Some(addresses.map_err(io_error("getifaddrs".into()))?);
+        }
         let mut network = None;
         if config.pod_network {
             let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
@@ -161,9 +179,16 @@ impl Agent {
             let node = NodeNet { node_ip: config.node_ip, mtu: config.mtu.unwrap_or(uplink.mtu) };
             let state_dir = config.run_dir.join("podnet");
             let pods = KernelMaps::open(&pins.maps())?;
-            let started =
-                PodNet::start(node, state_dir, netlink.clone(), programs.clone(), pods, cidr_receiver)
-                    .await?;
+            let started = PodNet::start(
+                node,
+                state_dir,
+                netlink.clone(),
+                programs.clone(),
+                pods,
+                cidr_receiver,
+                host_ports.0.clone(),
+            )
+            .await?;
             podnet = Some(Arc::new(started));
             routes = Some(Routes::new(netlink, uplink.index));
         }
@@ -177,6 +202,9 @@ impl Agent {
             podnet,
             cidr,
             synced: watch::Sender::new(false),
+            programmed: watch::Sender::new(None),
+            gone: broadcast::Sender::new(GONE_EVENTS),
+            host_ports,
             listener,
             _programs: programs,
             _lock: lock,
@@ -186,6 +214,22 @@ impl Agent {
     /// The pods' network; `None` when the configuration says without.
     pub fn pod_network(&self) -> Option<Arc<PodNet>> {
         self.podnet.clone()
+    }
+
+    /// Has it told, each time, up to which resourceVersion all EndpointSlices are in the maps.
+    pub fn tell_programmed(mut self, programmed: watch::Sender<Option<u64>>) -> Self {
+        self.programmed = programmed;
+        self
+    }
+
+    /// Tells which backends frontends lose: their flows and sockets have nobody to speak to any more.
+    pub fn backends_gone(&self) -> broadcast::Receiver<Arc<[Gone]>> {
+        self.gone.subscribe()
+    }
+
+    /// For whoever makes pods with host ports.
+    pub fn host_ports(&self) -> HostPorts {
+        self.host_ports.0.clone()
     }
 
     /// Tells when the maps first hold what the API says.
@@ -198,20 +242,47 @@ impl Agent {
     /// # Errors
     /// The inspection service failed; faults of the API, the maps and the routes are retried.
     pub async fn run(self, token: CancellationToken) -> Result<(), Error> {
-        let Self { client, settings, dataplane, routes, podnet, cidr, synced, listener, _programs, _lock } =
-            self;
+        let Self {
+            client,
+            settings,
+            dataplane,
+            routes,
+            podnet,
+            cidr,
+            synced,
+            programmed,
+            gone,
+            host_ports: (_host_ports, host_ports),
+            listener,
+            _programs,
+            _lock,
+        } = self;
         let maps = Pins::new(settings.pins()).maps();
         let stop = token.child_token();
         let _stop_all = stop.clone().drop_guard();
         let service = InspectService::new(maps.clone(), podnet).serve(listener, stop.clone());
         let node_name = settings.config.node_name.clone();
-        let engine =
-            Engine { dataplane, routes, cidr, synced, node_name, known: Default::default(), retry: None };
+        let known = AllKnown::default();
+        let engine = Engine {
+            dataplane,
+            routes,
+            cidr,
+            synced,
+            programmed,
+            gone,
+            host_ports,
+            health: HealthChecks::default(),
+            node_name,
+            known,
+            retry: None,
+        };
+        let recount = recount(maps.clone(), stop.clone());
         let sweep = sweep_ct(maps, stop.clone());
         tokio::select! {
             result = service => result?,
             () = engine.run(client, stop.clone()) => {}
             () = sweep => {}
+            () = recount => {}
         }
         Ok(())
     }
@@ -261,6 +332,11 @@ struct Engine {
     routes: Option<Routes>,
     cidr: watch::Sender<Option<Ipv4Net>>,
     synced: watch::Sender<bool>,
+    /// The resourceVersion up to which all EndpointSlices are in the maps.
+    programmed: watch::Sender<Option<u64>>,
+    gone: broadcast::Sender<Arc<[Gone]>>,
+    host_ports: mpsc::UnboundedReceiver<HostPortsOf>,
+    health: HealthChecks,
     node_name: String,
     known: AllKnown,
     /// When to reconcile, and how long to wait after that should it fail.
@@ -275,6 +351,7 @@ impl Engine {
             let input = tokio::select! {
                 biased;
                 () = token.cancelled() => return,
+                Some(pod) = self.host_ports.recv() => Some(Input::HostPorts(pod)),
                 () = sleep_until(retry_at), if retry_at.is_some() => None,
                 input = inputs.next() => match input {
                     Some(input) => Some(input),
@@ -285,6 +362,7 @@ impl Engine {
                 None => self.reconcile().await,
                 Some(input) => self.on_input(input).await,
             }
+            self.tell_programmed();
         }
     }
 
@@ -295,6 +373,7 @@ impl Engine {
                 tracing::warn!(kind, %error, "watch failed; it starts again");
                 return;
             }
+            Input::HostPorts((pod, ports)) => self.dataplane.desired().set_host_ports(&pod, ports),
             Input::Service(event) => {
                 let desired = self.dataplane.desired();
                 let changes = self.known.services.on_event(event);
@@ -321,6 +400,7 @@ impl Engine {
             tracing::warn!(%error, "updating the maps; they will be compared in full");
             self.retry_soon();
         }
+        self.tell_around(&touched.services);
         let desired = self.dataplane.desired();
         let prefixes: Vec<_> =
             touched.prefixes.iter().filter_map(|prefix| route_of(prefix, desired.prefix(prefix))).collect();
@@ -348,6 +428,28 @@ impl Engine {
         self.dataplane.desired().set_node(name, node)
     }
 
+    /// Says up to where the maps are. Nothing is said while they, or the routes, differ from what the API says.
+    fn tell_programmed(&self) {
+        let whole = self.known_all() && self.retry.is_none();
+        if let Some(revision) = self.known.slices.revision().filter(|_| whole) {
+            self.programmed.send_if_modified(|told| told.replace(revision) != Some(revision));
+        }
+    }
+
+    /// What follows from the maps: answers to health checks, and flows that have lost their backend.
+    fn tell_around(&mut self, services: &[ObjectName]) {
+        self.health.set_in_order(self.dataplane.in_sync());
+        for service in services {
+            let check = self.dataplane.desired().health_check(service);
+            self.health.set(service, check);
+        }
+        let gone = self.dataplane.take_gone();
+        if !gone.is_empty() {
+            // Nobody has to listen.
+            let _ = self.gone.send(gone.into());
+        }
+    }
+
     fn known_all(&self) -> bool {
         self.known.services.synced() && self.known.slices.synced() && self.known.nodes.synced()
     }
@@ -368,6 +470,8 @@ impl Engine {
             tracing::warn!(%error, "comparing the maps; trying again");
             whole = false;
         }
+        let services: Vec<ObjectName> = self.dataplane.desired().services().cloned().collect();
+        self.tell_around(&services);
         let prefixes: Vec<_> = self
             .dataplane
             .desired()
@@ -434,6 +538,49 @@ fn inputs(client: Client) -> SelectAll<BoxStream<'static, Input>> {
         Err(error) => Input::Failed("nodes", error),
     });
     futures::stream::select_all([services.boxed(), slices.boxed(), nodes.boxed()])
+}
+
+/// Corrects the counts of open connections where they have drifted from the sockets, now and then.
+async fn recount(maps: PathBuf, token: CancellationToken) {
+    let mut tick = tokio::time::interval(RECOUNT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let drift = Arc::new(Mutex::new(Drift::default()));
+    loop {
+        tokio::select! {
+            () = token.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let (dir, drift) = (maps.clone(), drift.clone());
+        let recounted = tokio::task::spawn_blocking(move || {
+            let mut maps = KernelMaps::open(&dir)?;
+            let (counts, sockets) = (maps.connections()?, maps.counted_sockets()?);
+            let corrections = drift.lock().corrections(&counts, &sockets);
+            for (backend, count) in &corrections {
+                tracing::warn!(backend, count, "the count of open connections had drifted");
+            }
+            corrections.iter().try_for_each(|(backend, count)| maps.set_connections(*backend, *count))
+        });
+        match recounted.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "counting open connections"),
+            Err(error) => tracing::warn!(%error, "counting open connections"),
+        }
+    }
+}
+
+/// Addresses of this network namespace that lie within some prefixes.
+fn addresses_within(prefixes: &[IpNet]) -> std::io::Result<Vec<IpAddr>> {
+    let all = nix::ifaddrs::getifaddrs()?.filter_map(|one| one.address).filter_map(|address| {
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    });
+    // Nothing from outside reaches ::1, and the socket hooks have no need of it.
+    let usable = |address: &IpAddr| !(address.is_ipv6() && address.is_loopback());
+    let mut within: Vec<IpAddr> =
+        all.filter(usable).filter(|address| prefixes.iter().any(|prefix| prefix.contains(address))).collect();
+    within.sort();
+    within.dedup();
+    Ok(within)
 }
 
 /// Removes entries of connections that are over: one pass over both maps every [`CT_SWEEP`], in parts between which

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 /// Longest path of a unix socket (`sun_path` less its final NUL).
 const MAX_SOCKET_PATH: usize = 107;
@@ -15,13 +15,13 @@ const MIN_MTU: u32 = 68;
 pub enum Xdp {
     /// Native in a driver of hardware that can, else generic. Not on a virtual interface: whoever sends into its other
     /// end may leave checksums for later, and what XDP sends back would carry them as they are.
-    #[default]
     Auto,
     /// In the driver.
     Native,
     /// In the kernel's generic hook.
     Generic,
     /// Not at all: tc does everything.
+    #[default]
     Off,
 }
 
@@ -55,6 +55,9 @@ pub struct Config {
     pub cgroup: PathBuf,
     /// Addresses of Services: what no Service translates there is refused.
     pub service_cidr: Option<Ipv4Net>,
+    /// Node ports are open on this machine's addresses within these; when empty, on the primary address of
+    /// each family, and on 127.0.0.1 for the machine's own sockets.
+    pub node_port_addresses: Vec<IpNet>,
     /// MTU of the pods' interfaces; the uplink's when absent.
     pub mtu: Option<u32>,
     /// Pods that talk to something outside the cluster get the node's address.
@@ -132,10 +135,11 @@ mod tests {
             run_dir: "/run/hawser".into(),
             cgroup: "/sys/fs/cgroup".into(),
             service_cidr: None,
+            node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
-            xdp: Xdp::Auto,
+            xdp: Xdp::Off,
         }
     }
 

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::ResourceExt;
 
-use crate::desired::{Forwarding, Hints, Node, ObjectName, Service, ServicePort, Slice, SliceEndpoint};
+use crate::desired::{Forwarding, Hints, Node, Service, ServicePort, Slice, SliceEndpoint};
 use crate::types::Protocol;
 
 /// Label that names a slice's Service.
@@ -25,15 +25,6 @@ pub const ALGORITHM: &str = "hawser.io/load-balancer-algorithm";
 pub const FORWARDING: &str = "hawser.io/forwarding-mode";
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` when absent.
 const AFFINITY_TIMEOUT_S: u32 = 10_800;
-
-/// Key of an object in the desired state.
-pub fn object_name<K: kube::Resource>(object: &K) -> ObjectName {
-    let name = object.name_any();
-    match object.namespace() {
-        Some(namespace) => Arc::from(format!("{namespace}/{name}")),
-        None => Arc::from(name),
-    }
-}
 
 /// A Service; `None` for headless ones, ExternalName, and those without an address.
 pub fn service(object: &core::Service) -> Option<Service> {

@@ -12,6 +12,18 @@ use crate::diff::{Gone, Table};
 use crate::maps::{MapError, Maps, Op};
 use crate::types::{L4Addr, PrefixSpec};
 
+/// How many operations on new frontends are put together.
+const FILL: usize = 16_384;
+
+/// Cookie of this thread's network namespace, by which the programs tell the node's own sockets from pods';
+/// 0 where the kernel does not say.
+pub fn node_netns_cookie() -> u64 {
+    crate::sys::netns_cookie().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the network namespace has no cookie; node ports stay closed on loopback");
+        0
+    })
+}
+
 /// The load balancer and the ipcache of one node.
 #[derive(Debug)]
 pub struct Dataplane<M> {
@@ -103,10 +115,22 @@ impl<M: Maps> Dataplane<M> {
     }
 
     fn apply_touched(&mut self, touched: &Touched) -> Result<(), MapError> {
+        let mut filling = Vec::new();
         for frontend in &touched.frontends {
-            let ops = self.table.plan(frontend, self.desired.frontend(frontend));
-            self.run(&ops)?;
+            let spec = self.desired.frontend(frontend);
+            let is_new = spec.is_some() && !self.table.holds(frontend);
+            if !is_new || filling.len() >= FILL {
+                // What comes next may use backends that are not written yet.
+                self.maps.fill(&filling)?;
+                filling.clear();
+            }
+            let mut ops = self.table.plan(frontend, spec);
+            match is_new {
+                true => filling.append(&mut ops),
+                false => self.run(&ops)?,
+            }
         }
+        self.maps.fill(&filling)?;
         for prefix in &touched.prefixes {
             let op = match (self.desired.prefix(prefix), self.prefixes.get(prefix)) {
                 (Some(wanted), Some(held)) if wanted == held => continue,

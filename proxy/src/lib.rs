@@ -12,11 +12,14 @@
 pub mod agent;
 mod claims;
 pub mod config;
+pub mod connections;
 pub mod convert;
 pub mod ct;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;
+pub mod healthcheck;
+mod host_ports;
 pub mod inspect;
 mod lock;
 pub mod maglev;
@@ -29,8 +32,8 @@ pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
 pub mod types;
-mod watch;
 
 pub use agent::{Agent, Error};
 pub use config::Config;
+pub use host_ports::HostPorts;
 pub use podnet::{PodNet, PodNetError, PodNetRequest};

@@ -39,6 +39,9 @@ const SOCKET_PROGRAMS: [&str; 9] = [
 ];
 /// The program of the uplink's XDP hook.
 const XDP_PROGRAM: &str = "xdp_uplink";
+/// Loaded when they are first asked for: verifying them takes time, and not every node attaches them. So far the agent
+/// attaches none of them but XDP's.
+const ON_DEMAND: [&str; 5] = [XDP_PROGRAM, "xdp_pass", "announce", "from_tunnel", "to_tunnel"];
 /// Priority and handle of our filters: fixed, so that a restart finds them.
 const NETLINK_PRIORITY: u16 = 1;
 const NETLINK_HANDLE: TcHandle = TcHandle::new(0, 0x68);
@@ -165,7 +168,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads all programs over the pinned maps, which are made when they are missing or of another
+    /// Loads the programs over the pinned maps, which are made when they are missing or of another
     /// layout. Attaches nothing.
     ///
     /// # Errors
@@ -176,19 +179,10 @@ impl Programs {
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader.default_map_pin_directory(pins.maps()).load(OBJECT).map_err(Box::new)?;
         for (name, program) in ebpf.programs_mut() {
-            let failed = |source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) };
-            match program {
-                Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
-                Program::CgroupSock(program) => program.load().map_err(failed)?,
-                Program::SchedClassifier(program) => program.load().map_err(failed)?,
-                Program::Xdp(program) => program.load().map_err(failed)?,
-                _ => continue,
+            match ON_DEMAND.contains(&name) {
+                true => remove_if_there(&pins.programs().join(name))?,
+                false => load_and_pin(pins, name, program)?,
             }
-            let pin = pins.programs().join(name);
-            remove_if_there(&pin)?;
-            program
-                .pin(&pin)
-                .map_err(|error| ProgramsError::Pin { path: pin, source: io::Error::other(error) })?;
         }
         let mut config = KernelMaps::open(&pins.maps())?;
         let current = config.config()?;
@@ -296,6 +290,7 @@ impl Programs {
     fn attach_xdp_as(&mut self, interface: &str, mode: XdpMode, target: &str) -> Result<(), ProgramsError> {
         let failed = attach_error(XDP_PROGRAM, interface);
         let pin = self.pins.link(XDP_PROGRAM, target);
+        let _loaded: &mut Xdp = self.program(XDP_PROGRAM)?;
         if self.replace(XDP_PROGRAM, target, &pin)? {
             return Ok(());
         }
@@ -347,6 +342,9 @@ impl Programs {
             reason: "no such program in the object".to_string(),
         };
         let program = self.ebpf.program_mut(name).ok_or_else(missing)?;
+        if program.fd().is_err() {
+            load_and_pin(&self.pins, name, program)?;
+        }
         program
             .try_into()
             .map_err(|source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) })
@@ -416,6 +414,21 @@ impl Programs {
         std::mem::forget(program.take_link(id).map_err(|e| failed(&e))?);
         Ok(())
     }
+}
+
+/// Has the kernel verify a program, and pins it.
+fn load_and_pin(pins: &Pins, name: &str, program: &mut Program) -> Result<(), ProgramsError> {
+    let failed = |source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) };
+    match program {
+        Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
+        Program::CgroupSock(program) => program.load().map_err(failed)?,
+        Program::SchedClassifier(program) => program.load().map_err(failed)?,
+        Program::Xdp(program) => program.load().map_err(failed)?,
+        _ => return Ok(()),
+    }
+    let pin = pins.programs().join(name);
+    remove_if_there(&pin)?;
+    program.pin(&pin).map_err(|error| ProgramsError::Pin { path: pin, source: io::Error::other(error) })
 }
 
 /// Whether tc programs can be attached by links (since 6.6).

@@ -1,5 +1,6 @@
-//! System calls that aya does not offer: taking a pinned object back by its path, replacing the
-//! program of a link of any kind, and reading a map in parts. The only module of this crate that is unsafe.
+//! System calls that aya does not offer: taking a pinned object back by its path, replacing the program of
+//! a link of any kind, reading and writing many elements at once, and the cookie of a network namespace. The
+//! only module of this crate that is unsafe.
 
 use std::ffi::CString;
 use std::io;
@@ -9,8 +10,10 @@ use std::path::Path;
 
 /// `BPF_OBJ_GET` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const BPF_OBJ_GET: libc::c_long = 7;
-/// `BPF_MAP_LOOKUP_BATCH`.
+/// `BPF_MAP_LOOKUP_BATCH`, since 5.6.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// `BPF_MAP_UPDATE_BATCH`, since 5.6.
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// `BPF_LINK_UPDATE`.
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -29,6 +32,19 @@ struct LinkUpdateAttr {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// `union bpf_attr`, the part for `BPF_MAP_*_BATCH`.
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
 }
 
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
@@ -63,19 +79,6 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
-}
-
-/// `union bpf_attr`, the part for `BPF_MAP_*_BATCH`.
-#[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
 }
 
 /// A part of a map.
@@ -121,6 +124,52 @@ pub fn lookup_batch<K: aya::Pod, V: aya::Pod>(
         Some(error) if error.kind() == io::ErrorKind::NotFound => Ok(Batch { count, next: None }),
         Some(error) => Err(error),
     }
+}
+
+/// Writes many elements of a map in one call, in order.
+///
+/// # Errors
+/// The first element that the kernel refused; those before it are written.
+pub fn map_update_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len(), "a value for each key");
+    let attr = BatchAttr {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &attr).map(drop)
+}
+
+/// `SO_NETNS_COOKIE` of this thread's network namespace: what `bpf_get_netns_cookie` says of its sockets.
+///
+/// # Errors
+/// No socket could be made, or the kernel is older than 5.14.
+pub fn netns_cookie() -> io::Result<u64> {
+    /// include/uapi/asm-generic/socket.h
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers are to a live u64 and its length, which the kernel respects.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of `bpf_ktime_get_ns`.

@@ -9,7 +9,7 @@ use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 use ipnet::IpNet;
 
 /// Transport protocols of Services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Protocol {
     /// TCP.
     Tcp,

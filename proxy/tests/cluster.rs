@@ -666,7 +666,7 @@ fn everything_goes(cluster: &mut Cluster, on_first: &[&TestPod], on_second: &Tes
             snapshot.has_no_services() && snapshot.endpoints.is_empty()
         });
         let links = std::fs::read_dir(node.run_dir.join("bpf/links")).expect("pins").count();
-        assert_eq!(links, 6, "the cgroup's four and the uplink's two");
+        assert_eq!(links, 11, "the cgroup's and the uplink's two");
         node.stop_agent();
     }
 }

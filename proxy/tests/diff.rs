@@ -4,29 +4,26 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
-use common::world::{Action, action, apply_to_world, decide, frontends, local, tell, v4};
+use common::world::{
+    Action, action, apply_to_world, as_decision, clients, decide, empty_world, frontends, local, tell,
+};
+use hawser_ebpf_common::lb::{SERVICE_AFFINITY, SERVICE_SOURCE_RANGES};
 use hawser_proxy::dataplane::Dataplane;
 use hawser_proxy::maps::{Client, FakeMaps, Faults, FaultyMaps, Lookup, Maps, Snapshot};
 use hawser_proxy::types::L4Addr;
-use hawser_proxy_model::{Decision, World};
+use hawser_proxy_model::{From, World};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::sync::Arc;
 
-/// What a lookup says, in the model's words. A backend twice is a fault of its own.
-fn as_decision(lookup: &Lookup) -> Result<Decision, String> {
-    match lookup {
-        Lookup::NoService => Ok(Decision::NotAService),
-        Lookup::Refused | Lookup::Dropped => Ok(Decision::Refuse),
-        Lookup::Backends(all) => Ok(Decision::OneOf(all.iter().map(|b| (v4(b.address), b.port)).collect())),
-        Lookup::Broken(what) => Err(what.clone()),
-    }
-}
+/// A pod of this node that sends packets.
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 5);
 
 fn agrees(maps: &FakeMaps, world: &World) -> Result<(), TestCaseError> {
-    for frontend in frontends() {
-        let lookup = maps.lookup(&frontend, Client::PodSocket);
+    for (frontend, (client, from)) in questions() {
+        let lookup = maps.lookup(&frontend, client);
         if let Lookup::Backends(all) = &lookup {
             prop_assert_eq!(
                 all.iter().collect::<BTreeSet<_>>().len(),
@@ -35,9 +32,14 @@ fn agrees(maps: &FakeMaps, world: &World) -> Result<(), TestCaseError> {
                 frontend
             );
         }
-        prop_assert_eq!(as_decision(&lookup), Ok(decide(world, &frontend)), "{}", frontend);
+        prop_assert_eq!(as_decision(&lookup), Ok(decide(world, &frontend, from)), "{}, {:?}", frontend, from);
     }
     Ok(())
+}
+
+/// Every frontend, asked by everybody.
+fn questions() -> impl Iterator<Item = (L4Addr, (Client, From))> {
+    frontends().into_iter().flat_map(|frontend| clients(POD).map(|client| (frontend, client)))
 }
 
 /// Nothing in the maps that no frontend needs.
@@ -50,7 +52,20 @@ fn is_minimal(snapshot: &Snapshot) -> Result<(), TestCaseError> {
     let named: BTreeSet<u32> =
         snapshot.services.iter().filter(|(key, _)| key.slot > 0).map(|(_, value)| value.backend_id).collect();
     let held: BTreeSet<u32> = snapshot.backends.iter().map(|(id, ..)| *id).collect();
-    prop_assert_eq!(named, held);
+    prop_assert_eq!(&named, &held);
+    let master = |id: u32| masters.iter().find(|(_, value)| value.rev_nat_id == id).map(|(_, value)| *value);
+    for (key, member) in &snapshot.members {
+        let affinity = master(key.rev_nat_id).is_some_and(|value| value.flags & SERVICE_AFFINITY != 0);
+        prop_assert!(affinity && member.slots != [0, 0] && held.contains(&key.backend_id), "{:?}", key);
+    }
+    for (id, range) in &snapshot.source_ranges {
+        let ranged = master(*id).is_some_and(|value| value.flags & SERVICE_SOURCE_RANGES != 0);
+        prop_assert!(ranged, "{} for {}", range, id);
+    }
+    for key in &snapshot.maglev {
+        let in_force = master(key.rev_nat_id).is_some_and(|value| value.generation == key.generation);
+        prop_assert!(in_force, "{:?}", key);
+    }
     Ok(())
 }
 
@@ -86,7 +101,7 @@ fn actions(most: usize) -> impl Strategy<Value = Vec<Action>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// A lookup at any moment finds a frontend's old backends or its new ones, whole.
     #[test]
@@ -95,18 +110,21 @@ proptest! {
         let maps = Watched { inner: FakeMaps::default(), log: log.clone() };
         let mut dataplane = Dataplane::new(local(), maps);
         dataplane.reconcile().expect("no faults");
-        let mut world = World::default();
+        let mut world = empty_world();
         for action in &actions {
             let before = world.clone();
             apply_to_world(&mut world, action);
             log.lock().clear();
             let touched = tell(&mut dataplane, action);
             dataplane.apply(&touched).expect("no faults");
-            for maps in log.lock().iter() {
-                for frontend in frontends() {
-                    let (old, new) = (decide(&before, &frontend), decide(&world, &frontend));
-                    match as_decision(&maps.lookup(&frontend, Client::PodSocket)) {
-                        Ok(decision) => prop_assert!(decision == old || decision == new, "{frontend}: {decision:?} is neither {old:?} nor {new:?}"),
+            for (frontend, (client, from)) in questions() {
+                let (old, new) = (decide(&before, &frontend, from), decide(&world, &frontend, from));
+                for maps in log.lock().iter() {
+                    match as_decision(&maps.lookup(&frontend, client)) {
+                        Ok(decision) => prop_assert!(
+                            decision == old || decision == new,
+                            "{frontend}, {from:?}: {decision:?} is neither {old:?} nor {new:?}"
+                        ),
                         Err(what) => prop_assert!(false, "{frontend}: {what}"),
                     }
                 }
@@ -126,7 +144,7 @@ proptest! {
             _ => Faults::None,
         });
         let mut dataplane = Dataplane::new(local(), maps);
-        let mut world = World::default();
+        let mut world = empty_world();
         for action in &actions {
             apply_to_world(&mut world, action);
             let touched = tell(&mut dataplane, action);
@@ -153,7 +171,7 @@ proptest! {
     /// frontends and backends that were whole are what they were.
     #[test]
     fn adopts_after_a_crash(first in actions(10), second in actions(6), crash_after in 0..30usize) {
-        let mut world = World::default();
+        let mut world = empty_world();
         let mut dataplane = Dataplane::new(local(), FakeMaps::default());
         dataplane.reconcile().expect("no faults");
         for action in &first {
@@ -186,7 +204,7 @@ proptest! {
         if whole && second.is_empty() {
             prop_assert_eq!(&survivors.snapshot().expect("reads"), &settled);
         }
-        let mut world = World::default();
+        let mut world = empty_world();
         let mut next = Dataplane::new(local(), survivors);
         for action in first.iter().chain(&second) {
             apply_to_world(&mut world, action);
@@ -215,7 +233,6 @@ proptest! {
 fn work_per_event_does_not_grow() {
     use hawser_proxy::diff::Table;
     use hawser_proxy::types::{FrontendSpec, Protocol};
-    use std::net::Ipv4Addr;
 
     let frontend = L4Addr::new(Ipv4Addr::new(10, 96, 0, 1), 80, Protocol::Tcp);
     let backend = |n: u32| L4Addr::new(Ipv4Addr::from(0x0a01_0000 + n), 8080, Protocol::Tcp);

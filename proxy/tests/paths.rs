@@ -434,13 +434,13 @@ fn announced_addresses_are_answered_for() {
             frame.extend(target.octets());
             frame
         };
-        let (code, bytes) = node.run("from_uplink", &ask(vip));
+        let (code, bytes) = node.run("announce", &ask(vip));
         assert_eq!((code, bytes), (u32::MAX, ask(vip)), "not announced: the stack's");
         let data = MapData::from_pin(node.pins.maps().join("hawser_l2_announce")).expect("the map");
         let mut map: HashMap<MapData, u32, Announce> =
             Map::from_map_data(data).and_then(HashMap::try_from).expect("a hash map");
         map.insert(address_be(vip), Announce::default(), 0).expect("writes");
-        let (code, bytes) = node.run("from_uplink", &ask(vip));
+        let (code, bytes) = node.run("announce", &ask(vip));
         assert_eq!(code, REDIRECT);
         assert_eq!(bytes[..12], [CLIENT_MAC, UPLINK_MAC].concat());
         assert_eq!(bytes[20..22], [0, 2], "a reply");
@@ -484,8 +484,16 @@ fn random_packets_come_to_no_harm() {
             node.frontend(id + 10, dsr, SERVICE_DSR, [&backends, &[]]);
         }
         let node = std::cell::RefCell::new(node);
-        const PROGRAMS: [&str; 7] =
-            ["xdp_uplink", "from_uplink", "to_uplink", "from_pod", "to_pod", "from_tunnel", "to_tunnel"];
+        const PROGRAMS: [&str; 8] = [
+            "xdp_uplink",
+            "announce",
+            "from_uplink",
+            "to_uplink",
+            "from_pod",
+            "to_pod",
+            "from_tunnel",
+            "to_tunnel",
+        ];
         let mutation = (0usize..90, any::<u8>());
         let strategy = (
             prop::sample::select(&PROGRAMS[..]),

@@ -25,10 +25,11 @@ fn translates_without_touching_interfaces() {
             run_dir: dir.join("run"),
             cgroup: cgroup.path().to_path_buf(),
             service_cidr: None,
+            node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: false,
             pod_network: false,
-            xdp: hawser_proxy::config::Xdp::Auto,
+            xdp: hawser_proxy::config::Xdp::Off,
         };
         // Every address is local here: what is not translated is refused at once, by nobody listening.
         netns.run(|| run("ip route add local 10.0.0.0/8 dev lo"));

@@ -6,19 +6,23 @@ mod common;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use aya::programs::{TestRun, TestRunOptions};
 use common::packet::{Packet, Transport};
-use common::world::{Action, BACKEND_PORTS, action, apply_to_world, decide, frontends, local, tell, v4};
+use common::world::{
+    BACKEND_PORTS, STRANGER, action, apply_to_world, as_decision, clients, decide, empty_world, frontends,
+    local, model_protocol, tell, v4,
+};
 use common::{Cgroup, isolated, run};
 use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
-use hawser_proxy::dataplane::Dataplane;
-use hawser_proxy::maps::{Client, FakeMaps, KernelMaps, Lookup, Maps, Op};
+use hawser_ebpf_common::lb::LbConfig;
+use hawser_proxy::dataplane::{Dataplane, node_netns_cookie};
+use hawser_proxy::maps::{FakeMaps, KernelMaps, Maps, Op};
 use hawser_proxy::programs::{Pins, Programs};
 use hawser_proxy::types::{L4Addr, Protocol};
-use hawser_proxy_model::{Decision, World};
+use hawser_proxy_model::{Decision, From, World};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -27,7 +31,11 @@ const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 5);
 /// `TC_ACT_UNSPEC`, `TC_ACT_REDIRECT`.
 const NEXT: u32 = u32::MAX;
 const REDIRECT: u32 = 7;
-const CASES: u32 = 250;
+/// `TC_ACT_SHOT`.
+const SHOT: u32 = 2;
+/// How many random worlds, each with a few random questions.
+const CASES: u32 = 10_000;
+const QUESTIONS: usize = 3;
 
 /// The programs, and what counts the packets so that no two have one source port.
 struct Kernel {
@@ -51,6 +59,9 @@ impl Kernel {
         self.port = if self.port < 20_000 { 20_000 } else { self.port.wrapping_add(1).max(20_000) };
         let sent = Packet::new((POD, self.port), (v4(frontend.address), frontend.port), frontend.protocol);
         let (code, bytes) = self.run("from_pod", &sent.bytes());
+        if code == SHOT {
+            return Ok(Decision::Drop);
+        }
         let got = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
         if code == REDIRECT {
             self.is_refusal(&sent, &got)?;
@@ -76,7 +87,27 @@ impl Kernel {
         let (_, bytes) = self.run("from_pod", &Packet { transport: sent.transport.next(), ..sent }.bytes());
         let again = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
         prop_assert_eq!(again.destination, got.destination);
-        Ok(Decision::OneOf([(got.destination.0, got.destination.1)].into()))
+        Ok(one_of(got.destination))
+    }
+
+    /// The first packet of somebody outside the cluster.
+    fn decide_outside(&mut self, frontend: &L4Addr) -> Result<Decision, TestCaseError> {
+        self.port = self.port.wrapping_add(1).max(20_000);
+        let sent =
+            Packet::new((STRANGER, self.port), (v4(frontend.address), frontend.port), frontend.protocol);
+        let (code, bytes) = self.run("from_uplink", &sent.bytes());
+        if code == SHOT {
+            return Ok(Decision::Drop);
+        }
+        let got = Packet::parse(&bytes).map_err(TestCaseError::fail)?;
+        if got.destination.0 == STRANGER {
+            self.is_refusal(&sent, &got)?;
+            return Ok(Decision::Refuse);
+        }
+        match got.destination == sent.destination {
+            true => Ok(Decision::NotAService),
+            false => Ok(one_of(got.destination)),
+        }
     }
 
     /// An ICMP error about the translated packet reaches the pod as one about the packet it sent.
@@ -117,6 +148,10 @@ impl Kernel {
     }
 }
 
+fn one_of((address, port): (Ipv4Addr, u16)) -> Decision {
+    Decision::OneOf([(address.into(), port)].into())
+}
+
 /// Listeners on every port that may be asked for, in a namespace where every address is local: where a
 /// connection arrives says what the hook made of it.
 struct Listeners {
@@ -127,43 +162,50 @@ impl Listeners {
     fn new() -> Self {
         run("ip link set lo up");
         run("ip route add local 10.0.0.0/8 dev lo");
+        run("ip -6 route add local fd00::/8 dev lo");
         let ports: BTreeSet<u16> = frontends().iter().map(|f| f.port).chain(BACKEND_PORTS).collect();
         let listen = |port| {
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("a listener");
+            // Of both families.
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).expect("a listener");
             listener.set_nonblocking(true).expect("settable");
             listener
         };
         Self { tcp: ports.into_iter().map(listen).collect() }
     }
 
-    /// Where a connection from this thread to a frontend arrives.
-    fn decide(&self, frontend: &L4Addr) -> Result<Decision, TestCaseError> {
+    /// Where a connection from this thread to a frontend arrives. `mapped`: IPv4 by a socket of IPv6.
+    fn decide(&self, frontend: &L4Addr, mapped: bool) -> Result<Decision, TestCaseError> {
         let to = SocketAddr::from((frontend.address, frontend.port));
+        let asked = match frontend.address {
+            IpAddr::V4(address) if mapped => SocketAddr::from((address.to_ipv6_mapped(), frontend.port)),
+            _ => to,
+        };
         let reached = match frontend.protocol {
-            Protocol::Tcp => self.tcp_target(to),
-            Protocol::Udp => udp_target(to),
+            Protocol::Tcp => self.tcp_target(asked),
+            Protocol::Udp => udp_target(asked),
             Protocol::Sctp => unreachable!("no frontend of SCTP is asked for"),
         };
         match reached {
-            Ok((_, peer)) if peer != to => {
-                prop_assert!(false, "getpeername says {peer}, not {to}");
+            Ok((_, peer)) if peer != asked => {
+                prop_assert!(false, "getpeername says {peer}, not {asked}");
                 unreachable!()
             }
             Ok((reached, _)) if reached == to => Ok(Decision::NotAService),
-            Ok((SocketAddr::V4(reached), _)) => Ok(Decision::OneOf([(*reached.ip(), reached.port())].into())),
+            Ok((reached, _)) => Ok(Decision::OneOf([(reached.ip(), reached.port())].into())),
             Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(Decision::Refuse),
+            Err(error) if error.raw_os_error() == Some(libc::EHOSTUNREACH) => Ok(Decision::Drop),
             other => Err(TestCaseError::fail(format!("{to}: {other:?}"))),
         }
     }
 
     fn tcp_target(&self, to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
         let client = TcpStream::connect(to)?;
-        let own = client.local_addr()?;
+        let own = canonical(client.local_addr()?);
         // The connection is in one of the backlogs: which, its listener knows.
         for listener in &self.tcp {
             while let Ok((stream, from)) = listener.accept() {
-                if from == own {
-                    return Ok((stream.local_addr()?, client.peer_addr()?));
+                if canonical(from) == own {
+                    return Ok((canonical(stream.local_addr()?), client.peer_addr()?));
                 }
             }
         }
@@ -171,25 +213,43 @@ impl Listeners {
     }
 }
 
+/// Without the mapping of IPv4 into IPv6.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// What the kernel thinks a connected UDP socket's peer is, and what the socket is told.
 fn udp_target(to: SocketAddr) -> io::Result<(SocketAddr, SocketAddr)> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let (any, table): (SocketAddr, _) = match to {
+        SocketAddr::V4(_) => ((Ipv4Addr::UNSPECIFIED, 0).into(), "/proc/thread-self/net/udp"),
+        SocketAddr::V6(_) => ((Ipv6Addr::UNSPECIFIED, 0).into(), "/proc/thread-self/net/udp6"),
+    };
+    let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
     let port = socket.local_addr()?.port();
-    let table = std::fs::read_to_string("/proc/thread-self/net/udp")?;
+    let table = std::fs::read_to_string(table)?;
     let hex = |text: &str| u32::from_str_radix(text, 16).ok();
+    let address = |text: &str| -> Option<IpAddr> {
+        let mut bytes = Vec::with_capacity(16);
+        for at in (0..text.len()).step_by(8) {
+            bytes.extend(hex(text.get(at..at + 8)?)?.to_ne_bytes());
+        }
+        match bytes.len() {
+            4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        }
+    };
     let remote = table.lines().skip(1).find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let (_, local_port) = fields.get(1)?.split_once(':')?;
         if hex(local_port)? != u32::from(port) {
             return None;
         }
-        let (address, remote_port) = fields.get(2)?.split_once(':')?;
-        let address = Ipv4Addr::from(hex(address)?.to_ne_bytes());
-        Some(SocketAddr::from((address, u16::try_from(hex(remote_port)?).ok()?)))
+        let (remote, remote_port) = fields.get(2)?.split_once(':')?;
+        Some(SocketAddr::from((address(remote)?, u16::try_from(hex(remote_port)?).ok()?)))
     });
     let remote = remote.ok_or_else(|| io::Error::other("the socket is not in the table"))?;
-    Ok((remote, socket.peer_addr()?))
+    Ok((canonical(remote), socket.peer_addr()?))
 }
 
 /// The program's one choice must be among the model's.
@@ -202,25 +262,61 @@ fn is_allowed(what: &str, frontend: &L4Addr, model: &Decision, got: &Decision) -
     Ok(())
 }
 
+/// Every frontend in memory, and some of them by packets and by sockets.
 fn check(
     world: &World,
     fake: &FakeMaps,
     kernel: &mut Kernel,
     sockets: &Listeners,
+    questions: &Questions,
 ) -> Result<(), TestCaseError> {
-    for frontend in frontends() {
-        let model = decide(world, &frontend);
-        let interpreted = match fake.lookup(&frontend, Client::PodSocket) {
-            Lookup::NoService => Decision::NotAService,
-            Lookup::Refused | Lookup::Dropped => Decision::Refuse,
-            Lookup::Backends(all) => Decision::OneOf(all.iter().map(|b| (v4(b.address), b.port)).collect()),
-            Lookup::Broken(what) => return Err(TestCaseError::fail(what)),
-        };
-        prop_assert_eq!(&interpreted, &model, "fake maps, {}", frontend);
-        is_allowed("tc", &frontend, &model, &kernel.decide(&frontend)?)?;
-        is_allowed("sockets", &frontend, &model, &sockets.decide(&frontend)?)?;
+    let all = frontends();
+    let mut claimed = Vec::new();
+    for frontend in &all {
+        for (client, from) in clients(POD) {
+            let model = decide(world, frontend, from);
+            let interpreted = as_decision(&fake.lookup(frontend, client)).map_err(TestCaseError::fail)?;
+            prop_assert_eq!(&interpreted, &model, "fake maps, {}, {:?}", frontend, from);
+        }
+        if decide(world, frontend, From::NodeSocket) != Decision::NotAService {
+            claimed.push(*frontend);
+        }
+    }
+    // A frontend that is nobody's now and then, and else one that is somebody's.
+    for (number, pick) in questions.picks.iter().enumerate() {
+        let from = if claimed.is_empty() || number == 0 { &all } else { &claimed };
+        let frontend = pick.select(from);
+        let from = if questions.node { From::NodeSocket } else { From::PodSocket };
+        let model = decide(world, frontend, from);
+        let first = sockets.decide(frontend, questions.mapped)?;
+        is_allowed("sockets", frontend, &model, &first)?;
+        if world.has_affinity(frontend.address, frontend.port, model_protocol(frontend.protocol)) {
+            let second = sockets.decide(frontend, !questions.mapped)?;
+            prop_assert_eq!(first, second, "{} has affinity", frontend);
+        }
+        if frontend.address.is_ipv4() && !frontend.address.is_loopback() {
+            let (inside, outside) = (From::Inside(POD.into()), From::Outside(STRANGER.into()));
+            is_allowed("tc", frontend, &decide(world, frontend, inside), &kernel.decide(frontend)?)?;
+            let got = kernel.decide_outside(frontend)?;
+            is_allowed("tc from outside", frontend, &decide(world, frontend, outside), &got)?;
+        }
     }
     Ok(())
+}
+
+/// What is asked of the real programs.
+#[derive(Debug)]
+struct Questions {
+    picks: Vec<prop::sample::Selector>,
+    /// The sockets are the node's own.
+    node: bool,
+    /// They are of IPv6.
+    mapped: bool,
+}
+
+fn questions() -> impl Strategy<Value = Questions> {
+    let picks = prop::collection::vec(any::<prop::sample::Selector>(), QUESTIONS);
+    (picks, any::<bool>(), any::<bool>()).prop_map(|(picks, node, mapped)| Questions { picks, node, mapped })
 }
 
 #[test]
@@ -251,10 +347,14 @@ fn model_fake_and_kernel_agree() {
 
 fn compare(pins: &Pins, kernel: RefCell<Kernel>, sockets: &Listeners) {
     let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
-    let strategy = prop::collection::vec(action(), 1..10);
-    let result = TestRunner::new(config).run(&strategy, |actions: Vec<Action>| {
+    let strategy = (prop::collection::vec(action(), 1..8), questions());
+    let node_netns_cookie = node_netns_cookie();
+    let result = TestRunner::new(config).run(&strategy, |(actions, questions)| {
         let open = || KernelMaps::open(&pins.maps()).map_err(|error| TestCaseError::fail(error.to_string()));
-        let mut world = World::default();
+        let config = if questions.node { node_netns_cookie } else { 0 };
+        let config = LbConfig { node_netns_cookie: config, ..LbConfig::default() };
+        open()?.set_lb_config(&config).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let mut world = empty_world();
         let mut fake = Dataplane::new(local(), FakeMaps::default());
         let mut real = Dataplane::new(local(), open()?);
         fake.reconcile().map_err(|error| TestCaseError::fail(error.to_string()))?;
@@ -266,7 +366,7 @@ fn compare(pins: &Pins, kernel: RefCell<Kernel>, sockets: &Listeners) {
             let touched = tell(&mut real, action);
             real.apply(&touched).map_err(|error| TestCaseError::fail(error.to_string()))?;
         }
-        check(&world, fake.maps(), &mut kernel.borrow_mut(), sockets)?;
+        check(&world, fake.maps(), &mut kernel.borrow_mut(), sockets, &questions)?;
         // A new agent with nothing to do removes everything.
         let mut empty = Dataplane::new(local(), open()?);
         empty.reconcile().map_err(|error| TestCaseError::fail(error.to_string()))?;

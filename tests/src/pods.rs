@@ -143,8 +143,6 @@ pub async fn run_nginx(client: &Client, name: &str, replicas: i32) -> Result<Ser
                 "metadata": {"labels": {"app": name}},
                 "spec": {"containers": [{
                     "name": "nginx", "image": NGINX,
-                    // Time for every node to learn that the pod is going, before its server is told to stop.
-                    "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
                     "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1},
                 }]},
             },

@@ -17,8 +17,10 @@ const ARROWS: &[(&str, Option<&[&str]>)] = &[
     ("hawser-kubelet", Some(&["hawser-api"])),
     ("hawser-runtime", Some(&[])),
     ("hawser-ebpf-common", Some(&[])),
-    ("hawser-proxy", Some(&["hawser-api", "hawser-ebpf-common"])),
+    ("hawser-watch", Some(&[])),
+    ("hawser-proxy", Some(&["hawser-api", "hawser-ebpf-common", "hawser-watch"])),
     ("hawser-proxy-model", Some(&[])),
+    ("hawser-dns", Some(&["hawser-api", "hawser-watch"])),
     ("hawser-cli", Some(&["hawser-api"])),
     ("hawser", None),
     ("xtask", Some(&[])),
@@ -34,6 +36,7 @@ const OUTSIDE: &[(&str, &[&str])] = &[
     ("redb", &["hawser-storage"]),
     ("etcd-client", &["hawser-storage", "hawser-tests"]),
     ("aya", &["hawser-proxy", "hawser-ebpf-common"]),
+    ("hickory-resolver", &["hawser-dns"]),
     (
         "kube",
         &[
@@ -41,6 +44,8 @@ const OUTSIDE: &[(&str, &[&str])] = &[
             "hawser-scheduler",
             "hawser-kubelet",
             "hawser-proxy",
+            "hawser-watch",
+            "hawser-dns",
             "hawser-cli",
             "hawser",
             "hawser-tests",

@@ -63,6 +63,11 @@ fn syntax_error(e: &ScanError) -> DecodeError {
     let problem = problem
         .strip_prefix("expected ")
         .map_or(Cow::Borrowed(problem), |what| Cow::Owned(format!("did not find expected {what}")));
+    // A key that runs over lines in a list is what go-yaml takes for a missing comma.
+    let problem = match &*problem {
+        "illegal placement of ':' indicator" => Cow::Borrowed("did not find expected ',' or ']'"),
+        _ => problem,
+    };
     // The parser's own errors are about tokens, all others come from the scanner, which names its line.
     let parser = problem.starts_with("did not find expected");
     match e.marker().line().saturating_sub(1) {
@@ -387,6 +392,7 @@ mod tests {
     #[test]
     fn errors_speak_as_go_yaml() {
         for (text, want) in [
+            ("a: [b\nc: d", "yaml: line 1: did not find expected ',' or ']'"),
             ("a: [b", "yaml: line 1: did not find expected ',' or ']'"),
             ("{[a]: b}", "yaml: invalid map key: [a]"),
             ("<<: x", "yaml: map merge requires map or sequence of maps as the value"),

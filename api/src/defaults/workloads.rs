@@ -122,8 +122,11 @@ pub fn job(o: &mut Object) {
     }
     let failing = !absent(spec, "podFailurePolicy");
     set(spec, "podReplacementPolicy", if failing { "Failed" } else { "TerminatingOrFailed" });
+    // A job that is still to get labels of its own passes all of them on when it has got them.
+    let manual = spec.get("manualSelector") == Some(&json!(true));
     let labels = spec.get("template").and_then(|t| t.get("metadata")).and_then(|m| m.get("labels")).cloned();
-    if let Some(labels) = labels.filter(|l| l.as_object().is_some_and(|l| !l.is_empty())) {
+    let done = |l: &Object| !l.is_empty() && (manual || l.contains_key("controller-uid"));
+    if let Some(labels) = labels.filter(|l| l.as_object().is_some_and(done)) {
         labels_default(o, labels);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::StatusCause;
 use crate::text::quote;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fmt;
 
 /// What is wrong with a field.
@@ -52,6 +52,28 @@ impl FieldErrorType {
     }
 }
 
+/// A value at fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BadValue {
+    /// As it is in the API.
+    Api(Value),
+    /// The text of what kube-apiserver has in memory for it.
+    Internal(String),
+}
+
+impl BadValue {
+    /// A value of an internal type (see [`crate::internal`]).
+    pub fn internal(ty: &'static str, value: Option<&Value>) -> BadValue {
+        BadValue::Internal(crate::internal::compact(ty, value))
+    }
+}
+
+impl<T: Into<Value>> From<T> for BadValue {
+    fn from(value: T) -> BadValue {
+        BadValue::Api(value.into())
+    }
+}
+
 /// One thing wrong with one field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
@@ -59,7 +81,7 @@ pub struct FieldError {
     /// `spec.containers[0].name`.
     pub field: String,
     /// The value at fault; `None` where Kubernetes leaves it out of the text.
-    pub value: Option<Value>,
+    pub value: Option<BadValue>,
     pub detail: String,
 }
 
@@ -67,7 +89,7 @@ impl FieldError {
     fn new(
         t: FieldErrorType,
         field: impl fmt::Display,
-        value: Option<Value>,
+        value: Option<BadValue>,
         detail: impl Into<String>,
     ) -> Self {
         FieldError { r#type: t, field: field.to_string(), value, detail: detail.into() }
@@ -77,22 +99,22 @@ impl FieldError {
         Self::new(FieldErrorType::Required, field, None, detail)
     }
     /// A value that is not what it has to be.
-    pub fn invalid(field: impl fmt::Display, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+    pub fn invalid(field: impl fmt::Display, value: impl Into<BadValue>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorType::Invalid, field, Some(value.into()), detail)
     }
     pub fn type_invalid(
         field: impl fmt::Display,
-        value: impl Into<Value>,
+        value: impl Into<BadValue>,
         detail: impl Into<String>,
     ) -> Self {
         Self::new(FieldErrorType::TypeInvalid, field, Some(value.into()), detail)
     }
     /// A value that is there already.
-    pub fn duplicate(field: impl fmt::Display, value: impl Into<Value>) -> Self {
+    pub fn duplicate(field: impl fmt::Display, value: impl Into<BadValue>) -> Self {
         Self::new(FieldErrorType::Duplicate, field, Some(value.into()), "")
     }
     /// A reference to what is not there.
-    pub fn not_found(field: impl fmt::Display, value: impl Into<Value>) -> Self {
+    pub fn not_found(field: impl fmt::Display, value: impl Into<BadValue>) -> Self {
         Self::new(FieldErrorType::NotFound, field, Some(value.into()), "")
     }
     /// A field that may not be set, or not so.
@@ -100,7 +122,7 @@ impl FieldError {
         Self::new(FieldErrorType::Forbidden, field, None, detail)
     }
     /// A value that is none of `supported`, which the text lists in the given order.
-    pub fn not_supported(field: impl fmt::Display, value: impl Into<Value>, supported: &[&str]) -> Self {
+    pub fn not_supported(field: impl fmt::Display, value: impl Into<BadValue>, supported: &[&str]) -> Self {
         let detail = if supported.is_empty() {
             String::new()
         } else {
@@ -117,7 +139,7 @@ impl FieldError {
     pub fn too_many(field: impl fmt::Display, actual: usize, max: usize) -> Self {
         let plural = if max == 1 { "" } else { "s" };
         let detail = format!("must have at most {max} item{plural}");
-        Self::new(FieldErrorType::TooMany, field, Some(json!(actual)), detail)
+        Self::new(FieldErrorType::TooMany, field, Some(actual.into()), detail)
     }
     /// A check that could not be made.
     pub fn internal(field: impl fmt::Display, detail: impl Into<String>) -> Self {
@@ -137,9 +159,9 @@ impl FieldError {
         if let (false, Some(value)) = (bare, &self.value) {
             s.push_str(": ");
             match value {
-                Value::Null => s.push_str("null"),
-                Value::String(text) => s.push_str(&quote(text)),
-                other => render(other, &mut s),
+                BadValue::Api(Value::String(text)) => s.push_str(&quote(text)),
+                BadValue::Api(value) => s.push_str(&crate::internal::plain(value)),
+                BadValue::Internal(text) => s.push_str(text),
             }
         }
         if !self.detail.is_empty() {
@@ -158,83 +180,6 @@ impl FieldError {
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.body())
-    }
-}
-
-/// Fields whose order Go's structs fix; all others come by name.
-const ORDER: [&str; 41] = [
-    "matchLabels",
-    "matchExpressions",
-    "key",
-    "operator",
-    "values",
-    "Name",
-    "ResourceClaimName",
-    "ResourceClaimTemplateName",
-    "Protocol",
-    "AppProtocol",
-    "Port",
-    "TargetPort",
-    "NodePort",
-    "ScopeName",
-    "Key",
-    "Operator",
-    "Values",
-    "Value",
-    "Effect",
-    "TimeAdded",
-    "Type",
-    "LocalhostProfile",
-    "RollingUpdate",
-    "Driver",
-    "Pool",
-    "Device",
-    "ShareID",
-    "IntValue",
-    "BoolValue",
-    "StringValue",
-    "VersionValue",
-    "IntValues",
-    "BoolValues",
-    "StringValues",
-    "VersionValues",
-    "MinAvailable",
-    "Selector",
-    "MaxUnavailable",
-    "MaxSurge",
-    "UnhealthyPodEvictionPolicy",
-    "TolerationSeconds",
-];
-
-/// A value as the text shows it: JSON, with fields in the order of Go's structs.
-fn render(value: &Value, out: &mut String) {
-    match value {
-        Value::Object(map) => {
-            let place = |k: &str| ORDER.iter().position(|o| *o == k).unwrap_or(ORDER.len());
-            let mut fields: Vec<(&String, &Value)> = map.iter().collect();
-            fields.sort_by_key(|(k, _)| place(k));
-            out.push('{');
-            for (i, (key, value)) in fields.into_iter().enumerate() {
-                if i > 0 {
-                    out.push(',');
-                }
-                out.push_str(&Value::from(key.as_str()).to_string());
-                out.push(':');
-                render(value, out);
-            }
-            out.push('}');
-        }
-        Value::Array(items) => {
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push(',');
-                }
-                render(item, out);
-            }
-            out.push(']');
-        }
-        other => out.push_str(&other.to_string()),
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod field;
 
-pub use field::{FieldError, FieldErrorType, Path};
+pub use field::{BadValue, FieldError, FieldErrorType, Path};
 
 use crate::text::quote;
 use serde::{Deserialize, Serialize};

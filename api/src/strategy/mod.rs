@@ -5,10 +5,12 @@
 //! decode, default, [`prepare_for_update`] (or [`prepare_for_subresource_update`]), validation, store.
 
 mod apparmor;
+mod families;
 mod gated;
 mod service;
 mod special;
 
+pub use families::settle as service_families;
 pub use special::qos_class;
 
 use crate::kinds::Kind;
@@ -238,6 +240,8 @@ fn desired_changed(kind: &Kind, new: &Value, old: &Value) -> bool {
     let meta = |field: &str| new.get_path(&["metadata", field]) != old.get_path(&["metadata", field]);
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("apps", "Deployment") => spec || meta("annotations"),
+        // A class never changes in what it asks for.
+        ("scheduling.k8s.io", "PriorityClass") => false,
         ("discovery.k8s.io", "EndpointSlice") => spec || meta("labels"),
         _ => spec,
     }

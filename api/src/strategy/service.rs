@@ -22,50 +22,49 @@ fn needs_health_check(o: &Value) -> bool {
 /// `clusterIP` and the first of `clusterIPs` say the same: whichever the request gave or changed counts.
 pub fn align_cluster_ips(new: &mut Value, old: Option<&Value>) {
     let one = new.str_at("spec.clusterIP").to_owned();
-    let unchanged = match old {
-        None => new.items_at("spec.clusterIPs").is_empty(),
-        Some(old) => {
-            old.str_at("spec.clusterIP") != one
-                && old.items_at("spec.clusterIPs") == new.items_at("spec.clusterIPs")
+    let Some(old) = old else {
+        if !one.is_empty() && new.items_at("spec.clusterIPs").is_empty() {
+            new.set_path(&["spec", "clusterIPs"], json!([one]));
         }
+        return;
     };
-    if unchanged && one.is_empty() {
-        new.remove_path(&["spec", "clusterIPs"]);
-    } else if unchanged {
-        new.set_path(&["spec", "clusterIPs"], json!([one]));
+    let (before, list) = (old.str_at("spec.clusterIP"), old.items_at("spec.clusterIPs"));
+    if before == one {
+        if !list.is_empty() && new.items_at("spec.clusterIPs").is_empty() {
+            new.set_path(&["spec", "clusterIPs"], Value::Array(list.to_vec()));
+        }
+    } else if new.items_at("spec.clusterIPs") == list {
+        if one.is_empty() {
+            new.remove_path(&["spec", "clusterIPs"]);
+        } else {
+            new.set_path(&["spec", "clusterIPs"], json!([one]));
+        }
     }
 }
 
 /// An update that leaves out an allocated address or port keeps it.
 pub fn keep_allocated(new: &mut Value, old: &Value) {
     if needs_cluster_ip(old) && needs_cluster_ip(new) {
-        if new.str_at("spec.clusterIP").is_empty() && new.items_at("spec.clusterIPs").is_empty() {
-            for field in ["clusterIP", "clusterIPs"] {
-                if let Some(v) = old.get_path(&["spec", field]) {
-                    new.set_path(&["spec", field], v.clone());
-                }
-            }
+        if new.str_at("spec.clusterIP").is_empty() && !old.str_at("spec.clusterIP").is_empty() {
+            new.set_path(&["spec", "clusterIP"], json!(old.str_at("spec.clusterIP")));
         }
-        // The first family belongs to the address and stays with it.
-        if new.str_at("spec.clusterIP") == old.str_at("spec.clusterIP") {
-            for field in ["ipFamilies", "ipFamilyPolicy"] {
-                if new.get_path(&["spec", field]).is_none()
-                    && let Some(v) = old.get_path(&["spec", field])
-                {
-                    new.set_path(&["spec", field], v.clone());
-                }
-            }
+        let list = old.items_at("spec.clusterIPs");
+        if new.items_at("spec.clusterIPs").is_empty() && !list.is_empty() {
+            new.set_path(&["spec", "clusterIPs"], Value::Array(list.to_vec()));
         }
     }
     if needs_node_port(old) && needs_node_port(new) {
-        let used: Vec<i64> = new.items_at("spec.ports").iter().filter_map(|p| p.int_at("nodePort")).collect();
-        let old_ports = old.items_at("spec.ports").to_vec();
+        let used = node_ports(new);
+        // Ports are known by their names.
+        let before: Vec<(String, i64)> = old
+            .items_at("spec.ports")
+            .iter()
+            .map(|p| (p.str_at("name").to_owned(), p.int_at("nodePort").unwrap_or(0)))
+            .collect();
         if let Some(Value::Array(ports)) = crate::object::get_path_mut(new, &["spec", "ports"]) {
             for port in ports.iter_mut().filter(|p| p.int_at("nodePort").unwrap_or(0) == 0) {
-                let before = old_ports.iter().find(|o| {
-                    o.int_at("port") == port.int_at("port") && o.str_at("protocol") == port.str_at("protocol")
-                });
-                if let Some(n) = before.and_then(|b| b.int_at("nodePort")).filter(|n| !used.contains(n)) {
+                let had = before.iter().rev().find(|(name, _)| name == port.str_at("name"));
+                if let Some((_, n)) = had.filter(|(_, n)| *n != 0 && !used.contains(n)) {
                     port.set_path(&["nodePort"], json!(n));
                 }
             }
@@ -81,8 +80,7 @@ pub fn keep_allocated(new: &mut Value, old: &Value) {
 }
 
 /// Drops what the service's new type has no use for, when the request only repeats what was there.
-pub fn drop_unused(new: &mut Value, old: Option<&Value>) {
-    let Some(old) = old else { return };
+pub fn drop_unused(new: &mut Value, old: &Value) {
     let same = |new: &Value, path: &str| new.at(path) == old.at(path);
     if needs_cluster_ip(old) && !needs_cluster_ip(new) {
         if same(new, "spec.clusterIP") && same(new, "spec.clusterIPs") {
@@ -93,13 +91,12 @@ pub fn drop_unused(new: &mut Value, old: Option<&Value>) {
                 drop(new, &[field]);
             }
         }
-        if same(new, "spec.internalTrafficPolicy") {
-            drop(new, &["internalTrafficPolicy"]);
-        }
     }
-    if needs_node_port(old)
-        && !needs_node_port(new)
-        && node_ports(new) == node_ports(old)
+    let has_node_ports = |o: &Value| matches!(o.str_at("spec.type"), "NodePort" | "LoadBalancer");
+    let before = node_ports(old);
+    if has_node_ports(old)
+        && !has_node_ports(new)
+        && node_ports(new).iter().all(|n| before.contains(n))
         && let Some(Value::Array(ports)) = crate::object::get_path_mut(new, &["spec", "ports"])
     {
         for port in ports {
@@ -117,16 +114,27 @@ pub fn drop_unused(new: &mut Value, old: Option<&Value>) {
         }
     }
     let external = |o: &Value| {
-        matches!(o.str_at("spec.type"), "NodePort" | "LoadBalancer")
+        has_node_ports(o)
             || (o.str_at("spec.type") == "ClusterIP" && !o.items_at("spec.externalIPs").is_empty())
     };
     if external(old) && !external(new) && same(new, "spec.externalTrafficPolicy") {
         drop(new, &["externalTrafficPolicy"]);
     }
+    if new.str_at("spec.type") != "LoadBalancer" {
+        new.set_path(&["status", "loadBalancer"], json!({}));
+    }
+}
+
+/// Whatever an ExternalName Service says of traffic inside the cluster is nothing.
+pub fn drop_internal_policy(new: &mut Value) {
+    let known = matches!(new.str_at("spec.internalTrafficPolicy"), "Cluster" | "Local");
+    if known && new.str_at("spec.type") == "ExternalName" {
+        drop(new, &["internalTrafficPolicy"]);
+    }
 }
 
 fn node_ports(o: &Value) -> Vec<i64> {
-    o.items_at("spec.ports").iter().map(|p| p.int_at("nodePort").unwrap_or(0)).collect()
+    o.items_at("spec.ports").iter().filter_map(|p| p.int_at("nodePort")).filter(|n| *n != 0).collect()
 }
 
 fn drop(o: &mut Value, fields: &[&str]) {

@@ -33,10 +33,11 @@ pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {
         ("discovery.k8s.io", "EndpointSlice") => null_ports(o),
         ("", "Service") => {
             super::service::align_cluster_ips(o, None);
-            super::service::drop_unused(o, None);
+            super::service::drop_internal_policy(o);
             o.set_path(&["status"], json!({"loadBalancer": {}}));
         }
         ("apps", "DaemonSet") => o.set_path(&["metadata", "annotations", TEMPLATE_GENERATION], json!("1")),
+        ("", "Node") => pod_ranges(o),
         ("batch", "Job") => job_created(o, ctx.uid),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => crd_created(o),
         _ => {}
@@ -198,14 +199,21 @@ fn crd_created(o: &mut Value) {
 /// On update, after the common steps and before the generation is counted.
 pub fn update(kind: &Kind, new: &mut Value, old: &Value, _now: Timestamp) {
     match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Node") => pod_ranges(new),
+        // A driver has no generation until it is changed.
+        ("storage.k8s.io", "CSIDriver") if new.get("spec") != old.get("spec") => {
+            let generation = old.generation().unwrap_or(0) + 1;
+            new.metadata_mut().insert("generation".into(), json!(generation));
+        }
         ("", "Namespace") => restore(new, old, &["spec", "finalizers"]),
         ("", "Secret") if new.str_at("type").is_empty() => restore(new, old, &["type"]),
         ("", "PersistentVolumeClaim") => data_sources(new, Some(old)),
         ("discovery.k8s.io", "EndpointSlice") => null_ports(new),
         ("", "Service") => {
-            super::service::align_cluster_ips(new, Some(old));
             super::service::keep_allocated(new, old);
-            super::service::drop_unused(new, Some(old));
+            super::service::align_cluster_ips(new, Some(old));
+            super::service::drop_unused(new, old);
+            super::service::drop_internal_policy(new);
         }
         ("certificates.k8s.io", "CertificateSigningRequest") => restore(new, old, &["spec"]),
         ("apps", "DaemonSet") => {
@@ -246,6 +254,9 @@ pub fn status(kind: &Kind, new: &mut Value, old: &Value, now: Timestamp) {
             if new.str_at("status.qosClass").is_empty() {
                 restore(new, old, &["status", "qosClass"]);
             }
+            pod_addresses(new);
+            // The feature is off by default.
+            restore(new, old, &["status", "nodeAllocatableResourceClaimStatuses"]);
         }
         ("apps", "Deployment") => restore(new, old, &["metadata", "labels"]),
         ("", "PersistentVolume") => {
@@ -262,6 +273,32 @@ pub fn status(kind: &Kind, new: &mut Value, old: &Value, now: Timestamp) {
             let mut all: Vec<Value> = kept.chain(others).cloned().collect();
             stamp(&mut all, old.items_at("status.conditions"), now);
             set_list(new, all);
+        }
+        _ => {}
+    }
+}
+
+/// A node's one range of pod addresses and the list of all say the same; the former has the last word.
+pub fn pod_ranges(node: &mut Value) {
+    let one = node.str_at("spec.podCIDR").to_owned();
+    let first = node.items_at("spec.podCIDRs").first().and_then(Value::as_str).map(str::to_owned);
+    match first {
+        Some(first) if one.is_empty() => node.set_path(&["spec", "podCIDR"], json!(first)),
+        first if !one.is_empty() && first.as_deref() != Some(&one) => {
+            node.set_path(&["spec", "podCIDRs"], json!([one]));
+        }
+        _ => {}
+    }
+}
+
+/// A pod's one address and the list of all say the same; writers that know of one only have the last word.
+fn pod_addresses(pod: &mut Value) {
+    let one = pod.str_at("status.podIP").to_owned();
+    let first = pod.items_at("status.podIPs").first().map(|a| a.str_at("ip").to_owned());
+    match first {
+        Some(first) if one.is_empty() => pod.set_path(&["status", "podIP"], json!(first)),
+        first if !one.is_empty() && first.as_deref() != Some(&one) => {
+            pod.set_path(&["status", "podIPs"], json!([{"ip": one}]));
         }
         _ => {}
     }

@@ -22,18 +22,26 @@ pub fn kind(kind: &str, o: &Value, e: &mut Errors) {
 }
 
 fn policy(kind: &str, o: &Value, e: &mut Errors) {
-    let failure = o.str_at("spec.failurePolicy");
-    e.one_of(SPEC.child("failurePolicy"), failure, &["Fail", "Ignore"]);
+    let at = SPEC.child("failurePolicy");
+    match o.at("spec.failurePolicy").filter(|p| !p.is_null()) {
+        None => e.required(at, ""),
+        policy => e.known(at, policy, &["Fail", "Ignore"]),
+    }
     if let Some(param) = o.at("spec.paramKind").filter(|p| !p.is_null()) {
-        let at = SPEC.child("paramKind");
-        for field in ["apiVersion", "kind"].into_iter().filter(|f| param.str_at(f).is_empty()) {
-            e.required(at.child(field), "");
-        }
+        param_kind(param, SPEC.child("paramKind"), e);
     }
     let constraints = SPEC.child("matchConstraints");
     match o.at("spec.matchConstraints").filter(|m| !m.is_null()) {
         None => e.required(constraints, ""),
-        Some(m) => match_resources(m, constraints, true, e),
+        Some(m) => {
+            match_resources(m, constraints, e);
+            if m.items_at("resourceRules").is_empty() {
+                e.required(constraints.child("resourceRules"), "");
+            }
+            if kind.starts_with("Mutating") {
+                mutable_operations(m, constraints, e);
+            }
+        }
     }
     let expressions = Policy::begin(o, e);
     if kind.starts_with("Validating") {
@@ -58,13 +66,20 @@ fn binding(kind: &str, o: &Value, e: &mut Errors) {
         "" => e.required(SPEC.child("policyName"), ""),
         name => e.all(SPEC.child("policyName"), name, names::dns1123_subdomain(name)),
     }
-    if let Some(m) = o.at("spec.matchResources").filter(|m| !m.is_null()) {
-        match_resources(m, SPEC.child("matchResources"), false, e);
+    let resources = o.at("spec.matchResources").filter(|m| !m.is_null());
+    if let Some(m) = resources.filter(|_| kind.starts_with("Validating")) {
+        match_resources(m, SPEC.child("matchResources"), e);
     }
     if let Some(reference) = o.at("spec.paramRef").filter(|p| !p.is_null()) {
         param_ref(reference, SPEC.child("paramRef"), e);
     }
     if kind.starts_with("Mutating") {
+        // Kubernetes judges these two in the other order.
+        if let Some(m) = resources {
+            let at = SPEC.child("matchResources");
+            match_resources(m, at, e);
+            mutable_operations(m, at, e);
+        }
         return;
     }
     let at = SPEC.child("validationActions");
@@ -107,20 +122,71 @@ fn param_ref(reference: &Value, at: Path<'_>, e: &mut Errors) {
     }
     let action = at.child("parameterNotFoundAction");
     match reference.get("parameterNotFoundAction").and_then(Value::as_str) {
-        None => e.required(action, ""),
+        None | Some("") => e.required(action, ""),
         Some("Deny" | "Allow") => {}
         Some(other) => e.unsupported(action, other, &["Deny", "Allow"]),
     }
 }
 
+/// The kind of a policy's parameters.
+fn param_kind(param: &Value, at: Path<'_>, e: &mut Errors) {
+    let (version, kind) = (param.str_at("apiVersion"), param.str_at("kind"));
+    let version_at = at.child("apiVersion");
+    match version.split('/').collect::<Vec<&str>>().as_slice() {
+        [""] => e.required(version_at, ""),
+        [version] => joined(version_at, version, "", names::dns1035_label(version), e),
+        [group, version] => {
+            if !group.is_empty() {
+                joined(version_at, group, "", names::dns1123_subdomain(group), e);
+            }
+            if version.is_empty() {
+                e.invalid(version_at, param.str_at("apiVersion"), "version must be specified");
+            } else {
+                joined(version_at, version, "", names::dns1035_label(version), e);
+            }
+        }
+        _ => {
+            let detail = format!("unexpected GroupVersion string: {version}");
+            e.invalid(version_at, version, detail);
+        }
+    }
+    let at = at.child("kind");
+    if kind.is_empty() {
+        return e.required(at, "");
+    }
+    let lower = kind.to_lowercase();
+    let why = "may have mixed case, but should otherwise match: ";
+    joined(at, kind, why, names::dns1035_label(&lower), e);
+}
+
+/// One error for all messages about a name.
+fn joined(at: Path<'_>, shown: &str, why: &str, messages: Vec<String>, e: &mut Errors) {
+    if !messages.is_empty() {
+        e.invalid(at, shown, format!("{why}{}", messages.join(",")));
+    }
+}
+
+/// Only what is written can be changed on its way.
+fn mutable_operations(m: &Value, at: Path<'_>, e: &mut Errors) {
+    let known = ["*", "CONNECT", "CREATE", "UPDATE"];
+    let at = at.child("resourceRules.operations");
+    for rule in m.items_at("resourceRules") {
+        for operation in rule.items_at("operations").iter().filter_map(Value::as_str) {
+            if !known.contains(&operation) {
+                e.unsupported(at, operation, &known);
+            }
+        }
+    }
+}
+
 /// What a policy or a binding matches.
-fn match_resources(m: &Value, at: Path<'_>, rules_required: bool, e: &mut Errors) {
+fn match_resources(m: &Value, at: Path<'_>, e: &mut Errors) {
+    match m.get("matchPolicy").filter(|p| !p.is_null()) {
+        None => e.required(at.child("matchPolicy"), ""),
+        policy => e.known(at.child("matchPolicy"), policy, &["Equivalent", "Exact"]),
+    }
     e.selector(at.child("namespaceSelector"), m.get("namespaceSelector"));
     e.selector(at.child("objectSelector"), m.get("objectSelector"));
-    let list = at.child("resourceRules");
-    if rules_required && m.items_at("resourceRules").is_empty() {
-        e.required(list, "");
-    }
     for field in ["resourceRules", "excludeResourceRules"] {
         let list = at.child(field);
         for (i, rule) in m.items_at(field).iter().enumerate() {
@@ -135,11 +201,6 @@ fn match_resources(m: &Value, at: Path<'_>, rules_required: bool, e: &mut Errors
                 }
             }
         }
-    }
-    match m.get("matchPolicy").and_then(Value::as_str) {
-        None => e.required(at.child("matchPolicy"), ""),
-        Some("Equivalent" | "Exact") => {}
-        Some(other) => e.unsupported(at.child("matchPolicy"), other, &["Equivalent", "Exact"]),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The errors found so far, and the checks that many fields share.
 
+use crate::internal;
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
 use crate::quantity::Quantity;
 use crate::selector::LabelSelector;
-use crate::status::{FieldError, Path};
+use crate::status::{BadValue, FieldError, Path};
 use serde_json::Value;
 
 pub const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
@@ -15,22 +16,42 @@ pub const IMMUTABLE: &str = "field is immutable";
 pub struct Errors(Vec<FieldError>);
 
 impl Errors {
+    /// How many there are by now.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn into_vec(self) -> Vec<FieldError> {
         self.0
     }
     pub fn push(&mut self, error: FieldError) {
         self.0.push(error);
     }
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+    /// Forgets what was found.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
     pub fn required(&mut self, at: Path<'_>, detail: &str) {
         self.push(FieldError::required(at, detail));
     }
-    pub fn invalid(&mut self, at: Path<'_>, value: impl Into<Value>, detail: impl Into<String>) {
+    pub fn invalid(&mut self, at: Path<'_>, value: impl Into<BadValue>, detail: impl Into<String>) {
         self.push(FieldError::invalid(at, value, detail));
+    }
+    /// `Invalid` with a value that is printed without quotes.
+    pub fn bare_value(&mut self, at: Path<'_>, value: &str, detail: &str) {
+        self.invalid(at, BadValue::Internal(value.to_owned()), detail);
+    }
+    /// `Invalid` without the value.
+    pub fn bare(&mut self, at: Path<'_>, detail: &str) {
+        self.push(FieldError { value: None, ..FieldError::invalid(at, Value::Null, detail) });
     }
     pub fn forbidden(&mut self, at: Path<'_>, detail: &str) {
         self.push(FieldError::forbidden(at, detail));
     }
-    pub fn duplicate(&mut self, at: Path<'_>, value: impl Into<Value>) {
+    pub fn duplicate(&mut self, at: Path<'_>, value: impl Into<BadValue>) {
         self.push(FieldError::duplicate(at, value));
     }
     pub fn unsupported(&mut self, at: Path<'_>, value: &str, supported: &[&str]) {
@@ -115,9 +136,12 @@ impl Errors {
     }
 
     /// A field that an update may not change.
-    pub fn immutable(&mut self, at: Path<'_>, new: &Value, old: &Value, field: &str) {
-        if new.at(field) != old.at(field) {
-            self.invalid(at.child(field), new.at(field).cloned().unwrap_or(Value::Null), IMMUTABLE);
+    ///
+    /// `ty` is its internal type (see [`crate::internal`]).
+    pub fn immutable(&mut self, at: Path<'_>, ty: &'static str, new: &Value, old: &Value, field: &str) {
+        let (new, old) = (new.at(field), old.at(field));
+        if !internal::same(ty, new, old) {
+            self.invalid(at.child(field), BadValue::internal(ty, new), IMMUTABLE);
         }
     }
 

@@ -5,7 +5,7 @@ use super::env::env;
 use super::handlers::{hooks, probe, requirements};
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::{FieldError, Path};
+use crate::status::{BadValue, FieldError, Path};
 use serde_json::Value;
 
 const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
@@ -227,12 +227,12 @@ fn common(c: &Value, at: Path<'_>, pod: &Pod<'_>, e: &mut Errors) {
         if sc.bool_at("allowPrivilegeEscalation") == Some(false) {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
             if sc.bool_at("privileged") == Some(true) {
-                e.invalid(context, sc.clone(), detail);
+                e.invalid(context, BadValue::internal("core.SecurityContext", Some(sc)), detail);
             }
             if sc.items_at("capabilities.add").iter().any(|c| c == "CAP_SYS_ADMIN") {
                 let detail =
                     "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-                e.invalid(context, sc.clone(), detail);
+                e.invalid(context, BadValue::internal("core.SecurityContext", Some(sc)), detail);
             }
         }
         super::profiles::windows(sc, context.child("windowsOptions"), e);
@@ -332,7 +332,7 @@ pub fn seccomp(context: &Value, at: Path<'_>, e: &mut Errors) {
         (true, true) => descending(at.child("localhostProfile"), local, e),
         (false, true) => {
             let detail = "can only be set when seccomp type is Localhost";
-            let shown = serde_json::json!({"Type": ty, "LocalhostProfile": local});
+            let shown = BadValue::internal("core.SeccompProfile", Some(profile));
             e.invalid(at.child("localhostProfile"), shown, detail);
         }
         (false, false) => {}

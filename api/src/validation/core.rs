@@ -3,7 +3,7 @@
 use super::checks::Errors;
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::{FieldError, Path};
+use crate::status::{BadValue, FieldError, Path};
 use base64::Engine as _;
 use serde_json::Value;
 
@@ -101,7 +101,7 @@ pub fn secret(o: &Value, old: Option<&Value>, e: &mut Errors) {
         _ => {}
     }
     if let Some(old) = old {
-        e.immutable(ROOT, o, old, "type");
+        e.immutable(ROOT, "string", o, old, "type");
     }
     fixed(o, old, &["data"], e);
 }
@@ -144,14 +144,7 @@ pub fn event(o: &Value, e: &mut Errors) {
 
 /// What `events.k8s.io/v1` demands of a new event beyond that; fields are told by the core group's names.
 pub fn strict_event(o: &Value, e: &mut Errors) {
-    if let Some(series) = o.get("series").filter(|s| !s.is_null()) {
-        if series.int_at("count").unwrap_or(0) < 2 {
-            e.invalid(ROOT.child("series.count"), "", "should be at least 2");
-        }
-        if series.str_at("lastObservedTime").is_empty() {
-            e.required(ROOT.child("series.lastObservedTime"), "");
-        }
-    }
+    series(o, e);
     if o.str_at("eventTime").is_empty() {
         e.required(ROOT.child("eventTime"), "");
     }
@@ -172,7 +165,85 @@ pub fn strict_event(o: &Value, e: &mut Errors) {
     }
 }
 
+/// Fields of an event that an update may not change, under the core group's names, with their internal types.
+const EVENT_FIXED: [(&str, &str); 14] = [
+    ("involvedObject", "core.ObjectReference"),
+    ("reason", "string"),
+    ("message", "string"),
+    ("source", "core.EventSource"),
+    ("firstTimestamp", "time"),
+    ("lastTimestamp", "time"),
+    ("count", "int"),
+    ("reason", "string"),
+    ("type", "string"),
+    ("eventTime", "time"),
+    ("action", "string"),
+    ("related", "*core.ObjectReference"),
+    ("reportingComponent", "string"),
+    ("reportingInstance", "string"),
+];
+
+/// What an update of an event through the group `events.k8s.io` may not change.
+pub fn strict_event_update(o: &Value, old: &Value, e: &mut Errors) {
+    if o.get("series") != old.get("series") {
+        series(o, e);
+    }
+    for (field, ty) in EVENT_FIXED {
+        e.immutable(ROOT, ty, o, old, field);
+    }
+}
+
+fn series(o: &Value, e: &mut Errors) {
+    let Some(series) = o.get("series").filter(|s| !s.is_null()) else { return };
+    if series.int_at("count").unwrap_or(0) < 2 {
+        e.invalid(ROOT.child("series.count"), "", "should be at least 2");
+    }
+    if series.str_at("lastObservedTime").is_empty() {
+        e.required(ROOT.child("series.lastObservedTime"), "");
+    }
+}
+
+/// A node; of an update Kubernetes judges the taints and what there is of resources once more.
 pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    taints(o, e);
+    node_resources(o, e);
+    pod_cidrs(o, e);
+    let Some(old) = old else { return };
+    node_resources(o, e);
+    let mut addresses = Vec::new();
+    let places = Path::new("status.addresses");
+    for (i, address) in o.items_at("status.addresses").iter().enumerate() {
+        if addresses.contains(&address) {
+            e.duplicate(places.index(i), BadValue::internal("core.NodeAddress", Some(address)));
+        }
+        addresses.push(address);
+    }
+    let (before, now) = (old.items_at("spec.podCIDRs"), o.items_at("spec.podCIDRs"));
+    if !before.is_empty() {
+        let changed = if before.len() == now.len() {
+            before.iter().zip(now).filter(|(a, b)| a != b).count()
+        } else {
+            1
+        };
+        for _ in 0..changed {
+            let detail = "node updates may not change podCIDR except from \"\" to valid";
+            e.forbidden(SPEC.child("podCIDRs"), detail);
+        }
+    }
+    let (a, b) = (o.str_at("spec.providerID"), old.str_at("spec.providerID"));
+    if !b.is_empty() && a != b {
+        e.forbidden(
+            SPEC.child("providerID"),
+            "node updates may not change providerID except from \"\" to valid",
+        );
+    }
+    taints(o, e);
+    if o.str_at("spec.externalID") != old.str_at("spec.externalID") {
+        e.forbidden(SPEC.child("externalID"), "may not be updated");
+    }
+}
+
+fn taints(o: &Value, e: &mut Errors) {
     // Kubernetes says metadata where it means spec.
     let list = Path::new("metadata.taints");
     let mut seen = Vec::new();
@@ -187,14 +258,15 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
         e.one_of(item.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         if seen.contains(&(key, effect)) {
-            let shown = serde_json::json!({"Key": key, "Value": value, "Effect": effect,
-                "TimeAdded": taint.get("timeAdded")});
-            let mut error = FieldError::duplicate(item, shown);
+            let mut error = FieldError::duplicate(item, BadValue::internal("core.Taint", Some(taint)));
             error.detail = "taints must be unique by key and effect pair".into();
             e.push(error);
         }
         seen.push((key, effect));
     }
+}
+
+pub fn node_resources(o: &Value, e: &mut Errors) {
     let status = Path::new("status");
     for field in ["capacity", "allocatable"] {
         for (name, q) in crate::resources::list(o.get("status").and_then(|s| s.get(field))) {
@@ -209,6 +281,9 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
     }
+}
+
+fn pod_cidrs(o: &Value, e: &mut Errors) {
     let list = SPEC.child("podCIDRs");
     for (i, cidr) in o.items_at("spec.podCIDRs").iter().filter_map(Value::as_str).enumerate() {
         super::addresses::cidr(list.index(i), cidr, e);
@@ -222,26 +297,6 @@ pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
     if families.len() > 2 || matches!(families.as_slice(), [a, b] if a == b) {
         let value = o.at("spec.podCIDRs").cloned().unwrap_or(Value::Null);
         e.invalid(list, value, "may specify no more than one CIDR for each IP family");
-    }
-    let Some(old) = old else { return };
-    let mut addresses = Vec::new();
-    let places = Path::new("status.addresses");
-    for (i, address) in o.items_at("status.addresses").iter().enumerate() {
-        if addresses.contains(&address) {
-            e.duplicate(places.index(i), address.clone());
-        }
-        addresses.push(address);
-    }
-    let before = old.items_at("spec.podCIDRs");
-    if !before.is_empty() && before != o.items_at("spec.podCIDRs") {
-        e.forbidden(list, "node updates may not change podCIDR except from \"\" to valid");
-    }
-    let (a, b) = (o.str_at("spec.providerID"), old.str_at("spec.providerID"));
-    if !b.is_empty() && a != b {
-        e.forbidden(
-            SPEC.child("providerID"),
-            "node updates may not change providerID except from \"\" to valid",
-        );
     }
 }
 

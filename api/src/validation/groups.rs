@@ -4,7 +4,7 @@ use super::checks::{Errors, NOT_NEGATIVE, percent};
 use super::scheduling;
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
-use crate::status::Path;
+use crate::status::{BadValue, Path};
 use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -16,10 +16,7 @@ pub fn disruption_budget(o: &Value, e: &mut Errors) {
     let s = o.get("spec").unwrap_or(&empty);
     let (min, max) = (s.get("minAvailable"), s.get("maxUnavailable"));
     if min.is_some() && max.is_some() {
-        let of = |field: &str| s.get(field).cloned().unwrap_or(Value::Null);
-        let shown = serde_json::json!({"MinAvailable": of("minAvailable"), "Selector": of("selector"),
-            "MaxUnavailable": of("maxUnavailable"),
-            "UnhealthyPodEvictionPolicy": of("unhealthyPodEvictionPolicy")});
+        let shown = BadValue::internal("policy.PodDisruptionBudgetSpec", Some(s));
         e.invalid(SPEC, shown, "minAvailable and maxUnavailable cannot be both set");
     }
     for (field, value) in [("minAvailable", min), ("maxUnavailable", max)] {
@@ -160,11 +157,17 @@ fn role_binding(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
     if let Some(old) = old
         && old.get("roleRef") != o.get("roleRef")
     {
-        e.invalid(at, role.clone(), "cannot change roleRef");
+        e.invalid(at, BadValue::internal("rbac.RoleRef", Some(role)), "cannot change roleRef");
     }
 }
 
 pub fn priority_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    if let Some(old) = old {
+        if old.int_at("value") != o.int_at("value") {
+            e.forbidden(ROOT.child("value"), "may not be changed in an update.");
+        }
+        return e.immutable(ROOT, "*string", o, old, "preemptionPolicy");
+    }
     let value = o.int_at("value").unwrap_or(0);
     let known = matches!(o.name(), "system-cluster-critical" | "system-node-critical");
     if o.name().starts_with("system-") && !known {
@@ -179,12 +182,6 @@ pub fn priority_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     let policy = o.str_at("preemptionPolicy");
     e.one_of(ROOT.child("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
-    if let Some(old) = old {
-        if old.int_at("value") != o.int_at("value") {
-            e.forbidden(ROOT.child("value"), "may not be changed in an update.");
-        }
-        e.immutable(ROOT, o, old, "preemptionPolicy");
-    }
 }
 
 pub fn runtime_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
@@ -203,14 +200,11 @@ pub fn runtime_class(o: &Value, old: Option<&Value>, e: &mut Errors) {
         let list = at.child("tolerations");
         let all = s.items_at("tolerations");
         for (i, t) in all.iter().enumerate().filter(|(i, t)| all[..*i].contains(t)) {
-            let shown = serde_json::json!({"Key": t.str_at("key"), "Operator": t.str_at("operator"),
-                "Value": t.str_at("value"), "Effect": t.str_at("effect"),
-                "TolerationSeconds": t.get("tolerationSeconds")});
-            e.duplicate(list.index(i), shown);
+            e.duplicate(list.index(i), BadValue::internal("core.Toleration", Some(t)));
         }
     }
     if let Some(old) = old {
-        e.immutable(ROOT, o, old, "handler");
+        e.immutable(ROOT, "string", o, old, "handler");
     }
 }
 

@@ -1,62 +1,80 @@
 //! Validation of jobs and cron jobs.
 
-use super::checks::{Errors, NOT_NEGATIVE, selects};
-use super::{cron, pods};
-use crate::object::ObjectExt as _;
-use crate::status::Path;
+use super::checks::{Errors, NOT_NEGATIVE, selector_parses, selects};
+use super::{cron, job_updates, pods};
+use crate::object::{Labels, ObjectExt as _};
+use crate::status::{BadValue, FieldError, Path};
 use serde_json::{Value, json};
 
 const SPEC: Path<'static> = Path::new("spec");
 
+/// A job, `old` being the stored one of an update.
 pub fn job(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let empty = Value::Null;
     let spec = o.get("spec").unwrap_or(&empty);
-    job_spec(spec, SPEC, "spec.template", e);
-    let labels = o.at("spec.template.metadata.labels");
-    let selector = o.at("spec.selector").filter(|s| !s.is_null());
-    let generated = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": o.uid()}});
-    match selector {
-        None => e.required(SPEC.child("selector"), ""),
-        Some(s) => {
-            e.selector(SPEC.child("selector"), Some(s));
-            let manual = o.bool_at("spec.manualSelector") == Some(true);
-            let old_style = json!({"matchLabels": {"controller-uid": o.uid()}});
-            if !manual && *s != generated && *s != old_style && old.is_none() {
-                e.invalid(SPEC.child("selector"), s.clone(), "`selector` not auto-generated");
-            }
-            if !selects(selector, labels) {
-                let at = SPEC.child("template.metadata.labels");
-                let value = labels.cloned().unwrap_or(Value::Null);
-                e.invalid(at, value, "`selector` does not match template `labels`");
-            }
-        }
-    }
+    generated_selector(o, spec, old, e);
+    whole_spec(spec, e);
     if let Some(old) = old {
-        job_update(o, old, e);
+        // Kubernetes judges the job by itself, and its spec once more as an update.
+        whole_spec(spec, e);
+        job_updates::update(o, old, e);
     }
 }
 
-/// What a job's update may not change.
-fn job_update(o: &Value, old: &Value, e: &mut Errors) {
-    let (Some(new), Some(before)) = (o.get("spec"), old.get("spec")) else { return };
-    let indexed = o.str_at("spec.completionMode") == "Indexed";
-    let elastic = indexed
-        && new.at("completions") == new.at("parallelism")
-        && before.at("completions") == before.at("parallelism");
-    if !elastic {
-        e.immutable(SPEC, new, before, "completions");
+/// A job's spec with its selector.
+fn whole_spec(spec: &Value, e: &mut Errors) {
+    job_spec(spec, SPEC, "spec.template", e);
+    let selector = spec.get("selector").filter(|s| !s.is_null());
+    match selector {
+        None => e.required(SPEC.child("selector"), ""),
+        Some(s) => e.selector(SPEC.child("selector"), Some(s)),
     }
-    e.immutable(SPEC, new, before, "selector");
-    // A suspended job that never started may still get its scheduling directives.
-    let suspended = before.bool_at("suspend") == Some(true) && old.at("status.startTime").is_none();
-    if !suspended {
-        e.immutable(SPEC, new, before, "template");
+    let labels = spec.at("template.metadata.labels");
+    if selector.is_none_or(selector_parses) && (selector.is_none() || !selects(selector, labels)) {
+        let shown = BadValue::internal("map:string", labels);
+        e.invalid(
+            SPEC.child("template.metadata.labels"),
+            shown,
+            "`selector` does not match template `labels`",
+        );
     }
-    for field in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"]
-    {
-        if field != "managedBy" || !suspended {
-            e.immutable(SPEC, new, before, field);
+}
+
+/// Labels and selector that tell a job's pods from others', unless the user takes care of that.
+fn generated_selector(o: &Value, spec: &Value, old: Option<&Value>, e: &mut Errors) {
+    let selector = spec.get("selector").filter(|s| !s.is_null());
+    if spec.bool_at("manualSelector") == Some(true) || selector.is_none() {
+        return;
+    }
+    let labels =
+        |o: &Value| Labels::new(o.at("spec.template.metadata.labels").and_then(Value::as_object)).to_map();
+    let own = labels(o);
+    const PREFIX: &str = "batch.kubernetes.io/";
+    let mut wanted = vec![("controller-uid".to_owned(), o.uid()), ("job-name".to_owned(), o.name())];
+    let had = |old: &Value| {
+        let old = labels(old);
+        ["controller-uid", "job-name"].iter().all(|k| old.contains_key(&format!("{PREFIX}{k}")))
+    };
+    if old.is_none_or(had) {
+        wanted.push((format!("{PREFIX}controller-uid"), o.uid()));
+        wanted.push((format!("{PREFIX}job-name"), o.name()));
+    }
+    let at = SPEC.child("template.metadata.labels");
+    for (key, value) in &wanted {
+        let detail = format!("must be '{value}'");
+        match own.get(key) {
+            None => e.required(at.key(key), &detail),
+            Some(v) if v != value => {
+                let shown = BadValue::internal("map:string", o.at("spec.template.metadata.labels"));
+                e.invalid(at.key(key), shown, detail);
+            }
+            Some(_) => {}
         }
+    }
+    let generated: Value = wanted.iter().map(|(k, v)| (k.clone(), Value::from(*v))).collect();
+    if selector.is_some_and(|s| selector_parses(s) && !selects(Some(s), Some(&generated))) {
+        let shown = BadValue::internal("*meta.v1.LabelSelector", selector);
+        e.invalid(SPEC.child("selector"), shown, "`selector` not auto-generated");
     }
 }
 
@@ -78,7 +96,11 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
         e.required(at.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
     }
     if let Some(manager) = spec.get("managedBy").and_then(Value::as_str) {
-        super::networking::domain_path(manager, at.child("managedBy"), e);
+        if manager.is_empty() {
+            e.required(at.child("managedBy"), "");
+        } else {
+            super::networking::domain_path(manager, at.child("managedBy"), e);
+        }
         if manager.len() > 63 {
             e.push(crate::status::FieldError::too_long(at.child("managedBy"), 63));
         }
@@ -90,7 +112,9 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
         indexed_job(spec, at, e);
     }
     for field in ["backoffLimitPerIndex", "maxFailedIndexes"] {
-        if let Some(value) = given(field).filter(|_| !indexed) {
+        if let Some(value) =
+            given(field).filter(|_| given("completionMode").is_none_or(|m| m == "NonIndexed"))
+        {
             e.invalid(at.child(field), value.clone(), "requires indexed completion mode");
         }
     }
@@ -101,7 +125,11 @@ fn job_spec(spec: &Value, at: Path<'_>, template: &str, e: &mut Errors) {
         if indexed {
             success_policy(spec, policy, at.child("successPolicy"), e);
         } else {
-            e.invalid(at.child("successPolicy"), policy.clone(), "requires indexed completion mode");
+            e.invalid(
+                at.child("successPolicy"),
+                BadValue::internal("batch.SuccessPolicy", Some(policy)),
+                "requires indexed completion mode",
+            );
         }
     }
     let replacement = spec.get("podReplacementPolicy");
@@ -197,7 +225,10 @@ fn failure_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
         if let Some(codes) = codes {
             let codes_at = item.child("onExitCodes");
             let operator = codes.str_at("operator");
-            e.one_of(codes_at.child("operator"), operator, &["In", "NotIn"]);
+            match operator {
+                "" => e.required(codes_at.child("operator"), "valid values: [\"In\" \"NotIn\"]"),
+                operator => e.one_of(codes_at.child("operator"), operator, &["In", "NotIn"]),
+            }
             if let Some(name) =
                 codes.get("containerName").and_then(Value::as_str).filter(|n| !names.contains(n))
             {
@@ -211,7 +242,11 @@ fn failure_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
             }
             let mut seen = Vec::new();
             if codes.items_at("values").is_empty() {
-                e.invalid(values, json!([]), "at least one value is required");
+                e.invalid(
+                    values,
+                    BadValue::internal("[]int", codes.get("values")),
+                    "at least one value is required",
+                );
             }
             for (j, n) in codes.items_at("values").iter().filter_map(Value::as_i64).enumerate() {
                 if operator == "In" && n == 0 {
@@ -241,14 +276,10 @@ fn failure_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
         }
         match (codes.is_some(), conditions.is_empty()) {
             (true, false) => {
-                e.invalid(
-                    item,
-                    rule.clone(),
-                    "specifying both OnExitCodes and OnPodConditions is not supported",
-                );
+                e.bare(item, "specifying both OnExitCodes and OnPodConditions is not supported");
             }
             (false, true) => {
-                e.invalid(item, rule.clone(), "specifying one of OnExitCodes and OnPodConditions is required")
+                e.bare(item, "specifying one of OnExitCodes and OnPodConditions is required");
             }
             _ => {}
         }
@@ -256,33 +287,35 @@ fn failure_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
 }
 
 /// How many indexes `1,3-5` names.
-fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
-    let parse = |s: &str| {
-        let n: i64 = s.parse().map_err(|_| format!("cannot convert string to integer for index: {s:?}"))?;
-        if (0..completions).contains(&n) { Ok(n) } else { Err(format!("too large index: {s:?}")) }
-    };
+pub fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
     let (mut total, mut last) = (0, None);
     for interval in text.split(',').filter(|_| !text.is_empty()) {
-        let bounds: Vec<&str> = interval.split('-').collect();
-        let (from, to) = match bounds.as_slice() {
-            [one] => (parse(one)?, parse(one)?),
-            [from, to] => (parse(from)?, parse(to)?),
-            _ => {
-                return Err(format!(
-                    "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
-                ));
-            }
-        };
-        if last.is_some_and(|last| from <= last) {
-            return Err(format!("non-increasing order, previous: {}, current: {from}", last.unwrap_or(0)));
-        }
-        if to < from || (bounds.len() == 2 && to == from) {
-            return Err(format!("non-increasing order, previous: {from}, current: {to}"));
+        let (from, to) = index_interval(interval, completions)?;
+        if let Some(last) = last.filter(|last| from <= *last) {
+            return Err(format!("non-increasing order, previous: {last}, current: {from}"));
         }
         total += to - from + 1;
         last = Some(to);
     }
     Ok(total)
+}
+
+/// The first and the last index of `1` or `3-5`.
+pub fn index_interval(text: &str, completions: i64) -> Result<(i64, i64), String> {
+    let parse = |s: &str| {
+        let n: i64 = s.parse().map_err(|_| format!("cannot convert string to integer for index: {s:?}"))?;
+        if n < completions { Ok(n) } else { Err(format!("too large index: {s:?}")) }
+    };
+    match text.split('-').collect::<Vec<&str>>().as_slice() {
+        [one] => parse(one).map(|n| (n, n)),
+        [from, to] => match (parse(from)?, parse(to)?) {
+            (from, to) if from >= to => Err(format!("non-increasing order, previous: {from}, current: {to}")),
+            bounds => Ok(bounds),
+        },
+        _ => Err(format!(
+            "the fragment {text:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+        )),
+    }
 }
 
 fn success_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
@@ -344,7 +377,9 @@ pub fn cron_job(o: &Value, e: &mut Errors) {
     }
     if let Some(zone) = o.at("spec.timeZone").and_then(Value::as_str) {
         let at = SPEC.child("timeZone");
-        if zone.is_empty() || zone.eq_ignore_ascii_case("local") {
+        if zone.is_empty() {
+            e.invalid(at, zone, "timeZone must be nil or non-empty string");
+        } else if zone.eq_ignore_ascii_case("local") {
             e.invalid(
                 at,
                 zone,
@@ -364,6 +399,14 @@ pub fn cron_job(o: &Value, e: &mut Errors) {
     );
     let template = o.at("spec.jobTemplate.spec").unwrap_or(&empty);
     job_spec(template, Path::new("spec.jobTemplate.spec"), "spec.jobTemplate.spec.template", e);
+    let job_at = Path::new("spec.jobTemplate.spec");
+    if let Some(selector) = template.get("selector").filter(|s| !s.is_null()) {
+        let shown = BadValue::internal("meta.v1.LabelSelector", Some(selector));
+        e.invalid(job_at.child("selector"), shown, "`selector` will be auto-generated");
+    }
+    if template.bool_at("manualSelector") == Some(true) {
+        e.push(FieldError::not_supported(job_at.child("manualSelector"), true, &["nil", "false"]));
+    }
     for field in ["successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
         e.not_negative(SPEC, spec, field);
     }

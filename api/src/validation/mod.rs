@@ -17,11 +17,14 @@ mod expressions;
 mod flowcontrol;
 mod groups;
 mod handlers;
+mod job_updates;
 mod jobs;
 mod meta;
 mod networking;
 mod persistent;
 mod platform;
+mod pod_status;
+mod pod_updates;
 mod pods;
 mod profiles;
 mod quotas;
@@ -30,11 +33,13 @@ mod recorded;
 mod scheduling;
 mod service;
 mod sources;
+mod statuses;
 mod storage;
 mod volumes;
 mod warnings;
 mod workloads;
 
+pub use addresses::sloppy as sloppy_ip;
 pub use service::addresses_wanted as service_addresses;
 
 use crate::crd::definition;
@@ -60,14 +65,31 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 pub fn validate_create_as(served: &Kind, stored: &Kind, object: &Value) -> Vec<FieldError> {
     let mut found = validate_create(stored, object);
     if served.group == "events.k8s.io" && served.kind == "Event" {
-        for error in found.iter_mut().filter(|e| e.field == "reportingComponent") {
-            error.field = "reportingController".into();
-        }
+        as_reporting_controller(&mut found);
         let mut e = Errors::default();
         core::strict_event(object, &mut e);
         found.extend(e.into_vec());
     }
     found
+}
+
+/// What is wrong with an update that came in a version which demands more than the stored one.
+pub fn validate_update_as(served: &Kind, stored: &Kind, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut found = validate_update(stored, new, old);
+    if served.group == "events.k8s.io" && served.kind == "Event" {
+        let mut e = Errors::default();
+        core::strict_event_update(new, old, &mut e);
+        found.extend(e.into_vec());
+        as_reporting_controller(&mut found);
+    }
+    found
+}
+
+/// The group `events.k8s.io` has a name of its own for who reports.
+fn as_reporting_controller(found: &mut [FieldError]) {
+    for error in found.iter_mut().filter(|e| e.field == "reportingComponent") {
+        error.field = "reportingController".into();
+    }
 }
 
 /// What is wrong with an update of a whole object; rules of a kind defined at run time are [`custom_update`]'s.
@@ -105,9 +127,12 @@ pub fn validate_subresource_update(
     let mut e = Errors::default();
     meta::on_update(kind, new, old, &mut e);
     match (kind.kind.as_str(), subresource) {
-        ("Pod", "ephemeralcontainers") => pods::ephemeral_update(new, old, &mut e),
-        ("Pod", "resize") => pods::pod(new, Some(old), &mut e),
+        ("Pod", "ephemeralcontainers") => pod_updates::ephemeral(new, old, &mut e),
+        ("Pod", "resize") => pod_updates::resize(new, old, &mut e),
+        ("Job", "status") => job_updates::status(new, old, &mut e),
+        ("Pod", "status") => pod_status::status(new, old, &mut e),
         ("PersistentVolumeClaim", "status") => persistent::claim_status(new, &mut e),
+        ("Service", "status") => service::status(new, &mut e),
         ("ResourceClaim", "status") => devices::claim_status(new, old, &mut e),
         ("ResourceQuota", "status") => quotas::quota_status(new, &mut e),
         ("CertificateSigningRequest", "approval" | "status") => {
@@ -117,6 +142,7 @@ pub fn validate_subresource_update(
         ("CustomResourceDefinition", "status") if kind.builtin => {
             definition::validate_status(new).into_iter().for_each(|error| e.push(error));
         }
+        (name, "status") if kind.builtin => statuses::judge(name, new, old, &mut e),
         _ => {}
     }
     e.into_vec()
@@ -154,7 +180,10 @@ fn whole(kind: &Kind, o: &Value, old: Option<&Value>, e: &mut Errors) {
             None => definition::validate_create(o).into_iter().for_each(|error| e.push(error)),
             Some(old) => definition::validate_update(o, old).into_iter().for_each(|error| e.push(error)),
         },
-        ("", "Pod") => pods::pod(o, old, e),
+        ("", "Pod") => match old {
+            None => pods::pod(o, e),
+            Some(old) => pod_updates::update(o, old, e),
+        },
         ("", "PodTemplate") => pods::template(o.get("template"), "template", e),
         ("", "Service") => service::service(o, old, e),
         ("", "Endpoints") => service::endpoints(o, e),

@@ -4,22 +4,21 @@ use super::addresses;
 use super::checks::Errors;
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::Path;
+use crate::status::{BadValue, Path};
 use serde_json::{Value, json};
 
 const SPEC: Path<'static> = Path::new("spec");
 
 pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
     let fixed = match kind {
-        "IngressClass" => "controller",
-        "ServiceCIDR" => "cidrs",
-        "IPAddress" => "parentRef",
-        _ => "",
+        "IngressClass" => Some(("controller", "string")),
+        "IPAddress" => Some(("parentRef", "*networking.ParentReference")),
+        _ => None,
     };
     if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec")))
-        && !fixed.is_empty()
+        && let Some((field, ty)) = fixed
     {
-        e.immutable(SPEC, new, old, fixed);
+        e.immutable(SPEC, ty, new, old, field);
     }
     match kind {
         "Ingress" => {
@@ -38,7 +37,10 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
         "NetworkPolicy" => network_policy(o, e),
         "IngressClass" => ingress_class(o, e),
-        "ServiceCIDR" => service_cidr(o, e),
+        "ServiceCIDR" => match old {
+            None => service_cidr(o, e),
+            Some(old) => service_cidr_update(o, old, e),
+        },
         "IPAddress" => {
             let at = SPEC.child("parentRef");
             match o.at("spec.parentRef").filter(|p| !p.is_null()) {
@@ -118,6 +120,22 @@ pub fn domain_path(text: &str, at: Path<'_>, e: &mut Errors) {
     }
 }
 
+/// The ranges stay, but a second one may be added (the step to two families).
+fn service_cidr_update(o: &Value, old: &Value, e: &mut Errors) {
+    let at = SPEC.child("cidrs");
+    let (now, before) = (o.items_at("spec.cidrs"), old.items_at("spec.cidrs"));
+    let grown = before.len() == 1 && now.len() == 2;
+    if !grown && now.len() != before.len() {
+        return e.invalid(at, BadValue::internal("[]string", o.at("spec.cidrs")), super::checks::IMMUTABLE);
+    }
+    for (i, (now, _)) in now.iter().zip(before).enumerate().filter(|(_, (a, b))| a != b) {
+        e.invalid(at.index(i), now.clone(), super::checks::IMMUTABLE);
+    }
+    if grown {
+        service_cidr(o, e);
+    }
+}
+
 fn service_cidr(o: &Value, e: &mut Errors) {
     let at = SPEC.child("cidrs");
     let cidrs: Vec<&str> = o.items_at("spec.cidrs").iter().filter_map(Value::as_str).collect();
@@ -157,7 +175,10 @@ fn ingress(o: &Value, e: &mut Errors) {
     if rules.is_empty() && default.is_none() {
         e.invalid(
             SPEC,
-            o.get("spec").cloned().unwrap_or(Value::Null),
+            o.get("spec")
+                .filter(|s| s.as_object().is_some_and(|s| !s.is_empty()))
+                .cloned()
+                .unwrap_or(Value::Null),
             "either `defaultBackend` or `rules` must be specified",
         );
     }

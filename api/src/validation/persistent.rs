@@ -1,11 +1,13 @@
 //! Validation of persistent volumes and claims.
 
 use super::checks::{Errors, NOT_NEGATIVE, quantity};
+use super::scheduling;
 use super::sources::{self, Scope, no_backsteps};
-use super::{scheduling, workloads::same_but};
+use crate::internal;
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::Path;
+use crate::quantity::Quantity;
+use crate::status::{BadValue, Path};
 use serde_json::{Value, json};
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -49,25 +51,27 @@ pub fn volume(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let s = o.get("spec").unwrap_or(&empty);
     volume_spec(s, o.name(), false, SPEC, e);
     let Some(before) = old.and_then(|o| o.get("spec")) else { return };
-    let source = |s: &Value| -> Vec<Value> {
-        ORDER.iter().map(|name| given(s, name).cloned().unwrap_or(Value::Null)).collect()
-    };
+    // Kubernetes judges the volume by itself, and once more as the new state of an old one.
+    volume_spec(s, o.name(), false, SPEC, e);
     let mut ours = s.clone();
     // The secret for growing may be given later.
     const EXPAND: [&str; 2] = ["csi", "controllerExpandSecretRef"];
     if before.get_path(&EXPAND).is_none() {
         ours.remove_path(&EXPAND);
     }
-    if source(&ours) != source(before) {
-        let detail = "spec.persistentvolumesource is immutable after creation";
-        e.forbidden(SPEC.child("persistentvolumesource"), detail);
+    const SOURCE: &str = "core.PersistentVolumeSource";
+    if !internal::same(SOURCE, Some(&ours), Some(before)) {
+        let changed = internal::difference(SOURCE, Some(before), Some(&ours));
+        let detail = format!("spec.persistentvolumesource is immutable after creation\n{changed}");
+        e.forbidden(SPEC.child("persistentvolumesource"), &detail);
     }
-    e.immutable(Path::ROOT, s, before, "volumeMode");
+    e.immutable(Path::ROOT, "*string", s, before, "volumeMode");
     if let Some(affinity) = given(before, "nodeAffinity")
         && given(s, "nodeAffinity") != Some(affinity)
     {
-        let value = s.get("nodeAffinity").cloned().unwrap_or(Value::Null);
-        e.invalid(Path::new("nodeAffinity"), value, super::checks::IMMUTABLE);
+        let shown = BadValue::internal("*core.VolumeNodeAffinity", s.get("nodeAffinity"));
+        let detail = "field is immutable, except for updating from beta label to GA";
+        e.invalid(Path::new("nodeAffinity"), shown, detail);
     }
     let class = |s: &Value| given(s, "volumeAttributesClassName").is_some();
     if class(before) && !class(s) {
@@ -255,10 +259,8 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     let mut ours = s.clone();
     // Binding fills in the volume and the class; a bound claim may ask for more.
-    for field in ["volumeName", "storageClassName"] {
-        if old.get(field).is_none() {
-            ours.remove_path(&[field]);
-        }
+    if old.get("storageClassName").is_none() {
+        ours.remove_path(&["storageClassName"]);
     }
     if o.str_at("status.phase") == "Bound" {
         for path in [&["volumeAttributesClassName"][..], &["resources", "requests", "storage"]] {
@@ -268,13 +270,18 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
     }
-    if !same_but(Some(&ours), Some(old), &[]) {
-        e.forbidden(SPEC, "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+    let mut before = old.clone();
+    if let (None, Some(volume)) = (old.get("volumeName"), s.get("volumeName")) {
+        before.set_path(&["volumeName"], volume.clone());
+    }
+    const TYPE: &str = "core.PersistentVolumeClaimSpec";
+    if !internal::same(TYPE, Some(&ours), Some(&before)) {
+        let changed = internal::difference(TYPE, Some(&before), Some(&ours));
+        e.forbidden(SPEC, &format!("spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{changed}"));
     }
     let size = |s: &Value| quantity(s.at("resources.requests.storage"));
-    if let (Some(new), Some(before)) = (size(s), size(old))
-        && new < before
-    {
+    let new = size(s).unwrap_or(Quantity::from_int(0));
+    if size(old).is_some_and(|before| new < before) {
         // What was asked for in vain may be taken back, as far as the volume already is (KEP-1790).
         let there = quantity(before_status.and_then(|s| s.at("capacity.storage")));
         if there.is_none_or(|there| new <= there) && (there.is_some() || new.is_zero() || new.is_negative()) {
@@ -284,7 +291,7 @@ pub fn claim(o: &Value, old: Option<&Value>, e: &mut Errors) {
             );
         }
     }
-    e.immutable(Path::ROOT, s, old, "volumeMode");
+    e.immutable(Path::ROOT, "*string", s, old, "volumeMode");
     let class = s.get("volumeAttributesClassName").and_then(Value::as_str);
     let changed = class != old.get("volumeAttributesClassName").and_then(Value::as_str);
     let current = before_status.is_some_and(|s| given(s, "currentVolumeAttributesClassName").is_some());
@@ -359,14 +366,14 @@ fn data_source(source: &Value, at: Path<'_>, e: &mut Errors) {
 /// What a claim's status says about sizes.
 pub fn claim_status(o: &Value, e: &mut Errors) {
     let status = Path::new("status");
-    let at = status.child("allocatedResources");
-    for (name, q) in crate::resources::list(o.at("status.allocatedResources")) {
-        resource_key(&name, at.key(&name), e);
+    let at = status.child("capacity");
+    for (name, q) in crate::resources::list(o.at("status.capacity")) {
         if q.is_negative() {
-            e.invalid(at.key(&name), q.to_string(), NOT_NEGATIVE);
+            e.bare_value(at.key(&name), &q.to_string(), "must be a valid resource quantity");
         }
     }
-    let at = status.child("allocatedResourceStatus");
+    let allocated = status.child("allocatedResources");
+    let at = status.child("allocatedResourceStatuses");
     let known = [
         "ControllerResizeInProgress",
         "ControllerResizeInfeasible",
@@ -377,19 +384,28 @@ pub fn claim_status(o: &Value, e: &mut Errors) {
     for (name, state) in
         o.at("status.allocatedResourceStatuses").and_then(Value::as_object).into_iter().flatten()
     {
-        resource_key(name, at.key(name), e);
+        resource_key(name, at, e);
         let state = state.as_str().unwrap_or("");
         if !known.contains(&state) {
-            e.unsupported(status, name, &known);
+            e.unsupported(at, name, &known);
+        }
+    }
+    for (name, q) in crate::resources::list(o.at("status.allocatedResources")) {
+        if resource_key(&name, allocated, e) && q.is_negative() {
+            e.invalid(allocated.key(&name), q.to_string(), NOT_NEGATIVE);
         }
     }
 }
 
-fn resource_key(name: &str, at: Path<'_>, e: &mut Errors) {
+/// Whether the name is that of a resource which a claim may have.
+fn resource_key(name: &str, at: Path<'_>, e: &mut Errors) -> bool {
     let messages = names::qualified_name(name);
     let native = !name.contains('/') || name.contains("kubernetes.io/");
-    if messages.is_empty() && native && name != "storage" {
+    let other = messages.is_empty() && native && name != "storage";
+    if other {
         e.unsupported(at, name, &["storage"]);
     }
+    let good = messages.is_empty() && !other;
     e.all(at, name, messages);
+    good
 }

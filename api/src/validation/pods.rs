@@ -4,33 +4,30 @@ use super::checks::Errors;
 use super::{containers, contexts, meta, platform, scheduling, volumes};
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
-use crate::status::Path;
+use crate::status::{BadValue, Path};
 use serde_json::Value;
 
-/// The fields of a pod's spec that an update may change, as the refusal lists them.
-const MUTABLE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-
-/// A pod; `old` is the stored one of an update.
-pub fn pod(o: &Value, old: Option<&Value>, e: &mut Errors) {
+/// A pod that is to be created.
+pub fn pod(o: &Value, e: &mut Errors) {
     let at = Path::new("spec");
     let empty = Value::Null;
     let s = o.get("spec").unwrap_or(&empty);
-    match old {
-        None => {
-            spec(s, at, Some(o.name()), e);
-            only_in_pods(s, at, e);
-            if !s.items_at("ephemeralContainers").is_empty() {
-                e.forbidden(at.child("ephemeralContainers"), "cannot be set on create");
-            }
-            if !s.items_at("schedulingGates").is_empty() && !s.str_at("nodeName").is_empty() {
-                e.forbidden(
-                    at.child("nodeName"),
-                    "cannot be set until all schedulingGates have been cleared",
-                );
-            }
-        }
-        Some(old) => update(s, old.get("spec").unwrap_or(&empty), at, e),
+    of_pod(o, e);
+    if !s.items_at("ephemeralContainers").is_empty() {
+        e.forbidden(at.child("ephemeralContainers"), "cannot be set on create");
     }
+    if !s.items_at("schedulingGates").is_empty() && !s.str_at("nodeName").is_empty() {
+        e.forbidden(at.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
+    }
+}
+
+/// The spec of a pod, new or changed.
+pub fn of_pod(o: &Value, e: &mut Errors) {
+    let at = Path::new("spec");
+    let empty = Value::Null;
+    let s = o.get("spec").unwrap_or(&empty);
+    spec(s, at, Some(o.name()), e);
+    only_in_pods(s, at, e);
 }
 
 /// What is refused in a pod and let pass in a template.
@@ -55,136 +52,6 @@ fn only_in_pods(s: &Value, at: Path<'_>, e: &mut Errors) {
         let list = at.child(field);
         for (i, c) in s.items_at(field).iter().enumerate() {
             containers::image_padding(c, list.index(i), e);
-        }
-    }
-}
-
-/// The few fields of a running pod that may change.
-fn update(new: &Value, old: &Value, at: Path<'_>, e: &mut Errors) {
-    for list in ["containers", "initContainers"] {
-        let path = at.child(list);
-        let (a, b) = (new.items_at(list), old.items_at(list));
-        if a.len() != b.len() {
-            e.forbidden(path, "pod updates may not add or remove containers");
-            return;
-        }
-        for (i, c) in a.iter().enumerate() {
-            if c.str_at("image").is_empty() {
-                e.required(path.index(i).child("image"), "");
-            }
-        }
-    }
-    let (a, b) = (new.int_at("activeDeadlineSeconds"), old.int_at("activeDeadlineSeconds"));
-    if let Some(b) = b {
-        let path = at.child("activeDeadlineSeconds");
-        match a {
-            None => e.invalid(path, Value::Null, "must not update from a positive integer to nil value"),
-            Some(a) if a < 0 || a > b => e.invalid(path, a, "must be less than or equal to previous value"),
-            Some(_) => {}
-        }
-    }
-    gates(new, old, at, e);
-    tolerations(new, old, at, e);
-    let mut masked = new.clone();
-    for list in ["containers", "initContainers"] {
-        let images: Vec<Option<Value>> = old.items_at(list).iter().map(|c| c.get("image").cloned()).collect();
-        if let Some(Value::Array(items)) = masked.get_mut(list) {
-            for (item, image) in items.iter_mut().zip(images) {
-                if let Some(image) = image {
-                    item.set_path(&["image"], image);
-                }
-            }
-        }
-    }
-    let gated = !old.items_at("schedulingGates").is_empty();
-    let mut mutable =
-        vec!["activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"];
-    if gated {
-        // Pods that are not scheduled yet may be narrowed to fewer nodes.
-        mutable.push("nodeSelector");
-        mutable.push("affinity");
-        for (key, value) in Labels::new(old.get("nodeSelector").and_then(Value::as_object)).iter() {
-            let now = Labels::new(new.get("nodeSelector").and_then(Value::as_object)).get(key);
-            if now != Some(value) {
-                e.invalid(
-                    at.child("nodeSelector"),
-                    new.get("nodeSelector").cloned().unwrap_or(Value::Null),
-                    "nodeSelector has immutable keys; only additions are allowed",
-                );
-            }
-        }
-    }
-    let grace = (new.int_at("terminationGracePeriodSeconds"), old.int_at("terminationGracePeriodSeconds"));
-    if grace.0 != grace.1 && !matches!(grace, (Some(1), Some(n)) if n < 0) {
-        mutable.pop_if(|m| *m == "terminationGracePeriodSeconds");
-        mutable.retain(|m| *m != "terminationGracePeriodSeconds");
-    }
-    for field in mutable {
-        match old.get(field) {
-            Some(v) => masked.set_path(&[field], v.clone()),
-            None => {
-                masked.remove_path(&[field]);
-            }
-        }
-    }
-    if &masked != old {
-        let changed = difference(&masked, old);
-        e.forbidden(at, &format!("{MUTABLE}\n{changed}"));
-    }
-}
-
-/// The names of the top-level fields that differ.
-fn difference(new: &Value, old: &Value) -> String {
-    let (Some(n), Some(o)) = (new.as_object(), old.as_object()) else { return String::new() };
-    let mut fields: Vec<&str> =
-        n.keys().chain(o.keys()).filter(|k| n.get(*k) != o.get(*k)).map(String::as_str).collect();
-    fields.sort_unstable();
-    fields.dedup();
-    fields.join(", ")
-}
-
-/// Scheduling gates may only go.
-fn gates(new: &Value, old: &Value, at: Path<'_>, e: &mut Errors) {
-    let list = at.child("schedulingGates");
-    for (i, gate) in new.items_at("schedulingGates").iter().enumerate() {
-        if !old.items_at("schedulingGates").iter().any(|g| g.str_at("name") == gate.str_at("name")) {
-            let detail =
-                format!("only deletion is allowed, but found new scheduling gate '{}'", gate.str_at("name"));
-            e.forbidden(list.index(i).child("name"), &detail);
-        }
-    }
-}
-
-/// Tolerations may be added, and their seconds changed.
-fn tolerations(new: &Value, old: &Value, at: Path<'_>, e: &mut Errors) {
-    let bare = |t: &Value| {
-        let mut t = t.clone();
-        t.remove_path(&["tolerationSeconds"]);
-        t
-    };
-    let kept: Vec<Value> = new.items_at("tolerations").iter().map(bare).collect();
-    if old.items_at("tolerations").iter().any(|t| !kept.contains(&bare(t))) {
-        let detail = "existing toleration can not be modified except its tolerationSeconds";
-        e.forbidden(at.child("tolerations"), detail);
-    }
-    scheduling::tolerations(new, at, e);
-}
-
-/// Ephemeral containers may be added, and never changed or removed.
-pub fn ephemeral_update(new: &Value, old: &Value, e: &mut Errors) {
-    let spec_at = Path::new("spec");
-    let at = spec_at.child("ephemeralContainers");
-    let (now, before) = (new.items_at("spec.ephemeralContainers"), old.items_at("spec.ephemeralContainers"));
-    let empty = Value::Null;
-    containers::ephemeral(new.get("spec").unwrap_or(&empty), spec_at, e);
-    for c in before {
-        let name = crate::text::quote(c.str_at("name"));
-        match now.iter().find(|n| n.str_at("name") == c.str_at("name")) {
-            None => e.forbidden(at, &format!("existing ephemeral containers {name} may not be removed\n")),
-            Some(n) if n != c => {
-                e.forbidden(at, &format!("existing ephemeral containers {name} may not be changed\n"))
-            }
-            Some(_) => {}
         }
     }
 }
@@ -300,13 +167,13 @@ fn resource_claims(s: &Value, list: Path<'_>, e: &mut Errors) {
         match sources.iter().filter(|f| given(f).is_some()).count() {
             0 => {
                 let detail = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
-                e.invalid(item, in_memory(claim), detail);
+                e.invalid(item, BadValue::internal("core.PodResourceClaim", Some(claim)), detail);
             }
             1 => {}
             _ => {
                 let detail =
                     "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
-                e.invalid(item, in_memory(claim), detail);
+                e.invalid(item, BadValue::internal("core.PodResourceClaim", Some(claim)), detail);
             }
         }
         for field in sources {
@@ -354,16 +221,6 @@ fn pod_resources(s: &Value, at: Path<'_>, e: &mut Errors) {
             }
         }
     }
-}
-
-/// A claim of a pod as Kubernetes has it in memory.
-fn in_memory(claim: &Value) -> Value {
-    let given = |f: &str| claim.get(f).cloned().unwrap_or(Value::Null);
-    serde_json::json!({
-        "Name": claim.str_at("name"),
-        "ResourceClaimName": given("resourceClaimName"),
-        "ResourceClaimTemplateName": given("resourceClaimTemplateName"),
-    })
 }
 
 fn scheduling_gates(s: &Value, at: Path<'_>, e: &mut Errors) {

@@ -8,7 +8,7 @@ use crate::names;
 use crate::object::ObjectExt as _;
 use crate::quantity::Quantity;
 use crate::resources::{self, ResourceList};
-use crate::status::Path;
+use crate::status::{BadValue, Path};
 use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -179,7 +179,11 @@ fn selector(o: &Value, hard: &ResourceList, e: &mut Errors) {
             e.invalid(at.child("scopeName"), scope, "unsupported scope");
         }
         for _ in misfits(scope, hard) {
-            e.invalid(at, selector.clone(), "unsupported scope applied to resource");
+            e.invalid(
+                at,
+                BadValue::internal("core.ScopeSelector", Some(selector)),
+                "unsupported scope applied to resource",
+            );
         }
         let exists = SCOPES.contains(&scope) && !matches!(scope, "PriorityClass" | "VolumeAttributesClass");
         if exists && operator != "Exists" {

@@ -4,7 +4,7 @@ use super::addresses;
 use super::checks::{Errors, IMMUTABLE};
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
-use crate::status::Path;
+use crate::status::{BadValue, Path};
 use serde_json::{Value, json};
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -43,7 +43,7 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
     service_ports(s, e);
     e.label_map(SPEC.child("selector"), Labels::new(s.get("selector").and_then(Value::as_object)));
     affinity(s, e);
-    cluster_ips(s, e);
+    cluster_ips(s, old, e);
     let list = SPEC.child("externalIPs");
     for (i, ip) in s.items_at("externalIPs").iter().filter_map(Value::as_str).enumerate() {
         if let Some(address) = addresses::ip(list.index(i), ip, e)
@@ -175,10 +175,9 @@ fn service_ports(s: &Value, e: &mut Errors) {
         }
         let pair = (port.str_at("protocol"), port.int_at("port"));
         if pairs.contains(&pair) {
-            // As Kubernetes has it in memory, without what does not tell ports apart.
-            let shown = json!({"Name": "", "Protocol": pair.0, "AppProtocol": null, "Port": pair.1,
-                "TargetPort": 0, "NodePort": 0});
-            e.duplicate(item, shown);
+            // What does not tell ports apart is not shown.
+            let shown = json!({"protocol": pair.0, "port": pair.1});
+            e.duplicate(item, BadValue::internal("core.ServicePort", Some(&shown)));
         }
         pairs.push(pair);
     }
@@ -203,64 +202,78 @@ fn affinity(s: &Value, e: &mut Errors) {
     }
 }
 
-/// What is wrong with the addresses and families that a new service asks for, before any is given out.
-pub fn addresses_wanted(o: &Value) -> Vec<crate::status::FieldError> {
+/// What is wrong with the addresses and families that a service asks for, before any is given out.
+pub fn addresses_wanted(o: &Value, old: Option<&Value>) -> Vec<crate::status::FieldError> {
     let mut e = Errors::default();
-    cluster_ips(o.get("spec").unwrap_or(&Value::Null), &mut e);
+    cluster_ips(o.get("spec").unwrap_or(&Value::Null), old, &mut e);
     e.into_vec()
 }
 
-fn cluster_ips(s: &Value, e: &mut Errors) {
-    let policies = ["PreferDualStack", "RequireDualStack", "SingleStack"];
-    e.known(SPEC.child("ipFamilyPolicy"), s.get("ipFamilyPolicy"), &policies);
-    let list = SPEC.child("ipFamilies");
-    let mut seen = Vec::new();
-    for (i, family) in s.items_at("ipFamilies").iter().filter_map(Value::as_str).enumerate() {
-        if !matches!(family, "IPv4" | "IPv6") {
-            e.unsupported(list.index(i), family, &["IPv4", "IPv6"]);
-        }
-        if seen.contains(&family) {
-            e.duplicate(list.index(i), family);
-        }
-        seen.push(family);
+fn cluster_ips(s: &Value, old: Option<&Value>, e: &mut Errors) {
+    if s.str_at("type") == "ExternalName" {
+        return;
     }
     let list = SPEC.child("clusterIPs");
     let all = s.items_at("clusterIPs");
+    let shown = || s.get("clusterIPs").cloned().unwrap_or(Value::Null);
     let one = s.str_at("clusterIP");
-    if let Some(first) = all.first().and_then(Value::as_str) {
-        if one.is_empty() {
-            e.invalid(list, s["clusterIPs"].clone(), "must be empty when `clusterIP` is not specified");
-        } else if first != one {
-            e.invalid(list, s["clusterIPs"].clone(), "first value must match `clusterIP`");
+    match all.first() {
+        None if !one.is_empty() => e.required(list, ""),
+        Some(_) if one.is_empty() => {
+            e.invalid(list, shown(), "must be empty when `clusterIP` is not specified")
+        }
+        Some(first) if first != one => e.invalid(list, shown(), "first value must match `clusterIP`"),
+        _ => {}
+    }
+    let families_at = SPEC.child("ipFamilies");
+    let families: Vec<&str> = s.items_at("ipFamilies").iter().filter_map(Value::as_str).collect();
+    for (i, family) in families.iter().enumerate() {
+        if !matches!(*family, "IPv4" | "IPv6") {
+            e.unsupported(families_at.index(i), family, &["IPv4", "IPv6"]);
+        }
+        if families[..i].contains(family) {
+            e.duplicate(families_at.index(i), *family);
         }
     }
-    for (i, ip) in all.iter().filter_map(Value::as_str).enumerate() {
-        if ip == "None" && i == 0 {
+    let policies = ["PreferDualStack", "RequireDualStack", "SingleStack"];
+    e.known(SPEC.child("ipFamilyPolicy"), s.get("ipFamilyPolicy"), &policies);
+    let before = old.map(|o| o.items_at("spec.clusterIPs")).unwrap_or_default();
+    let mut wrong = false;
+    let mut parsed = Vec::new();
+    for (i, ip) in all.iter().enumerate() {
+        let text = ip.as_str().unwrap_or_default();
+        if i == 0 && text == "None" {
             if all.len() > 1 {
-                e.invalid(list, s["clusterIPs"].clone(), "'None' must be the first and only value");
+                wrong = true;
+                e.invalid(list, shown(), "'None' must be the first and only value");
             }
-            continue;
-        }
-        let parsed = addresses::ip(list.index(i), ip, e);
-        let family = s.items_at("ipFamilies").get(i).and_then(Value::as_str);
-        if let (Some(parsed), Some(family)) = (parsed, family) {
-            let own = if parsed.is_ipv4() { "IPv4" } else { "IPv6" };
-            if own != family && matches!(family, "IPv4" | "IPv6") {
-                let detail = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
-                e.invalid(list.index(i), ip, detail);
-            }
+        } else if before.contains(ip) {
+            // What was let in once stays.
+            parsed.extend(addresses::sloppy(text));
+        } else {
+            let told = e.count();
+            parsed.extend(addresses::ip(list.index(i), text, e));
+            wrong |= e.count() > told;
         }
     }
-    let families: Vec<bool> =
-        all.iter().filter_map(|ip| Some(addresses::sloppy(ip.as_str()?)?.is_ipv4())).collect();
     if all.len() > 2 {
-        e.invalid(list, s["clusterIPs"].clone(), "may only hold up to 2 values");
-    } else if matches!(families.as_slice(), [a, b] if a == b) {
-        let detail = "may specify no more than one IP for each IP family";
-        e.invalid(list, s["clusterIPs"].clone(), detail);
+        e.invalid(list, shown(), "may only hold up to 2 values");
     }
-    if all.is_empty() && !one.is_empty() && one != "None" {
-        e.ip(SPEC.child("clusterIP"), one);
+    if wrong {
+        return;
+    }
+    if all.len() > 1 && parsed.iter().all(|ip| ip.is_ipv4() == parsed[0].is_ipv4()) {
+        e.invalid(list, shown(), "may specify no more than one IP for each IP family");
+    }
+    if one == "None" {
+        return;
+    }
+    for (i, (ip, family)) in parsed.iter().zip(&families).enumerate() {
+        let own = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        if own != *family && matches!(*family, "IPv4" | "IPv6") {
+            let detail = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
+            e.invalid(list.index(i), all[i].clone(), detail);
+        }
     }
 }
 
@@ -298,22 +311,104 @@ fn traffic(s: &Value, kind: &str, e: &mut Errors) {
     e.known(SPEC.child("trafficDistribution"), s.get("trafficDistribution"), &all);
 }
 
-/// A service that keeps needing its address keeps it.
-fn update(o: &Value, old: &Value, e: &mut Errors) {
-    let needs = |o: &Value| matches!(o.str_at("spec.type"), "ClusterIP" | "NodePort" | "LoadBalancer");
-    let first = |o: &Value| o.items_at("spec.clusterIPs").first().and_then(Value::as_str).map(str::to_owned);
-    if needs(o) && needs(old) {
-        let (now, before) = (first(o), first(old));
-        if before.is_some() && now != before {
-            let list = SPEC.child("clusterIPs");
-            let value = o.at("spec.clusterIPs").cloned().unwrap_or(Value::Null);
-            e.invalid(list.index(0), value, "may not change once set");
+/// The addresses of a load balancer.
+pub fn status(o: &Value, e: &mut Errors) {
+    let list = Path::new("status");
+    let list = list.child("loadBalancer");
+    let list = list.child("ingress");
+    let ingress = o.items_at("status.loadBalancer.ingress");
+    if o.str_at("spec.type") != "LoadBalancer" && !ingress.is_empty() {
+        return e.forbidden(list, "may only be used when `spec.type` is 'LoadBalancer'");
+    }
+    for (i, one) in ingress.iter().enumerate() {
+        let item = list.index(i);
+        let (ip, host) = (one.str_at("ip"), one.str_at("hostname"));
+        if !ip.is_empty() {
+            addresses::ip(item.child("ip"), ip, e);
+        }
+        match one.get("ipMode").and_then(Value::as_str) {
+            None if !ip.is_empty() => e.required(item.child("ipMode"), "must be specified when `ip` is set"),
+            None => {}
+            Some(_) if ip.is_empty() => {
+                e.forbidden(item.child("ipMode"), "may not be specified when `ip` is not set");
+            }
+            mode => e.known(item.child("ipMode"), mode.map(Value::from).as_ref(), &["Proxy", "VIP"]),
+        }
+        if !host.is_empty() {
+            e.all(item.child("hostname"), host, names::dns1123_subdomain(host));
+            if addresses::sloppy(host).is_some() {
+                e.invalid(item.child("hostname"), host, "must be a DNS name, not an IP address");
+            }
         }
     }
+}
+
+/// What an update may not change.
+fn update(o: &Value, old: &Value, e: &mut Errors) {
     let balanced = |o: &Value| o.str_at("spec.type") == "LoadBalancer";
+    kept(o, old, e);
     if balanced(o) && balanced(old) && o.at("spec.loadBalancerClass") != old.at("spec.loadBalancerClass") {
         let value = o.at("spec.loadBalancerClass").cloned().unwrap_or(Value::Null);
         e.invalid(SPEC.child("loadBalancerClass"), value, "may not change once set");
+    }
+    let checked = |o: &Value| balanced(o) && o.str_at("spec.externalTrafficPolicy") == "Local";
+    let port = |o: &Value| o.int_at("spec.healthCheckNodePort").unwrap_or(0);
+    if checked(o) && checked(old) && port(o) != port(old) {
+        e.forbidden(SPEC.child("healthCheckNodePort"), IMMUTABLE);
+    }
+}
+
+/// The first address and the first family stay; the second ones may come, and go with the policy.
+fn kept(o: &Value, old: &Value, e: &mut Errors) {
+    let external = |o: &Value| o.str_at("spec.type") == "ExternalName";
+    let headless = |o: &Value| o.items_at("spec.clusterIPs").first().is_some_and(|ip| ip == "None");
+    if external(o) || external(old) || (headless(o) && headless(old)) {
+        return;
+    }
+    let shown = |path: &str| o.at(path).cloned().unwrap_or(Value::Null);
+    let single = o.str_at("spec.ipFamilyPolicy") == "SingleStack";
+    let policy = |what: &str, e: &mut Errors| {
+        let detail = format!("must be set to 'SingleStack' when releasing the secondary {what}");
+        e.invalid(SPEC.child("ipFamilyPolicy"), shown("spec.ipFamilyPolicy"), detail);
+    };
+    const CHANGED: &str = "may not change once set";
+    let (ips, before) = (o.items_at("spec.clusterIPs"), old.items_at("spec.clusterIPs"));
+    let list = SPEC.child("clusterIPs");
+    if ips.len() == before.len() {
+        for i in (0..ips.len()).filter(|i| ips[*i] != before[*i]) {
+            e.invalid(list.index(i), shown("spec.clusterIPs"), CHANGED);
+        }
+    } else {
+        if ips.is_empty() {
+            e.invalid(list.index(0), shown("spec.clusterIPs"), "primary clusterIP can not be unset");
+        } else if !before.is_empty() && ips[0] != before[0] {
+            e.invalid(list.index(0), shown("spec.clusterIPs"), CHANGED);
+        }
+        if before.len() > ips.len() && ips.len() == 1 && !single {
+            policy("clusterIP", e);
+        }
+    }
+    if headless(o) || headless(old) {
+        return;
+    }
+    let (families, before) = (o.items_at("spec.ipFamilies"), old.items_at("spec.ipFamilies"));
+    let first = SPEC.child("ipFamilies");
+    let first = first.index(0);
+    if families.len() == before.len() {
+        for _ in (0..families.len()).filter(|i| families[*i] != before[*i]) {
+            e.invalid(first, shown("spec.ipFamilies"), CHANGED);
+        }
+    } else {
+        if before.len() > families.len() && ips.is_empty() {
+            e.invalid(first, shown("spec.ipFamilies"), "primary ipFamily can not be unset");
+        }
+        if !before.is_empty() && families.first().is_some_and(|f| *f != before[0]) {
+            // The addresses are shown here, as kube-apiserver has it.
+            e.invalid(first, shown("spec.clusterIPs"), CHANGED);
+        }
+        if before.len() > families.len() && families.len() == 1 && !single {
+            policy("ipFamily", e);
+        }
     }
 }
 

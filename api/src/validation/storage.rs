@@ -1,9 +1,10 @@
 //! Validation of storage classes, attachments and drivers.
 
 use super::checks::{Errors, IMMUTABLE, NOT_NEGATIVE, quantity};
+use crate::internal;
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::Path;
+use crate::status::{BadValue, Path};
 use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -12,12 +13,6 @@ const ROOT: Path<'static> = Path::ROOT;
 pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
     match kind {
         "StorageClass" => {
-            if let Some(old) = old {
-                for field in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
-                    e.immutable(ROOT, o, old, field);
-                }
-                return;
-            }
             match o.str_at("provisioner") {
                 "" => e.required(ROOT.child("provisioner"), ""),
                 name => {
@@ -36,6 +31,16 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
                 e.unsupported(ROOT.child("volumeBindingMode"), mode, &modes);
             }
             topologies(o, e);
+            if let Some(old) = old {
+                for (field, ty) in [
+                    ("parameters", "map:string"),
+                    ("provisioner", "string"),
+                    ("reclaimPolicy", "*string"),
+                    ("volumeBindingMode", "*string"),
+                ] {
+                    e.immutable(ROOT, ty, o, old, field);
+                }
+            }
         }
         "CSIStorageCapacity" => {
             let class = o.str_at("storageClassName");
@@ -45,8 +50,10 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
             e.selector(ROOT.child("nodeTopology"), o.get("nodeTopology"));
             if let Some(old) = old {
-                for field in ["nodeTopology", "storageClassName"] {
-                    e.immutable(ROOT, o, old, field);
+                for (field, ty) in
+                    [("nodeTopology", "*meta.v1.LabelSelector"), ("storageClassName", "string")]
+                {
+                    e.immutable(ROOT, ty, o, old, field);
                 }
             }
         }
@@ -71,10 +78,8 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
             let node = o.str_at("spec.nodeName");
             e.all(SPEC.child("nodeName"), node, names::dns1123_subdomain(node));
-            if let Some(old) = old
-                && old.get("spec") != o.get("spec")
-            {
-                e.invalid(SPEC, o.get("spec").cloned().unwrap_or(Value::Null), IMMUTABLE);
+            if let Some(old) = old {
+                e.immutable(ROOT, "storage.VolumeAttachmentSpec", o, old, "spec");
             }
         }
         "VolumeAttributesClass" => {
@@ -87,8 +92,10 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
             parameters(o, false, e);
             if let Some(old) = old {
-                for field in ["driverName", "parameters"] {
-                    e.immutable(ROOT, o, old, field);
+                for (field, ty) in [("driverName", "string"), ("parameters", "map:string")] {
+                    if !internal::same(ty, o.get(field), old.get(field)) {
+                        e.forbidden(ROOT.child(field), &format!("updates to {field} are forbidden."));
+                    }
                 }
             }
         }
@@ -214,9 +221,12 @@ fn csi_driver(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
     }
     if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec"))) {
-        for field in ["attachRequired", "volumeLifecycleModes"] {
-            e.immutable(SPEC, new, old, field);
+        // Kubernetes names the field "attachedRequired".
+        if !internal::same("*bool", new.get("attachRequired"), old.get("attachRequired")) {
+            let shown = BadValue::internal("*bool", new.get("attachRequired"));
+            e.invalid(SPEC.child("attachedRequired"), shown, IMMUTABLE);
         }
+        e.immutable(SPEC, "[]string", new, old, "volumeLifecycleModes");
     }
 }
 
@@ -258,7 +268,8 @@ fn csi_node(o: &Value, old: Option<&Value>, e: &mut Errors) {
                 d
             };
             if bare(before) != bare(driver) {
-                e.invalid(item, driver.clone(), IMMUTABLE);
+                let shown = BadValue::internal("storage.CSINodeDriver", Some(driver));
+                e.invalid(SPEC.child("drivers"), shown, IMMUTABLE);
             }
         }
         if let Some(n) = driver.int_at("allocatable.count").filter(|n| *n < 0) {

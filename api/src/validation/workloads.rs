@@ -3,11 +3,15 @@
 use super::checks::{Errors, IMMUTABLE, percent, scaled, selector_empty, selector_parses, selects};
 use super::{persistent, pods};
 use crate::object::{Labels, ObjectExt as _};
-use crate::status::Path;
+use crate::status::{BadValue, FieldError, Path};
 use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
 const MISMATCH: &str = "`selector` does not match template `labels`";
+
+fn shown_selector(selector: &Value) -> BadValue {
+    BadValue::internal("meta.v1.LabelSelector", Some(selector))
+}
 
 /// The selector of a workload: there, not empty, well-formed.
 fn selector(o: &Value, what: &str, e: &mut Errors) {
@@ -17,7 +21,7 @@ fn selector(o: &Value, what: &str, e: &mut Errors) {
         Some(selector) => {
             e.selector(at, Some(selector));
             if selector_empty(selector) {
-                e.invalid(at, selector.clone(), format!("empty selector is invalid for {what}"));
+                e.invalid(at, shown_selector(selector), format!("empty selector is invalid for {what}"));
             }
         }
     }
@@ -33,7 +37,7 @@ fn template(o: &Value, what: &str, e: &mut Errors) {
         Some(s) if !selector_parses(s) && o.kind() == "DaemonSet" => {}
         Some(s) if !selector_parses(s) => {
             let detail = if o.kind() == "StatefulSet" { "" } else { "invalid label selector" };
-            e.invalid(SPEC.child("selector"), s.clone(), detail);
+            e.invalid(SPEC.child("selector"), shown_selector(s), detail);
             return;
         }
         // An empty selector has been refused already; it would select everything.
@@ -102,7 +106,7 @@ pub fn replica_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
 
 fn immutable_selector(o: &Value, old: Option<&Value>, e: &mut Errors) {
     if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec"))) {
-        e.immutable(SPEC, new, old, "selector");
+        e.immutable(SPEC, "*meta.v1.LabelSelector", new, old, "selector");
     }
 }
 
@@ -113,7 +117,7 @@ pub fn deployment(o: &Value, old: Option<&Value>, e: &mut Errors) {
     deployment_strategy(o, e);
     not_negative(o, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], e);
     let deadline = o.int_at("spec.progressDeadlineSeconds");
-    if let Some(n) = deadline.filter(|n| *n >= 0 && *n <= o.int_at("spec.minReadySeconds").unwrap_or(0)) {
+    if let Some(n) = deadline.filter(|n| *n <= o.int_at("spec.minReadySeconds").unwrap_or(0)) {
         e.invalid(SPEC.child("progressDeadlineSeconds"), n, "must be greater than minReadySeconds");
     }
     immutable_selector(o, old, e);
@@ -133,7 +137,10 @@ fn deployment_strategy(o: &Value, e: &mut Errors) {
             None => e.required(at.child("rollingUpdate"), "this should be defaulted and never be nil"),
             Some(rolling) => rolling_deployment(rolling, at.child("rollingUpdate"), e),
         },
-        other => e.unsupported(at.child("type"), other, &["Recreate", "RollingUpdate"]),
+        _ => {
+            let shown = BadValue::internal("apps.DeploymentStrategy", o.at("spec.strategy"));
+            e.push(FieldError::not_supported(at, shown, &["Recreate", "RollingUpdate"]));
+        }
     }
 }
 
@@ -157,11 +164,12 @@ fn over_hundred(at: Path<'_>, value: Option<&Value>, e: &mut Errors) {
 }
 
 pub fn daemon_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    immutable_selector(o, old, e);
     let at = SPEC.child("selector");
     if let Some(s) = o.at("spec.selector").filter(|s| !s.is_null()) {
         e.selector(at, Some(s));
         if selector_empty(s) {
-            e.invalid(at, s.clone(), "empty selector is invalid for daemonset");
+            e.invalid(at, shown_selector(s), "empty selector is invalid for daemonset");
         }
     }
     template(o, "DaemonSet", e);
@@ -173,10 +181,12 @@ pub fn daemon_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
             None => e.required(at.child("rollingUpdate"), ""),
             Some(rolling) => rolling_daemon(rolling, at.child("rollingUpdate"), e),
         },
-        other => e.unsupported(at.child("type"), other, &["RollingUpdate", "OnDelete"]),
+        _ => {
+            let shown = BadValue::internal("apps.DaemonSetUpdateStrategy", o.at("spec.updateStrategy"));
+            e.push(FieldError::not_supported(at, shown, &["RollingUpdate", "OnDelete"]));
+        }
     }
     not_negative(o, &["revisionHistoryLimit"], e);
-    immutable_selector(o, old, e);
 }
 
 fn rolling_daemon(rolling: &Value, at: Path<'_>, e: &mut Errors) {
@@ -209,7 +219,11 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
         "OnDelete" => {
             if rolling.is_some() {
                 let detail = "only allowed for updateStrategy 'RollingUpdate'";
-                e.invalid(at.child("rollingUpdate"), rolling.cloned().unwrap_or(Value::Null), detail);
+                e.invalid(
+                    at.child("rollingUpdate"),
+                    BadValue::internal("*apps.RollingUpdateStatefulSetStrategy", rolling),
+                    detail,
+                );
             }
         }
         "RollingUpdate" => {
@@ -219,7 +233,10 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
                 e.int_or_percent(at.child("maxUnavailable"), rolling.get("maxUnavailable"));
             }
         }
-        other => e.invalid(at, other, "must be 'RollingUpdate' or 'OnDelete'"),
+        _ => {
+            let shown = BadValue::internal("apps.StatefulSetUpdateStrategy", o.at("spec.updateStrategy"));
+            e.invalid(at, shown, "must be 'RollingUpdate' or 'OnDelete'");
+        }
     }
     let at = SPEC.child("persistentVolumeClaimRetentionPolicy");
     for field in ["whenDeleted", "whenScaled"] {
@@ -227,7 +244,9 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
         e.optional_one_of(at.child(field), value, &["Retain", "Delete"]);
     }
     let list = SPEC.child("volumeClaimTemplates");
-    for (i, claim) in o.items_at("spec.volumeClaimTemplates").iter().enumerate() {
+    // They never change, so what was accepted once is not judged again.
+    let claims = if old.is_none() { o.items_at("spec.volumeClaimTemplates") } else { &[] };
+    for (i, claim) in claims.iter().enumerate() {
         let item = list.index(i);
         persistent::claim_spec(claim.get("spec").unwrap_or(&Value::Null), item.child("spec"), e);
     }

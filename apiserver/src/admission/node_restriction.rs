@@ -12,7 +12,7 @@ use super::{Lookup, forbidden, name_of};
 use crate::access::{Admission, AdmissionRequest, Operation};
 use crate::authz::node::graph::{MIRROR_ANNOTATION, Reference, references};
 use crate::authz::node::{NODE_LEASE_NAMESPACE, node_of};
-use crate::bootstrap::policy::DATAPLANE_ACCOUNT;
+use crate::bootstrap::policy::NODE_ACCOUNTS;
 use crate::request_info::RequestInfo;
 
 pub(super) struct NodeRestriction {
@@ -215,9 +215,9 @@ impl NodeRestriction {
         };
         let (kind, version, name, uid) =
             (bound.str_at("kind"), bound.str_at("apiVersion"), bound.str_at("name"), bound.str_at("uid"));
-        // Hawser's own: the dataplane of a node acts under tokens bound to that Node.
-        let dataplane = info.namespace == "kube-system" && info.name == DATAPLANE_ACCOUNT;
-        if dataplane && (kind, version, name) == ("Node", "v1", node) {
+        // Hawser's own: the dataplane and the DNS server of a node act under tokens bound to that Node.
+        let own = info.namespace == "kube-system" && NODE_ACCOUNTS.contains(&info.name.as_str());
+        if own && (kind, version, name) == ("Node", "v1", node) {
             return Ok(());
         }
         if kind != "Pod" || version != "v1" {

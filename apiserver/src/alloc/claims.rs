@@ -1,6 +1,6 @@
 //! Claims in the store: one key for each address and port, made and removed with compare-and-swap.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,6 +12,7 @@ use http::Method;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::range::{Addresses, family};
 use super::{Claim, Owner};
 use crate::access::{LocalApi, UserInfo};
 use crate::cache::ResourceCache;
@@ -50,6 +51,9 @@ pub trait Ledger: Send + Sync {
     /// Gives something back that the owner has. What is another's stays.
     async fn release(&self, claim: Claim, owner: &Owner) -> Result<(), Status>;
 
+    /// The ranges of `ServiceCIDR` objects: those that addresses may be given out from, and the others.
+    async fn ranges(&self) -> Result<(Vec<Addresses>, Vec<Addresses>), Status>;
+
     /// All claims, no older than the call.
     async fn all(&self) -> Result<Vec<Held>, Status>;
 }
@@ -60,6 +64,8 @@ pub struct Stored {
     pub feed: Arc<Feed>,
     /// Cache of the `IPAddress` objects.
     pub addresses: Arc<ResourceCache>,
+    /// Cache of the `ServiceCIDR` objects.
+    pub ranges: Arc<ResourceCache>,
     /// Writes them as any client would.
     pub local: Arc<dyn LocalApi>,
 }
@@ -68,9 +74,9 @@ fn port_key(port: u16) -> String {
     format!("{PORTS}{port}")
 }
 
-fn address_object(address: Ipv4Addr, owner: &Owner) -> Value {
+fn address_object(address: IpAddr, owner: &Owner) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress",
-        "metadata": {"name": address.to_string(), "labels": {FAMILY: "IPv4", MANAGED_BY: ALLOCATOR}},
+        "metadata": {"name": address.to_string(), "labels": {FAMILY: family(&address), MANAGED_BY: ALLOCATOR}},
         "spec": {"parentRef": {"group": "", "resource": "services", "namespace": owner.namespace, "name": owner.name}}})
 }
 
@@ -86,6 +92,14 @@ fn port_held(kv: &KeyValue) -> Option<Held> {
     let owner = Owner { namespace: value.str_at("namespace").into(), name: value.str_at("name").into() };
     let since = value.str_at("since").parse().ok();
     Some(Held { claim: Claim::Port(port), owner: Some(owner), since })
+}
+
+/// Whether addresses of a `ServiceCIDR` are given out: it is not on its way out, and nobody says that it is not ready.
+fn gives_out(range: &Value) -> bool {
+    let conditions = range.items_at("status.conditions");
+    let ready =
+        conditions.iter().find(|c| c.str_at("type") == "Ready").is_none_or(|c| c.str_at("status") == "True");
+    ready && range.deletion_timestamp().is_none()
 }
 
 impl Stored {
@@ -170,6 +184,18 @@ impl Ledger for Stored {
                 }
             }
         }
+    }
+
+    async fn ranges(&self) -> Result<(Vec<Addresses>, Vec<Addresses>), Status> {
+        self.feed.ensure(&self.ranges).await.map_err(|e| feed_status(&e))?;
+        let (entries, _) = self.ranges.entries(None).map_err(reloading)?;
+        let (mut open, mut closed) = (Vec::new(), Vec::new());
+        for object in entries.iter().filter_map(|e| e.decode().ok()) {
+            let target = if gives_out(&object) { &mut open } else { &mut closed };
+            let texts = object.items_at("spec.cidrs").iter().filter_map(Value::as_str);
+            target.extend(texts.filter_map(|t| Addresses::new(t.parse().ok()?)));
+        }
+        Ok((open, closed))
     }
 
     async fn all(&self) -> Result<Vec<Held>, Status> {

@@ -6,37 +6,33 @@
 //! is put right by [`repair`].
 
 mod claims;
+mod range;
 pub mod repair;
 #[cfg(test)]
 mod tests;
 mod work;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
 use hawser_api::status::Status;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::Value;
 
 pub use self::claims::{Held, Ledger, Stored};
+pub use self::range::{Addresses, Ports};
 use self::work::Work;
 
-/// First node port.
-const FIRST_PORT: u16 = 30000;
-/// Number of node ports.
-const PORTS: u16 = 2768;
-/// What a dry run answers for a port that would be given out (as kube-apiserver: one that never is).
-const DRY_RUN_PORT: i64 = FIRST_PORT as i64 + PORTS as i64 + 1;
-/// Node ports kept for those that are asked for by number (KEP-3668).
-const RESERVED_PORTS: u16 = 86;
+/// What a dry run answers for the first port that would be given out (as kube-apiserver).
+const DRY_RUN_PORT: i64 = 32769;
 
 /// Something given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Claim {
-    /// An address of the Services' range.
-    Address(Ipv4Addr),
+    /// An address of a Service.
+    Address(IpAddr),
     /// A node port.
     Port(u16),
 }
@@ -60,7 +56,9 @@ impl Owner {
 /// The allocators of a server.
 #[derive(Clone)]
 pub struct Allocators {
-    cidr: Ipv4Net,
+    /// The ranges that the cluster was set up with, one per family, that of the default family first.
+    cidrs: Vec<Addresses>,
+    ports: Ports,
     ledger: Arc<dyn Ledger>,
 }
 
@@ -155,27 +153,65 @@ fn is_service(kind: &Kind) -> bool {
     kind.group.is_empty() && kind.plural == "services"
 }
 
+/// Why settings cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No range, or more than two, or two of one family.
+    #[error("one range of addresses is needed, or two of which one is IPv4 and one IPv6")]
+    Families,
+    /// A range is too small or too large.
+    #[error("range {0}: IPv4 needs a /8 to /29, IPv6 a /64 to /125")]
+    Size(IpNet),
+}
+
 impl Allocators {
-    /// Allocators for a service CIDR over a ledger.
-    pub fn new(cidr: Ipv4Net, ledger: Arc<dyn Ledger>) -> Self {
-        Self { cidr, ledger }
+    /// Allocators over a ledger. `cidrs` are the Services' ranges, one per family, that of the default family first;
+    /// further ranges come as `ServiceCIDR` objects.
+    ///
+    /// # Errors
+    /// When the ranges are not of that form.
+    pub fn new(cidrs: &[IpNet], ports: Ports, ledger: Arc<dyn Ledger>) -> Result<Self, Error> {
+        Ok(Self { cidrs: checked(cidrs)?, ports, ledger })
     }
 
     /// The first address: that of the `kubernetes` Service.
-    pub fn first_address(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.cidr.network()) + 1)
+    pub fn first_address(&self) -> IpAddr {
+        self.cidrs[0].first()
+    }
+
+    /// The families that the cluster has, the default one first.
+    pub fn families(&self) -> Vec<&'static str> {
+        self.cidrs.iter().map(|r| r.family()).collect()
+    }
+
+    /// The ranges that addresses are given out from now: those of the `ServiceCIDR` objects that are ready, and the
+    /// cluster's own.
+    async fn ranges(&self) -> Result<Vec<Addresses>, Status> {
+        let (mut open, closed) = self.ledger.ranges().await?;
+        for own in self.cidrs.iter().rev() {
+            if !open.contains(own) && !closed.contains(own) {
+                open.insert(0, *own);
+            }
+        }
+        Ok(open)
     }
 
     /// Everything a Service has.
     pub fn claims(&self, service: &Value) -> Vec<Claim> {
         let mut out: Vec<Claim> = Vec::new();
-        let address = service.str_at("spec.clusterIP").parse().ok();
-        out.extend(address.filter(|a| self.cidr.contains(a)).map(Claim::Address));
+        if service.str_at("spec.type") != "ExternalName" {
+            let addresses = service.items_at("spec.clusterIPs").iter().filter_map(Value::as_str);
+            let one = Some(service.str_at("spec.clusterIP"));
+            for address in addresses.chain(one).filter_map(ip).map(Claim::Address) {
+                if !out.contains(&address) {
+                    out.push(address);
+                }
+            }
+        }
         let ports = service.items_at("spec.ports").iter().filter_map(|p| p.int_at("nodePort"));
-        for port in ports.chain(service.int_at("spec.healthCheckNodePort")) {
-            if let Some(claim) = port_claim(port)
-                && !out.contains(&claim)
-            {
+        let health = service.int_at("spec.healthCheckNodePort").filter(|_| needs_health_check(service));
+        for claim in ports.chain(health).filter_map(port_claim) {
+            if !out.contains(&claim) {
                 out.push(claim);
             }
         }
@@ -190,11 +226,7 @@ impl Allocators {
         if !is_service(kind) {
             return Ok(Allocation::default());
         }
-        let wrong = hawser_api::validation::service_addresses(object);
-        if !wrong.is_empty() {
-            return Err(Status::invalid("", "Service", object.name(), &wrong));
-        }
-        Work::allocate(self, object, &[], dry_run).await
+        Work::allocate(self, object, None, &[], dry_run).await
     }
 
     /// Fills in what a changed Service needs more, and notes what it gives up.
@@ -213,7 +245,7 @@ impl Allocators {
             return Ok(Allocation::default());
         }
         let held = self.claims(old);
-        let mut allocation = Work::allocate(self, new, &held, dry_run).await?;
+        let mut allocation = Work::allocate(self, new, Some(old), &held, dry_run).await?;
         let kept = self.claims(new);
         allocation.freed = held.into_iter().filter(|c| !kept.contains(c)).collect();
         Ok(allocation)
@@ -227,7 +259,32 @@ impl Allocators {
     }
 }
 
+/// The ranges as they can be used.
+fn checked(cidrs: &[IpNet]) -> Result<Vec<Addresses>, Error> {
+    let mut out: Vec<Addresses> = Vec::new();
+    for cidr in cidrs {
+        let sized = match cidr {
+            IpNet::V4(net) => (8..=29).contains(&net.prefix_len()),
+            IpNet::V6(net) => (range::SHORTEST_V6..=125).contains(&net.prefix_len()),
+        };
+        let range = Addresses::new(*cidr).filter(|_| sized).ok_or(Error::Size(*cidr))?;
+        if out.iter().any(|o| o.family() == range.family()) {
+            return Err(Error::Families);
+        }
+        out.push(range);
+    }
+    if out.is_empty() { Err(Error::Families) } else { Ok(out) }
+}
+
+/// The address that a text means.
+fn ip(text: &str) -> Option<IpAddr> {
+    hawser_api::validation::sloppy_ip(text)
+}
+
+fn needs_health_check(service: &Value) -> bool {
+    service.str_at("spec.type") == "LoadBalancer" && service.str_at("spec.externalTrafficPolicy") == "Local"
+}
+
 fn port_claim(port: i64) -> Option<Claim> {
-    let port = u16::try_from(port).ok()?;
-    (FIRST_PORT..FIRST_PORT + PORTS).contains(&port).then_some(Claim::Port(port))
+    u16::try_from(port).ok().filter(|p| *p > 0).map(Claim::Port)
 }

@@ -4,7 +4,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use hawser_api::object::ObjectExt as _;
 use hawser_api::status::Status;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -92,9 +91,6 @@ impl Allocators {
     }
 
     fn owned(&self, service: &Value) -> Vec<(Claim, Owner)> {
-        if service.str_at("spec.type") == "ExternalName" {
-            return Vec::new();
-        }
         let owner = Owner::of(service);
         self.claims(service).into_iter().map(|claim| (claim, owner.clone())).collect()
     }

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 struct Fake(Mutex<BTreeMap<Claim, Owner>>);
 
+const RANGE: &str = "10.96.0.0/24";
+
 #[async_trait]
 impl Ledger for Fake {
     async fn is_taken(&self, claim: Claim) -> Result<bool, Status> {
@@ -33,15 +35,24 @@ impl Ledger for Fake {
         Ok(())
     }
 
+    async fn ranges(&self) -> Result<(Vec<Addresses>, Vec<Addresses>), Status> {
+        Ok((Vec::new(), Vec::new()))
+    }
+
     async fn all(&self) -> Result<Vec<Held>, Status> {
         let held = self.0.lock();
         Ok(held.iter().map(|(c, o)| Held { claim: *c, owner: Some(o.clone()), since: None }).collect())
     }
 }
 
-fn allocators() -> (Allocators, Arc<Fake>) {
+fn allocators_of(ranges: &[&str]) -> (Allocators, Arc<Fake>) {
     let fake = Arc::new(Fake::default());
-    (Allocators::new("10.96.0.0/24".parse().expect("cidr"), fake.clone()), fake)
+    let ranges: Vec<IpNet> = ranges.iter().map(|r| r.parse().expect("a range")).collect();
+    (Allocators::new(&ranges, Ports::default(), fake.clone()).expect("ranges"), fake)
+}
+
+fn allocators() -> (Allocators, Arc<Fake>) {
+    allocators_of(&[RANGE])
 }
 
 fn services() -> &'static Kind {
@@ -81,7 +92,7 @@ async fn addresses_and_ports() {
 #[tokio::test]
 async fn what_is_not_written_is_given_back() {
     let (a, fake) = allocators();
-    let mut one = json!({"metadata": {"namespace": "n", "name": "s"}, "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10"}});
+    let mut one = json!({"metadata": {"namespace": "n", "name": "s"}, "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"]}});
     drop(a.create(services(), &mut one, true).await.expect("dry run"));
     assert!(fake.0.lock().is_empty());
     a.create(services(), &mut one, false).await.expect("allocation").refused().await;
@@ -105,9 +116,9 @@ async fn what_is_not_written_is_given_back() {
 async fn out_of_range() {
     let (a, fake) = allocators();
     for spec in [
-        json!({"clusterIP": "192.168.1.1"}),
-        json!({"clusterIP": "10.96.0.0"}),
-        json!({"clusterIP": "10.96.0.255"}),
+        json!({"clusterIP": "192.168.1.1", "clusterIPs": ["192.168.1.1"]}),
+        json!({"clusterIP": "10.96.0.0", "clusterIPs": ["10.96.0.0"]}),
+        json!({"clusterIP": "10.96.0.255", "clusterIPs": ["10.96.0.255"]}),
         json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]}),
         json!({"ipFamilyPolicy": "RequireDualStack"}),
     ] {
@@ -161,5 +172,114 @@ fn repairs() {
         let want = |pairs: Vec<(Claim, &str)>| pairs.iter().map(|(c, o)| (*c, owner(o))).collect::<Vec<_>>();
         let got = plan(&has, &held, now);
         assert_eq!((got.take, got.release, got.twice), (want(take), want(release), want(twice)), "{held:?}");
+    }
+}
+
+#[tokio::test]
+async fn both_families() {
+    let (a, fake) = allocators_of(&[RANGE, "fd00:96::/112"]);
+    let mut one = json!({"metadata": {"namespace": "n", "name": "s"}, "spec": {"type": "ClusterIP",
+        "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}});
+    a.create(services(), &mut one, false).await.expect("allocation").commit().await;
+    let ips: Vec<&str> = one.items_at("spec.clusterIPs").iter().filter_map(Value::as_str).collect();
+    assert!(ips[0].starts_with("fd00:96::") && ips[1].starts_with("10.96.0."), "{ips:?}");
+    assert_eq!(one["spec"]["clusterIP"], ips[0]);
+    assert_eq!(fake.0.lock().len(), 2);
+    // The second family goes with the policy, and its address with it.
+    let mut single = one.clone();
+    single["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+    a.update(services(), "", &mut single, &one, false).await.expect("update").commit().await;
+    assert_eq!(single["spec"]["clusterIPs"], json!([ips[0]]));
+    assert_eq!(fake.0.lock().keys().copied().collect::<Vec<_>>(), [address(ips[0])]);
+    let mut again = single.clone();
+    again["spec"]["ipFamilyPolicy"] = "PreferDualStack".into();
+    a.update(services(), "", &mut again, &single, false).await.expect("update").commit().await;
+    assert_eq!(again.items_at("spec.clusterIPs").len(), 2);
+    assert_eq!(fake.0.lock().len(), 2);
+}
+
+/// What one API server does with a Service.
+#[derive(Debug, Clone)]
+enum Deed {
+    Create,
+    Delete,
+    /// The process ends between the claims and the write.
+    Crash,
+    /// The write is refused.
+    Refuse,
+}
+
+proptest::proptest! {
+    /// However many servers write at once, crash or are refused: no address and no port is that of two Services, and the
+    /// repair leaves exactly what they have.
+    #[test]
+    fn nothing_is_given_out_twice(deeds in proptest::collection::vec((0..6usize, proptest::prelude::prop_oneof![
+        4 => proptest::prelude::Just(Deed::Create), 2 => proptest::prelude::Just(Deed::Delete),
+        1 => proptest::prelude::Just(Deed::Crash), 1 => proptest::prelude::Just(Deed::Refuse)]), 1..40))
+    {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).build().expect("a runtime");
+        runtime.block_on(async move {
+            let fake = Arc::new(Fake::default());
+            let ranges: Vec<IpNet> = ["10.96.0.0/28", "fd00:96::/124"].iter().map(|r| r.parse().expect("a range")).collect();
+            let written: Arc<Mutex<BTreeMap<String, Value>>> = Arc::default();
+            let mut servers = Vec::new();
+            for server in 0..3 {
+                let ports = Ports::new(30000, 30011).expect("ports");
+                let a = Allocators::new(&ranges, ports, fake.clone()).expect("ranges");
+                let (deeds, written) = (deeds.clone(), written.clone());
+                servers.push(tokio::spawn(async move {
+                    for (n, deed) in deeds {
+                        // Each server has names of its own: the store lets only one write win otherwise.
+                        let name = format!("s{server}-{n}");
+                        let held = written.lock().get(&name).cloned();
+                        match (deed, held) {
+                            (Deed::Delete, Some(service)) => {
+                                written.lock().remove(&name);
+                                a.deleted(services(), &service).await;
+                            }
+                            (Deed::Delete, None) | (_, Some(_)) => {}
+                            (deed, None) => {
+                                let mut service = json!({"metadata": {"namespace": "n", "name": name}, "spec": {
+                                    "type": "NodePort", "ipFamilyPolicy": "PreferDualStack", "selector": {"a": "b"},
+                                    "ports": [{"port": 80, "protocol": "TCP"}]}});
+                                // Full ranges refuse; that is not what is looked at here.
+                                let Ok(mut allocation) = a.create(services(), &mut service, false).await else { continue };
+                                tokio::task::yield_now().await;
+                                match deed {
+                                    Deed::Crash => {
+                                        allocation.trying();
+                                        drop(allocation);
+                                    }
+                                    Deed::Refuse => allocation.refused().await,
+                                    _ => {
+                                        written.lock().insert(name, service);
+                                        allocation.commit().await;
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }));
+            }
+            for server in servers {
+                server.await.expect("no panic");
+            }
+            let a = Allocators::new(&ranges, Ports::default(), fake.clone()).expect("ranges");
+            let has: Vec<(Claim, Owner)> = written.lock().values()
+                .flat_map(|s| a.claims(s).into_iter().map(|c| (c, Owner::of(s))).collect::<Vec<_>>()).collect();
+            let mut claims: Vec<Claim> = has.iter().map(|(c, _)| *c).collect();
+            claims.sort();
+            claims.dedup();
+            proptest::prop_assert_eq!(claims.len(), has.len(), "given out twice: {:?}", has);
+            let now: Timestamp = "2026-01-01T00:10:00Z".parse().expect("a time");
+            let repair = plan(&has, &fake.all().await.expect("claims"), now);
+            proptest::prop_assert!(repair.twice.is_empty() && repair.take.is_empty(), "{:?}", repair);
+            for (claim, owner) in repair.release {
+                fake.release(claim, &owner).await.expect("released");
+            }
+            let left: Vec<Claim> = fake.0.lock().keys().copied().collect();
+            proptest::prop_assert_eq!(left, claims);
+            Ok(())
+        })?;
     }
 }

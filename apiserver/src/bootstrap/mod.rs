@@ -3,6 +3,7 @@
 pub mod flow;
 pub mod objects;
 pub mod policy;
+pub mod pools;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct AccessConfig {
     pub anonymous: bool,
     /// Where the join token is kept (mode 0600); None for a server that nodes do not join by token.
     pub node_token_file: Option<PathBuf>,
+    /// Whether there are address pools of load balancers (`loadbalancerippools.hawser.io`).
+    pub address_pools: bool,
 }
 
 impl AccessConfig {
@@ -47,6 +50,7 @@ impl AccessConfig {
             api_audiences: Vec::new(),
             anonymous: true,
             node_token_file: None,
+            address_pools: false,
         }
     }
 }
@@ -76,6 +80,10 @@ impl AccessBuilder for AccessConfig {
             let token = load_or_create_node_token(path, &self.pki)?;
             let object = token.token.secret_object();
             bootstrap.push(BootstrapObject { object, policy: BootstrapPolicy::CreateOnly });
+        }
+        if self.address_pools {
+            let object = pools::definition();
+            bootstrap.push(BootstrapObject { object, policy: BootstrapPolicy::ReconcileSpec });
         }
         let (configuration, keys) = (Arc::clone(&tokens), Arc::clone(&tokens));
         Ok(Access {

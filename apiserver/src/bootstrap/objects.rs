@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::policy::{self, DATAPLANE_ACCOUNT, PolicyError};
+use super::policy::{self, NODE_ACCOUNTS, PolicyError};
 use crate::access::{BootstrapObject, BootstrapPolicy};
 
 /// Namespaces of a fresh cluster.
@@ -45,12 +45,15 @@ pub fn bootstrap_objects(ca_pem: &str) -> Result<Vec<BootstrapObject>, PolicyErr
         })
     });
     objects.extend(classes.map(with(BootstrapPolicy::CreateOnly)));
-    let account = json!({
-        "apiVersion": "v1",
-        "kind": "ServiceAccount",
-        "metadata": {"name": DATAPLANE_ACCOUNT, "namespace": "kube-system"},
-        "automountServiceAccountToken": false,
+    let accounts = NODE_ACCOUNTS.map(|name| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": name, "namespace": "kube-system"},
+            "automountServiceAccountToken": false,
+        })
     });
+    objects.extend(accounts.map(with(BootstrapPolicy::CreateOnly)));
     // What extension API servers read to check the certificates of their callers.
     let authentication = json!({
         "apiVersion": "v1",
@@ -58,6 +61,6 @@ pub fn bootstrap_objects(ca_pem: &str) -> Result<Vec<BootstrapObject>, PolicyErr
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
         "data": {"client-ca-file": ca_pem},
     });
-    objects.extend([account, authentication].map(with(BootstrapPolicy::CreateOnly)));
+    objects.extend([authentication].map(with(BootstrapPolicy::CreateOnly)));
     Ok(objects)
 }

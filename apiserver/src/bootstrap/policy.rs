@@ -16,6 +16,10 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// ServiceAccount (in `kube-system`) that a node's dataplane acts as. Nodes may ask for its tokens, bound to
 /// their own Node object; the account may read what a service proxy needs.
 pub const DATAPLANE_ACCOUNT: &str = "hawser-dataplane";
+/// The same for a node's DNS server.
+pub const DNS_ACCOUNT: &str = "hawser-dns";
+/// Every account of a node's own parts.
+pub const NODE_ACCOUNTS: [&str; 2] = [DATAPLANE_ACCOUNT, DNS_ACCOUNT];
 
 /// A line of a policy table that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +41,8 @@ pub fn objects() -> Result<Vec<Value>, PolicyError> {
         .replace("$NODE_TOKENS", GROUP_NODE_TOKENS)
         .replace("$KUBELET_CLIENTS", KUBELET_CLIENT_GROUP)
         .replace("$NODES", GROUP_NODES)
-        .replace("$DATAPLANE", DATAPLANE_ACCOUNT);
+        .replace("$DATAPLANE", DATAPLANE_ACCOUNT)
+        .replace("$DNS", DNS_ACCOUNT);
     let own = parse(&substituted, None)?;
     objects.push(controller_manager_role(&objects));
     objects.extend(own);

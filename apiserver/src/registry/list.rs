@@ -65,6 +65,8 @@ impl Registry {
     pub(crate) async fn page(&self, call: &Call<'_>, options: &ListOptions) -> Result<Page, Status> {
         let filter = self.filter(call, options)?;
         let cache = call.cache()?;
+        // How many items there are from the start on, when that needs no counting.
+        let mut known = None;
         let (at, start) = match &options.continue_token {
             Some(text) => {
                 if options.resource_version.as_deref().is_some_and(|v| v != "0") {
@@ -74,7 +76,10 @@ impl Registry {
                 }
                 let token = Token::decode(text)?;
                 let at = match u64::try_from(token.revision) {
-                    Ok(revision) => At::Exactly(revision),
+                    Ok(revision) => {
+                        known = token.left;
+                        At::Exactly(revision)
+                    }
                     Err(_) => At::Now,
                 };
                 (at, Some(token.start))
@@ -98,43 +103,41 @@ impl Registry {
         };
         // kube-apiserver's cache gives everything to those who do not care for the version.
         let limit = if options.resource_version.as_deref() == Some("0") { 0 } else { options.limit };
-        self.page_at(cache, &filter, at, start.as_deref(), limit).await
+        self.page_at(cache, PageMaker::new(&filter, limit, known), at, start.as_deref()).await
     }
 
     async fn page_at(
         &self,
         cache: &Arc<ResourceCache>,
-        filter: &Filter,
+        mut page: PageMaker<'_>,
         at: At,
         start: Option<&str>,
-        limit: usize,
     ) -> Result<Page, Status> {
         let status = |e: FeedError| feed_status(&e);
         let seen = self.feed.seen();
         match at {
             At::Now => {
                 let proven = self.feed.consistent(cache).await.map_err(status)?;
-                scan(cache, filter, start, limit, proven.max(seen)).map_err(reloading)
+                scan(cache, page, start, proven.max(seen)).map_err(reloading)
             }
             At::NotOlderThan(revision) => {
                 self.feed.ensure(cache).await.map_err(status)?;
                 self.feed.wait_for(revision).await.map_err(status)?;
-                scan(cache, filter, start, limit, revision.max(seen)).map_err(reloading)
+                scan(cache, page, start, revision.max(seen)).map_err(reloading)
             }
             At::Exactly(revision) => {
                 self.feed.ensure(cache).await.map_err(status)?;
                 self.feed.wait_for(revision).await.map_err(status)?;
                 if self.feed.has_given_up(revision) {
-                    return self.page_from_storage(cache, filter, revision, start, limit).await;
+                    return self.page_from_storage(cache, page, revision, start).await;
                 }
-                let mut page = PageMaker::new(filter, limit);
                 let known = cache
-                    .scan_at(revision, filter.namespace(), start, |e| page.visit(e))
+                    .scan_at(revision, page.filter.namespace(), start, |e| page.visit(e))
                     .map_err(reloading)?;
                 if known.is_some() {
                     return Ok(page.finish(revision));
                 }
-                self.page_from_storage(cache, filter, revision, start, limit).await
+                self.page_from_storage(cache, page.anew(), revision, start).await
             }
         }
     }
@@ -143,12 +146,11 @@ impl Registry {
     async fn page_from_storage(
         &self,
         cache: &Arc<ResourceCache>,
-        filter: &Filter,
+        mut page: PageMaker<'_>,
         revision: u64,
         start: Option<&str>,
-        limit: usize,
     ) -> Result<Page, Status> {
-        let mut page = PageMaker::new(filter, limit);
+        let (filter, limit) = (page.filter, page.limit);
         let mut next = start.map(str::to_owned);
         // Without selectors the page is what is read; with them it takes as many reads as it takes.
         let piece = if limit == 0 {
@@ -209,14 +211,15 @@ fn named(call: &Call<'_>, fields: FieldSelector) -> Result<FieldSelector, Status
 /// Lists what the cache has. `floor` is a revision that the cache was known to have reached before.
 fn scan(
     cache: &ResourceCache,
-    filter: &Filter,
+    mut page: PageMaker<'_>,
     start: Option<&str>,
-    limit: usize,
     floor: u64,
 ) -> Result<Page, Reloading> {
-    let mut page = PageMaker::new(filter, limit);
-    if limit == 0 && !filter.selects() && filter.namespace().is_none() {
-        page.entries.reserve(cache.size().0);
+    let filter = page.filter;
+    if start.is_none() && !filter.selects() && filter.namespace().is_none() {
+        let size = cache.size().0;
+        page.known = Some(size as u64);
+        page.entries.reserve(if page.limit == 0 { size } else { size.min(page.limit) });
     }
     let scope = filter.scope(cache.kind().namespaced, cache.indexed_field());
     let revision = cache.scan_scope(&scope, start, |e| page.visit(e))?;
@@ -229,19 +232,26 @@ struct PageMaker<'a> {
     limit: usize,
     entries: Vec<Arc<Entry>>,
     more: u64,
+    /// How many items there are from the page's start on, if that need not be counted.
+    known: Option<u64>,
 }
 
 impl<'a> PageMaker<'a> {
-    fn new(filter: &'a Filter, limit: usize) -> Self {
-        Self { filter, limit, entries: Vec::new(), more: 0 }
+    fn new(filter: &'a Filter, limit: usize, known: Option<u64>) -> Self {
+        Self { filter, limit, entries: Vec::new(), more: 0, known }
     }
 
-    /// Takes an entry in; false when nothing more needs to be seen. Without selectors what follows is counted; with
+    /// The same page, nothing of it found yet.
+    fn anew(self) -> Self {
+        Self::new(self.filter, self.limit, self.known)
+    }
+
+    /// Takes an entry in; false when nothing more needs to be seen. Without selectors what follows is counted, if it is not known; with
     /// them anything that follows makes another page, as in Kubernetes, even if nothing of it will match.
     fn visit(&mut self, entry: &Arc<Entry>) -> bool {
         if self.is_full() {
             self.more += 1;
-            return !self.filter.selects();
+            return !self.filter.selects() && self.known.is_none();
         }
         if !self.filter.selects() || self.filter.matches(entry) {
             self.entries.push(entry.clone());
@@ -254,12 +264,14 @@ impl<'a> PageMaker<'a> {
     }
 
     fn finish(self, revision: u64) -> Page {
+        let left = self.known.map(|known| known.saturating_sub(self.entries.len() as u64).max(self.more));
+        let remaining = (self.more > 0 && !self.filter.selects()).then_some(left.unwrap_or(self.more));
+        let revision_of_token = i64::try_from(revision).unwrap_or(i64::MAX);
         let next = self
             .entries
             .last()
             .filter(|_| self.more > 0)
-            .map(|last| Token::after(i64::try_from(revision).unwrap_or(i64::MAX), &last.key).encode());
-        let remaining = (self.more > 0 && !self.filter.selects()).then_some(self.more);
+            .map(|last| Token::after(revision_of_token, &last.key, remaining).encode());
         Page { entries: self.entries, revision, next, remaining }
     }
 }

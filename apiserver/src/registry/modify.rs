@@ -184,10 +184,12 @@ impl Registry {
         }
         let judged = async {
             if !manner.trusted {
-                let told = hooks::validate_update(judging, part, &new, old_judged)?;
+                let told = hooks::validate_update(&call.row.kind, judging, part, &new, old_judged)?;
                 told.into_iter().for_each(|w| call.warn(w));
             }
-            hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));
+            if part.is_empty() {
+                hooks::warnings(judging, &new, Some(old_judged)).into_iter().for_each(|w| call.warn(w));
+            }
             if self.admission_wanted(call, Operation::Update) {
                 let mut shown = convert::judged_to_row(&call.row, new.clone());
                 self.validate_admission(call, step, Some(&mut shown)).await?;

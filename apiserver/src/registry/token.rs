@@ -23,17 +23,20 @@ pub struct Token {
     /// The first key of the next page is the first one not smaller than this.
     #[serde(default)]
     pub start: String,
+    /// How many items follow at that revision, where the page before knew it: saves counting them again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<u64>,
 }
 
 impl Token {
-    /// The token for what follows `last`.
-    pub fn after(revision: i64, last: &str) -> Self {
-        Self { version: VERSION.into(), revision, start: format!("{last}\0") }
+    /// The token for what follows `last`, `left` items if that is known.
+    pub fn after(revision: i64, last: &str, left: Option<u64>) -> Self {
+        Self { version: VERSION.into(), revision, start: format!("{last}\0"), left }
     }
 
     /// The token for what begins at `start`.
     pub fn at(revision: i64, start: &str) -> Self {
-        Self { version: VERSION.into(), revision, start: start.to_owned() }
+        Self { version: VERSION.into(), revision, start: start.to_owned(), left: None }
     }
 
     /// As text for a URL.
@@ -84,7 +87,7 @@ mod tests {
 
     #[test]
     fn round_trip_and_garbage() {
-        let token = Token::after(7, "ns/name");
+        let token = Token::after(7, "ns/name", Some(3));
         assert_eq!(Token::decode(&token.encode()).expect("token"), token);
         let coded = |text: &str| URL_SAFE_NO_PAD.encode(text);
         for (text, why) in [

@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::{
     ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use store::{Change, Handler, IndexFn, Scope, Store, Written};
 
+use crate::loadbalancer::pool::LoadBalancerIPPool;
 use crate::object::{self, Key, Object};
 
 /// Index: objects by their managing controller's uid.
@@ -46,12 +48,20 @@ pub const BY_NODE: &str = "node";
 pub const BY_NAMESPACE: &str = "namespace";
 /// Index: slices by `namespace/service`.
 pub const BY_SERVICE: &str = "service";
+/// Index: slices by the uids of what their endpoints are made of.
+pub const BY_TARGET: &str = "target";
 /// Index: ClusterRoles that aggregate others, all under one value.
 pub const AGGREGATES: &str = "aggregates";
 /// Index: pods by `namespace/claim` of each claim that they use.
 pub const BY_CLAIM: &str = "claim";
 /// Index: claims and volumes by the VolumeAttributesClasses that they refer to.
 pub const BY_ATTRIBUTES_CLASS: &str = "attributes-class";
+/// Index: addresses of Services, all under one value.
+pub const BY_RANGE: &str = "range";
+/// Index: load balancers by the node that answers for them, empty where there is none.
+pub const BY_ANNOUNCER: &str = "announcer";
+/// Index: Services whose endpoints are shared out among zones, all under one value.
+pub const BY_TOPOLOGY: &str = "topology";
 /// Index: terminated pods, all under one value.
 pub const TERMINATED: &str = "terminated";
 
@@ -147,6 +157,12 @@ where
                 Some(Ok(watcher::Event::InitDone)) => self.replace(std::mem::take(&mut listed)),
                 Some(Ok(watcher::Event::Apply(object))) => self.apply(object),
                 Some(Ok(watcher::Event::Delete(object))) => self.remove(&object),
+                Some(Err(watcher::Error::InitialListFailed(kube::Error::Api(refusal))))
+                    if self.scope.optional && refusal.code == 404 =>
+                {
+                    // The kind is not there; perhaps it comes.
+                    self.replace(Vec::new());
+                }
                 Some(Err(error)) => {
                     tracing::debug!(kind = %K::kind(&()), %error, "watch failed, trying again");
                 }
@@ -217,11 +233,23 @@ caches! {
     root_cas: ConfigMap =
         Store::new(Scope { name: Some("kube-root-ca.crt"), ..Scope::default() }, vec![], |_| {});
     /// Services.
-    services: Service = Store::new(Scope::default(), vec![(BY_SELECTOR, service_selector)], |_| {});
+    services: Service = Store::new(
+        Scope::default(),
+        vec![(BY_SELECTOR, service_selector), (BY_ANNOUNCER, crate::loadbalancer::announcer),
+            (BY_TOPOLOGY, |s| crate::endpointslice::topology::is_wanted(s).then(String::new).into_iter().collect())],
+        |_| {},
+    );
+    /// Address pools of load balancers, where there are any.
+    pools: LoadBalancerIPPool =
+        Store::new(Scope { optional: true, ..Scope::default() }, vec![], |_| {});
     /// Endpoints.
     endpoints: Endpoints = Store::new(Scope::default(), vec![], |_| {});
     /// EndpointSlices.
-    slices: EndpointSlice = Store::new(Scope::default(), vec![(BY_SERVICE, slice_service)], |_| {});
+    slices: EndpointSlice = Store::new(
+        Scope::default(),
+        vec![(BY_SERVICE, slice_service), (BY_TARGET, slice_targets)],
+        |_| {},
+    );
     /// ReplicaSets.
     replica_sets: ReplicaSet = Store::new(
         Scope::default(),
@@ -315,6 +343,11 @@ caches! {
         vec![],
         |_| {},
     );
+    /// ServiceCIDRs.
+    service_cidrs: ServiceCIDR = Store::new(Scope::default(), vec![], |_| {});
+    /// IPAddresses.
+    addresses: IPAddress =
+        Store::new(Scope::default(), vec![(BY_RANGE, crate::servicecidr::managed)], |_| {});
     /// ValidatingAdmissionPolicies.
     validating_policies: ValidatingAdmissionPolicy = Store::new(Scope::default(), vec![], |_| {});
     /// ClusterRoles.
@@ -405,11 +438,19 @@ fn service_selector(service: &Service) -> Vec<String> {
         .collect()
 }
 
+/// The Service of a slice.
+pub fn slice_services(slice: &EndpointSlice) -> Option<Key> {
+    let service = object::label(&slice.metadata, "kubernetes.io/service-name")?;
+    Some(Key::new(object::namespace(slice), service))
+}
+
 fn slice_service(slice: &EndpointSlice) -> Vec<String> {
-    object::label(&slice.metadata, "kubernetes.io/service-name")
-        .map(|service| format!("{}/{service}", object::namespace(slice)))
-        .into_iter()
-        .collect()
+    slice_services(slice).map(|key| key.to_string()).into_iter().collect()
+}
+
+fn slice_targets(slice: &EndpointSlice) -> Vec<String> {
+    let targets = slice.endpoints.iter().flatten().filter_map(|e| e.target_ref.as_ref());
+    targets.filter_map(|target| target.uid.clone()).collect()
 }
 
 /// Keeps of a pod's spec what controllers read.

@@ -41,6 +41,8 @@ pub struct Scope {
     pub name: Option<&'static str>,
     /// A further field selector.
     pub fields: Option<&'static str>,
+    /// The kind may be missing: then there are none of it.
+    pub optional: bool,
 }
 
 /// What a write must look like before its writer may trust the store again.

@@ -9,7 +9,7 @@ use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
 
-use super::View;
+use super::{View, topology};
 use crate::object;
 use crate::pods;
 use crate::services;
@@ -31,6 +31,8 @@ pub struct Desired {
     pub by_ports: BTreeMap<PortsKey, PortGroup>,
     /// Whether a pod was left out because its node is not there.
     pub missing_nodes: bool,
+    /// Whether there are hints, or why not, where the annotation asks for them.
+    pub topology: Option<Result<(), topology::Why>>,
 }
 
 /// The comparable form of a slice's ports.
@@ -86,7 +88,7 @@ pub fn families(service: &Service, slices: &[Arc<EndpointSlice>], pods: &[Arc<Po
 /// The endpoints that the Service's pods make in one family.
 pub fn endpoints(view: &View, family: &str) -> Desired {
     let service = view.service.as_ref();
-    let mut desired = Desired { by_ports: BTreeMap::new(), missing_nodes: false };
+    let mut desired = Desired { by_ports: BTreeMap::new(), missing_nodes: false, topology: None };
     for pod in &view.pods {
         if pods::is_terminal(pod) {
             continue;
@@ -107,6 +109,12 @@ pub fn endpoints(view: &View, family: &str) -> Desired {
             .entry(ports_key(&ports))
             .or_insert_with(|| PortGroup { ports, endpoints: BTreeMap::new() });
         group.endpoints.insert(identity(&endpoint), endpoint);
+    }
+    if topology::is_wanted(service) {
+        let groups = desired.by_ports.values_mut();
+        let mut all: Vec<&mut Endpoint> = groups.flat_map(|g| g.endpoints.values_mut()).collect();
+        desired.topology = Some(topology::hint(view.shares.as_deref(), &mut all));
+        return desired;
     }
     for group in desired.by_ports.values_mut() {
         hint(service, group);

@@ -5,6 +5,7 @@ pub mod mirror;
 mod place;
 #[cfg(test)]
 mod tests;
+pub mod topology;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +13,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::Mutex;
 
-use crate::cache::{BY_SERVICE, Caches};
+use crate::cache::{BY_SERVICE, BY_TOPOLOGY, Caches};
 use crate::object::{self, Key};
 use crate::plan::{Act, Note, Plan, Step};
 use crate::pods;
@@ -37,6 +39,8 @@ pub struct View {
     pub pods: Vec<Arc<Pod>>,
     /// The nodes of those pods that exist, with their zones.
     pub nodes: BTreeMap<String, Option<String>>,
+    /// The zones' shares in the cluster's CPUs, if they matter and are known.
+    pub shares: Option<Arc<BTreeMap<String, f64>>>,
     /// Its slices that we keep.
     pub slices: Vec<Arc<EndpointSlice>>,
     /// How many endpoints a slice holds at most.
@@ -69,6 +73,7 @@ pub fn reconcile(view: &View, _now: Timestamp) -> Plan {
             plan.requeue(Duration::from_secs(5));
         }
         let existing: Vec<_> = kept.iter().filter(|s| s.address_type == family).cloned().collect();
+        plan.events.extend(hint_note(service, family, wanted.topology.as_ref(), &existing));
         acts.extend(place::place(service, family, wanted.by_ports, &existing, view.max_endpoints));
     }
     if let Some(failure) = view.prior.as_ref().filter(|f| f.plural == "endpointslices") {
@@ -84,6 +89,28 @@ pub fn reconcile(view: &View, _now: Timestamp) -> Plan {
     plan
 }
 
+/// Tells when hints come or go.
+fn hint_note(
+    service: &Service,
+    family: &str,
+    outcome: Option<&Result<(), topology::Why>>,
+    before: &[Arc<EndpointSlice>],
+) -> Option<Note> {
+    let had = before.iter().flat_map(|s| s.endpoints.iter().flatten()).any(|e| e.hints.is_some());
+    let about = object::reference(service);
+    match outcome? {
+        Ok(()) if had => None,
+        Ok(()) => {
+            let message = format!("Topology Aware Hints has been enabled, addressType: {family}");
+            Some(Note::normal(about, "TopologyAwareHintsEnabled", message))
+        }
+        Err(why) => {
+            let message = format!("{why}, addressType: {family}");
+            Some(Note::warning(about, "TopologyAwareHintsDisabled", message))
+        }
+    }
+}
+
 fn delete(plan: &mut Plan, slices: &[Arc<EndpointSlice>]) {
     if !slices.is_empty() {
         plan.actions.push(Step::Parallel(slices.iter().map(|s| Act::delete(s.as_ref())).collect()));
@@ -94,12 +121,31 @@ fn delete(plan: &mut Plan, slices: &[Arc<EndpointSlice>]) {
 pub struct EndpointSlices {
     caches: Arc<Caches>,
     max_endpoints: usize,
+    /// The zones' shares as last counted; nothing once a node has changed.
+    shares: Mutex<Option<Shares>>,
+}
+
+type Shares = Option<Arc<BTreeMap<String, f64>>>;
+
+/// What of a node the zones' shares rest on.
+fn share_facts(node: &Node) -> impl PartialEq {
+    let status = node.status.as_ref();
+    let conditions = status.and_then(|s| s.conditions.clone()).unwrap_or_default();
+    let ready = conditions.into_iter().find(|c| c.type_ == "Ready").map(|c| c.status);
+    let cpu = status.and_then(|s| s.allocatable.as_ref()?.get("cpu").cloned());
+    (ready, cpu, node.metadata.labels.clone())
 }
 
 impl EndpointSlices {
     /// A controller on these caches that puts at most `max_endpoints` into a slice.
     pub fn new(caches: &Arc<Caches>, max_endpoints: usize) -> Self {
-        Self { caches: caches.clone(), max_endpoints: max_endpoints.clamp(1, 1000) }
+        Self { caches: caches.clone(), max_endpoints: max_endpoints.clamp(1, 1000), shares: Mutex::default() }
+    }
+
+    fn shares(&self) -> Shares {
+        let mut shares = self.shares.lock();
+        let count = || topology::shares(self.caches.nodes.all().iter().map(AsRef::as_ref)).map(Arc::new);
+        shares.get_or_insert_with(count).clone()
     }
 }
 
@@ -117,6 +163,16 @@ impl Controller for EndpointSlices {
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
         services::wire(&self.caches, queue);
+        let (this, q) = (self.clone(), queue.clone());
+        self.caches.nodes.on_change(move |change| {
+            if change.old.map(|n| share_facts(n)) == change.new.map(|n| share_facts(n)) {
+                return;
+            }
+            *this.shares.lock() = None;
+            for service in this.caches.services.by_index(BY_TOPOLOGY, "") {
+                q.add(Key::of(service.as_ref()));
+            }
+        });
         let q = queue.clone();
         self.caches.slices.on_change(move |change| {
             for slice in change.states() {
@@ -142,7 +198,8 @@ impl Controller for EndpointSlices {
             object::label(&s.metadata, MANAGED_BY) == Some(MANAGER) && !object::is_deleting(s.as_ref())
         });
         let max_endpoints = self.max_endpoints;
-        Ok(Some(View { service, pods, nodes, slices, max_endpoints, prior: prior.cloned() }))
+        let shares = if topology::is_wanted(&service) { self.shares() } else { None };
+        Ok(Some(View { service, pods, nodes, shares, slices, max_endpoints, prior: prior.cloned() }))
     }
 
     fn reconcile(&self, view: &View, now: Timestamp) -> Plan {

@@ -313,3 +313,40 @@ proptest! {
         })?;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_are_shared_out_among_zones() {
+    let mut h = harness(100);
+    let zoned = |name: &str, zone: &str| -> Node {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name, "labels": {services::ZONE: zone}},
+            "status": {"allocatable": {"cpu": "2"}, "conditions": [{"type": "Ready", "status": "True"}]}}))
+        .expect("a node")
+    };
+    h.model.lock().put(&zoned("n2", "z2"));
+    h.model.lock().edit::<Node>("", "n1", |n| n.status = zoned("", "").status);
+    let mut asking = service();
+    object::set_annotation(&mut asking.metadata, "service.kubernetes.io/topology-mode", "Auto");
+    h.model.lock().put(&asking);
+    for n in 0..4 {
+        h.model.lock().put(&pod(n, 80, true));
+    }
+    h.settle(100).await;
+    let zones = |h: &Harness<EndpointSlices>| {
+        let slices = slices(h);
+        let all = slices.iter().flat_map(|s| s.endpoints.iter().flatten());
+        let zone = |e: &k8s_openapi::api::discovery::v1::Endpoint| {
+            Some(e.hints.as_ref()?.for_zones.as_ref()?.first()?.name.clone())
+        };
+        let mut zones: Vec<String> = all.filter_map(zone).collect();
+        zones.sort();
+        zones
+    };
+    assert_eq!(zones(&h), ["z1", "z1", "z2", "z2"]);
+    assert!(h.notes().iter().any(|n| n.starts_with("Normal TopologyAwareHintsEnabled")));
+    // A node that does not tell its zone: nobody knows the shares any more.
+    h.model.lock().edit::<Node>("", "n2", |n| n.metadata.labels = None);
+    h.settle(100).await;
+    assert_eq!(zones(&h), Vec::<String>::new());
+    assert!(h.notes().iter().any(|n| n.starts_with("Warning TopologyAwareHintsDisabled Insufficient Node")));
+}

@@ -14,11 +14,13 @@ use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::acknowledgement::Acknowledgement;
 use crate::aggregation::RoleAggregation;
 use crate::cache::{AnyStore, Caches};
 use crate::certificates::approve::Approver;
 use crate::certificates::clean::Cleaner;
 use crate::certificates::sign::{Ca, Signer};
+use crate::clusterdns::Controlled;
 use crate::config::Config;
 use crate::cronjob::CronJobs;
 use crate::daemonset::DaemonSets;
@@ -29,6 +31,8 @@ use crate::endpointslice::EndpointSlices;
 use crate::endpointslice::mirror::Mirror;
 use crate::gc::GarbageCollector;
 use crate::job::Jobs;
+use crate::loadbalancer::LoadBalancers;
+use crate::loadbalancer::status::PoolStatuses;
 use crate::namespace::Namespaces;
 use crate::node::eviction::TaintEviction;
 use crate::node::ipam::{NodeIpam, Pool};
@@ -42,6 +46,7 @@ use crate::quota::Quotas;
 use crate::replicaset::{ReplicaSets, ReplicationControllers};
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
+use crate::servicecidr::ServiceCidrs;
 use crate::statefulset::StatefulSets;
 use crate::tokens::TokenCleaner;
 use crate::ttl::TtlAfterFinished;
@@ -115,7 +120,17 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         EndpointSlices::new(&t.caches, t.config.max_endpoints_per_slice)
     });
     t.add("endpointslicemirroring", "endpointslicemirroring-controller", |t, _| Mirror::new(&t.caches));
+    let clock: Clock = Arc::new(Timestamp::now);
+    t.add("acknowledgement", "acknowledgement-controller", |t, _| {
+        Acknowledgement::new(&t.caches, clock.clone())
+    });
     t.add("endpoints", "endpoint-controller", |t, _| EndpointsController::new(&t.caches));
+    if let Some(dns) = t.config.cluster_dns.clone() {
+        t.add("cluster-dns", "cluster-dns-controller", |t, _| Controlled::new(&t.caches, dns));
+    }
+    t.add("servicecidr", "service-cidrs-controller", |t, _| ServiceCidrs::new(&t.caches));
+    t.add("loadbalancer", "load-balancer-controller", |t, _| LoadBalancers::new(&t.caches));
+    t.add("loadbalancerpool-status", "load-balancer-controller", |t, _| PoolStatuses::new(&t.caches));
     t.add("namespace", "namespace-controller", |t, client| Namespaces::new(&t.caches, client));
     t.add("serviceaccount", "service-account-controller", |t, _| ServiceAccounts::new(&t.caches));
     if let Some(bundle) = t.config.root_ca_pem.clone() {
@@ -123,7 +138,6 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
             RootCa::new(&t.caches, &bundle)
         });
     }
-    let clock: Clock = Arc::new(Timestamp::now);
     t.add("node-lifecycle", "node-controller", |t, _| {
         let c = &t.config;
         let times = lifecycle::Times {

@@ -74,6 +74,33 @@ impl<C: Controller> Harness<C> {
         Self { model, caches, controller, queue, clock, tap: None, runner, seen: HashMap::new(), events }
     }
 
+    /// As if the process had ended and another one begun: nothing is left but the model, and caches that have just
+    /// listed it.
+    pub fn restart(&mut self, make: impl FnOnce(&Arc<Caches>, &kube::Client) -> C) {
+        let client = super::client(self.model.clone());
+        self.caches = Caches::new();
+        self.controller = Arc::new(make(&self.caches, &client));
+        self.queue = Arc::new(Queue::new());
+        self.controller.clone().wire(&self.queue);
+        let (recorder, events) = Recorder::channel();
+        self.events = events;
+        let executor =
+            Executor::new(client, &self.caches.stores(), recorder.for_component(self.controller.component()));
+        self.runner = Runner::new(self.controller.clone(), executor, self.queue.clone(), self.clock.clone());
+        self.seen = HashMap::new();
+        self.deliver();
+    }
+
+    /// Works on at most `times` keys that are due, while the caches lag.
+    pub async fn work_some(&mut self, times: usize, mut how_many: impl FnMut(usize) -> usize) {
+        for _ in 0..times {
+            self.deliver_some(&mut how_many);
+            let Some(key) = self.queue.try_next() else { return };
+            self.runner.work(&key).await;
+            self.queue.done(&key);
+        }
+    }
+
     /// Delivers everything that the caches have not seen.
     pub fn deliver(&mut self) {
         self.deliver_some(|_| usize::MAX);
@@ -191,6 +218,9 @@ fn give(caches: &Caches, event: &Logged) {
         "poddisruptionbudgets" => feed(&caches.budgets, event),
         "certificatesigningrequests" => feed(&caches.csrs, event),
         "secrets" if event.object["type"] == "bootstrap.kubernetes.io/token" => feed(&caches.tokens, event),
+        "loadbalancerippools" => feed(&caches.pools, event),
+        "servicecidrs" => feed(&caches.service_cidrs, event),
+        "ipaddresses" => feed(&caches.addresses, event),
         "validatingadmissionpolicies" => feed(&caches.validating_policies, event),
         "clusterroles" => feed(&caches.cluster_roles, event),
         _ => {}

@@ -107,34 +107,32 @@ fn arp_near(ctx: &TcContext) -> Result<Verdict, u32> {
     send_back(ctx, arp.sender_mac, mac)
 }
 
-/// A neighbour solicitation; `None` for any other packet.
+/// An IPv6 packet, perhaps a neighbour solicitation.
 #[inline(always)]
-pub fn solicitation(ctx: &TcContext) -> Result<Option<Verdict>, u32> {
-    match far::unpack(solicitation_far(ctx))? {
-        (NEXT, _) => Ok(None),
-        verdict => Ok(Some(verdict)),
-    }
+pub fn solicitation(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(solicitation_far(ctx))
 }
 
 #[inline(never)]
 fn solicitation_far(ctx: &TcContext) -> u64 {
-    far::pack(solicitation_near(ctx).map(|verdict| verdict.unwrap_or((NEXT, reason::STACK))))
+    far::pack(solicitation_near(ctx))
 }
 
 #[inline(always)]
-fn solicitation_near(ctx: &TcContext) -> Result<Option<Verdict>, u32> {
-    let Ok(ip) = Frame::load::<Ipv6Header>(ctx, ETH_LEN) else { return Ok(None) };
+fn solicitation_near(ctx: &TcContext) -> Result<Verdict, u32> {
+    let pass = Ok((NEXT, reason::STACK));
+    let Ok(ip) = Frame::load::<Ipv6Header>(ctx, ETH_LEN) else { return pass };
     if ip.next != PROTO_ICMP6 || ip.hops != HOPS {
-        return Ok(None);
+        return pass;
     }
-    let Ok(asked) = Frame::load::<Neighbour>(ctx, ETH_LEN + IP6_LEN) else { return Ok(None) };
+    let Ok(asked) = Frame::load::<Neighbour>(ctx, ETH_LEN + IP6_LEN) else { return pass };
     // Without the sender's address this is a test for duplicates, which is for the stack to hear.
     if asked.kind != SOLICITATION || ip.saddr_be == [0; 4] {
-        return Ok(None);
+        return pass;
     }
     // SAFETY: the map is not preallocated; only the element's presence matters.
     if unsafe { ANNOUNCE6.get(&asked.target_be) }.is_none() {
-        return Ok(None);
+        return pass;
     }
     let mac = config().uplink_mac;
     let mut pseudo = Pseudo {
@@ -169,5 +167,5 @@ fn solicitation_near(ctx: &TcContext) -> Result<Option<Verdict>, u32> {
     Frame::store(ctx, ETH_LEN, &header)?;
     Frame::store(ctx, ETH_LEN + IP6_LEN, &pseudo.message)?;
     let source: [u8; 6] = Frame::load(ctx, 6)?;
-    send_back(ctx, source, mac).map(Some)
+    send_back(ctx, source, mac)
 }

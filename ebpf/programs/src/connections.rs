@@ -10,13 +10,15 @@ use hawser_ebpf_common::lb::{CountedSocket, SocketKey};
 
 use crate::lb::{self, CONNECTIONS, Family, SOCKETS, V4, V6};
 
-/// Adds to a backend's count.
+const NOEXIST: u64 = BPF_NOEXIST as u64;
+
+/// Adds to a backend's count, if there is one.
 #[inline(always)]
-fn add(backend_id: u32, by: u64) {
-    if let Some(count) = CONNECTIONS.get_ptr_mut(&backend_id) {
-        // SAFETY: the element is eight bytes and aligned; other programs change it in this way only.
-        unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) by) };
-    }
+fn add(backend_id: u32, by: u64) -> bool {
+    let Some(count) = CONNECTIONS.get_ptr_mut(&backend_id) else { return false };
+    // SAFETY: the element is eight bytes and aligned; other programs change it in this way only.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) by) };
+    true
 }
 
 /// A socket connects to a backend.
@@ -26,8 +28,11 @@ pub fn opened<F: Family>(cookie: u64, backend_id: u32, rev_nat_id: u32) {
     closed(cookie);
     let socket = CountedSocket { backend_id, rev_nat_id, family: F::NUMBER, pad: 0 };
     // A full map costs the choice some knowledge, not the connection.
-    if SOCKETS.insert(&cookie, &socket, u64::from(BPF_NOEXIST)).is_ok() {
-        add(backend_id, 1);
+    if SOCKETS.insert(&cookie, &socket, NOEXIST).is_ok() {
+        // The first connection makes the count; of two first ones at a time one finds it made.
+        if !add(backend_id, 1) && CONNECTIONS.insert(&backend_id, &1, NOEXIST).is_err() {
+            add(backend_id, 1);
+        }
     }
 }
 
@@ -39,6 +44,7 @@ pub fn closed(cookie: u64) {
     if SOCKETS.remove(&cookie).is_err() {
         return;
     }
+    // The count of a backend that is gone went with it.
     add(socket.backend_id, 1u64.wrapping_neg());
     if socket.family == V6::NUMBER {
         forget::<V6>(cookie, socket.backend_id);

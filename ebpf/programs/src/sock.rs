@@ -220,6 +220,10 @@ fn translate<R: Remote>(ctx: &SockAddrContext, sticky: bool) -> i32 {
         Selected::Drop(reason) => return refuse(reason, EHOSTUNREACH),
         Selected::Backend(choice) => choice,
     };
+    if choice.counted && !sticky {
+        // First: a socket that connects again forgets what it was told then.
+        connections::opened::<R::Family>(cookie, choice.backend_id, choice.rev_nat_id);
+    }
     let key = SocketKey::new(cookie, choice.address_be, choice.port_be);
     let value = ReverseSk { rev_nat_id: choice.rev_nat_id, backend_id: choice.backend_id };
     // A failure costs the socket the frontend's name, not the connection.
@@ -227,9 +231,6 @@ fn translate<R: Remote>(ctx: &SockAddrContext, sticky: bool) -> i32 {
     if sticky && preferred.is_none_or(|(slot, id)| slot != choice.slot || id != choice.backend_id) {
         let value = ForwardSk { backend_id: choice.backend_id, slot: choice.slot, pad: 0 };
         let _ = R::Family::forward_sk().insert(&frontend, &value, 0);
-    }
-    if choice.counted && !sticky {
-        connections::opened::<R::Family>(cookie, choice.backend_id, choice.rev_nat_id);
     }
     count(direction::SOCKET, reason::TRANSLATED, 0);
     R::set(ctx, choice.address_be);

@@ -7,12 +7,12 @@ use hawser_ebpf_common::ct::CT_MASQUERADE;
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS};
 use hawser_ebpf_common::metrics::{direction, reason};
 
-use crate::far;
 use crate::announce;
 use crate::count::count;
 use crate::ct;
 use crate::dsr;
 use crate::family::Family;
+use crate::far;
 use crate::forward::{self, NEXT, Verdict, config};
 use crate::lb::{V4, V6};
 use crate::nat::{Origin, Seen, Translated, masquerade, translate, translate_known};
@@ -51,15 +51,25 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 pub fn from_uplink(ctx: TcContext) -> i32 {
     let outcome = match ctx.skb.protocol() {
         IP => dsr::accept(&ctx).and_then(|()| try_from_uplink::<V4>(&ctx)),
-        IPV6 => match announce::solicitation(&ctx) {
-            Ok(Some(verdict)) => Ok(verdict),
-            Ok(None) => from_uplink6(&ctx),
-            Err(reason) => Err(reason),
-        },
-        ARP => announce::arp(&ctx),
+        IPV6 => from_uplink6(&ctx),
         _ => PASS,
     };
     finish(&ctx, direction::FROM_UPLINK, outcome)
+}
+
+/// For the uplink's ingress, before [`from_uplink`], where Services' addresses are announced.
+#[classifier]
+pub fn announce(ctx: TcContext) -> i32 {
+    let outcome = match ctx.skb.protocol() {
+        ARP => announce::arp(&ctx),
+        IPV6 => announce::solicitation(&ctx),
+        _ => return NEXT,
+    };
+    match outcome {
+        // What is left to the stack is not counted twice.
+        Ok((NEXT, _)) => NEXT,
+        outcome => finish(&ctx, direction::FROM_UPLINK, outcome),
+    }
 }
 
 #[classifier]

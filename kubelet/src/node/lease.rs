@@ -1,30 +1,48 @@
-//! The node's heartbeat: a Lease in kube-node-lease.
+//! The node's heartbeat: a Lease in kube-node-lease. It also says what the node's dataplane has programmed.
 
 use crate::config::Checked;
 use crate::retry::Retry;
+use hawser_api::dataplane::PROGRAMMED_REVISION;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 const NAMESPACE: &str = "kube-node-lease";
 /// A lease lasts for so many renewals.
 const RENEWALS: u64 = 4;
 
-/// Renews the lease for ever, and tells `heartbeat` each time.
-pub(super) async fn keep(client: Client, config: Checked, node_uid: String, heartbeat: &Notify) {
+/// Renews the lease for ever, and tells `heartbeat` each time. A new `programmed` revision is written at once; while one
+/// is on its way, later ones wait for it and go together.
+pub(super) async fn keep(
+    client: Client,
+    config: Checked,
+    node_uid: String,
+    mut programmed: watch::Receiver<Option<u64>>,
+    heartbeat: &Notify,
+) {
     let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
     let mut known: Option<Lease> = None;
     let mut retry = Retry::default();
     loop {
-        match renew(&api, &config, &node_uid, known.take()).await {
+        let revision = *programmed.borrow_and_update();
+        match renew(&api, &config, &node_uid, revision, known.take()).await {
             Ok(lease) => {
                 known = Some(lease);
                 retry = Retry::default();
                 heartbeat.notify_one();
-                tokio::time::sleep(config.lease_interval).await;
+                let news = async {
+                    // Without a dataplane there are none.
+                    if programmed.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(config.lease_interval) => {}
+                    () = news => {}
+                }
             }
             Err(e) => {
                 tracing::warn!("renewing the node's lease: {e}");
@@ -40,6 +58,7 @@ async fn renew(
     api: &Api<Lease>,
     config: &Checked,
     node_uid: &str,
+    programmed: Option<u64>,
     known: Option<Lease>,
 ) -> Result<Lease, kube::Error> {
     let name = &config.node_name;
@@ -53,8 +72,15 @@ async fn renew(
         renew_time: Some(MicroTime(Timestamp::now())),
         ..LeaseSpec::default()
     };
+    let note = |metadata: &mut ObjectMeta| {
+        if let Some(revision) = programmed {
+            let annotations = metadata.annotations.get_or_insert_default();
+            annotations.insert(PROGRAMMED_REVISION.to_owned(), revision.to_string());
+        }
+    };
     match current {
         Some(mut lease) => {
+            note(&mut lease.metadata);
             lease.spec = Some(spec);
             api.replace(name, &PostParams::default(), &lease).await
         }
@@ -66,12 +92,13 @@ async fn renew(
                 uid: node_uid.to_owned(),
                 ..OwnerReference::default()
             };
-            let metadata = ObjectMeta {
+            let mut metadata = ObjectMeta {
                 name: Some(name.clone()),
                 namespace: Some(NAMESPACE.into()),
                 owner_references: Some(vec![owner]),
                 ..ObjectMeta::default()
             };
+            note(&mut metadata);
             api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await
         }
     }

@@ -20,7 +20,7 @@ use status::{Facts, Health};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How often the runtime's health is asked for.
@@ -43,6 +43,8 @@ pub(crate) struct NodeKeeper {
     pub recorder: Recorder,
     /// Told after each renewal of the Lease and each look at a ready node's status.
     pub heartbeat: Arc<Notify>,
+    /// What the dataplane has programmed; see [`hawser_api::dataplane::PROGRAMMED_REVISION`].
+    pub programmed: watch::Receiver<Option<u64>>,
 }
 
 impl NodeKeeper {
@@ -61,7 +63,8 @@ impl NodeKeeper {
         self.event("Starting", "Starting kubelet.", &uid);
         loop {
             let uid = node.metadata.uid.clone().unwrap_or_default();
-            let lease = lease::keep(self.client.clone(), self.config.clone(), uid.clone(), &self.heartbeat);
+            let (client, config) = (self.client.clone(), self.config.clone());
+            let lease = lease::keep(client, config, uid.clone(), self.programmed.clone(), &self.heartbeat);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = lease => {}

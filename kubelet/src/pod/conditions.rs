@@ -1,5 +1,6 @@
 //! Pod conditions and quality of service.
 
+use super::gate;
 use super::model::{Input, Observed};
 use super::spec::{Role, containers};
 use super::status::whole_seconds;
@@ -35,7 +36,7 @@ impl Draft {
 pub(super) fn build(view: &View<'_>, status: &PodStatus, observed: &Observed) -> Vec<PodCondition> {
     let Input { pod, memory, now, .. } = view.input;
     let containers_ready = containers_ready(view, status);
-    let ready = ready(pod, &memory.status, &containers_ready);
+    let ready = ready(view, status, &containers_ready);
     let host = pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
     let sandbox_up =
         view.ending.is_none() && observed.sandbox().is_some_and(|s| s.ready && (host || !s.ips.is_empty()));
@@ -131,7 +132,8 @@ fn containers_ready(view: &View<'_>, status: &PodStatus) -> Draft {
     Draft::no(TYPE, "ContainersNotReady", Some(message))
 }
 
-fn ready(pod: &Pod, base: &PodStatus, containers: &Draft) -> Draft {
+fn ready(view: &View<'_>, status: &PodStatus, containers: &Draft) -> Draft {
+    let Input { pod, memory, node, .. } = view.input;
     if !containers.status {
         return Draft {
             type_: "Ready",
@@ -140,8 +142,8 @@ fn ready(pod: &Pod, base: &PodStatus, containers: &Draft) -> Draft {
             message: containers.message.clone(),
         };
     }
-    let conditions = base.conditions.as_deref().unwrap_or_default();
-    let missing: Vec<String> = pod
+    let conditions = memory.status.conditions.as_deref().unwrap_or_default();
+    let mut missing: Vec<String> = pod
         .spec
         .iter()
         .flat_map(|s| s.readiness_gates.iter().flatten())
@@ -159,6 +161,9 @@ fn ready(pod: &Pod, base: &PodStatus, containers: &Draft) -> Draft {
             }
         })
         .collect();
+    if node.acknowledged && !gate::is_programmed(conditions, status) {
+        missing.push("not every node's dataplane has acknowledged that it can reach the pod".to_owned());
+    }
     if missing.is_empty() {
         Draft::yes("Ready")
     } else {

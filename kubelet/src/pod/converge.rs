@@ -79,7 +79,7 @@ impl World {
             return 0;
         }
         let observed = self.runtime.clone();
-        let node = NodeFacts { host_ips: vec!["192.0.2.1".into()] };
+        let node = NodeFacts { host_ips: vec!["192.0.2.1".into()], acknowledged: false };
         let input = Input {
             pod: &self.pod,
             gone: self.gone,

@@ -14,6 +14,7 @@
 //! - a finished pod (phase Succeeded or Failed) never starts a container again.
 
 mod conditions;
+pub(crate) mod gate;
 mod memory;
 mod model;
 mod plan;

@@ -104,11 +104,13 @@ impl Observed {
     }
 }
 
-/// Facts about the node that end up in a pod's status.
+/// Facts about the node that a pod's life depends on.
 #[derive(Clone, Debug, Default)]
 pub struct NodeFacts {
     /// The node's addresses, primary first.
     pub host_ips: Vec<String>,
+    /// Whether pods wait for what all dataplanes acknowledge; see [`super::gate`].
+    pub acknowledged: bool,
 }
 
 /// Everything one decision depends on.

@@ -67,7 +67,7 @@ impl Case {
     }
 
     fn decide(&self) -> Decision {
-        let node = NodeFacts { host_ips: vec!["192.0.2.1".into()] };
+        let node = NodeFacts { host_ips: vec!["192.0.2.1".into()], acknowledged: false };
         decide(Input {
             pod: &self.pod,
             gone: self.gone,

@@ -3,6 +3,7 @@
 use super::storage::Files;
 use crate::events::Kind;
 use crate::images::{Origin, Policy, credentials};
+use crate::pod::gate::{self, LEAST_GRACE};
 use crate::pod::{Action, Observed, Outcome, containers};
 use crate::shared::{PodObjects, Shared};
 use crate::{hooks, spec_cri};
@@ -30,6 +31,8 @@ pub(super) struct Job {
     pub images: BTreeMap<String, (u32, String)>,
     /// Cancelled when the pod is to end.
     pub ending: CancellationToken,
+    /// Cancelled when every node sends new connections elsewhere, or when the pod is gone from the API.
+    pub drained: CancellationToken,
 }
 
 impl Job {
@@ -37,9 +40,6 @@ impl Job {
         self.pod.metadata.uid.as_deref().unwrap_or_default()
     }
 }
-
-/// Least time that a container gets between SIGTERM and SIGKILL once its preStop hook used up the grace period.
-const AFTER_HOOK: Duration = Duration::from_secs(2);
 
 impl Hands {
     /// Carries out one action. Events about it are recorded here.
@@ -106,6 +106,14 @@ impl Hands {
     }
 
     async fn run_sandbox(&self, job: &Job, attempt: u32) -> Outcome {
+        match spec_cri::sandbox_warnings(&job.pod, &self.shared.config, &self.shared.host_dns) {
+            Ok(warnings) => {
+                for (reason, message) in warnings {
+                    self.say(job, None, Kind::Warning, reason, message);
+                }
+            }
+            Err(error) => return self.sandbox_failed(job, &error),
+        }
         let config = spec_cri::sandbox(&job.pod, &self.shared.config, &self.shared.host_dns, attempt);
         let logs = config.log_directory.clone();
         if let Err(e) = tokio::fs::create_dir_all(&logs).await {
@@ -183,13 +191,20 @@ impl Hands {
         let specs = containers(&job.pod);
         let mut least = Duration::ZERO;
         if let (Some(hook), Some(spec)) = (pre_stop, specs.iter().find(|s| s.name() == name)) {
-            least = AFTER_HOOK;
+            least = LEAST_GRACE;
             let ip = job.ips.first().map(String::as_str);
             if let Err(e) = hooks::run(&self.shared.runtime, hook, &spec.container, id, ip, Some(grace)).await
             {
                 tracing::debug!(pod = job.pod.metadata.name, container = name, "preStop hook: {e}");
                 self.say(job, Some(name), Kind::Warning, "FailedPreStopHook", "PreStopHook failed");
             }
+        }
+        let left = grace.saturating_sub(begun.elapsed());
+        if let Some(time) = gate::drain_time(&job.pod, &self.shared.facts, left)
+            && tokio::time::timeout(time, job.drained.cancelled()).await.is_err()
+        {
+            let message = "Some node has not acknowledged in time that new connections go elsewhere";
+            self.say(job, Some(name), Kind::Warning, "NotDrained", message);
         }
         let left = grace.saturating_sub(begun.elapsed()).max(least);
         self.shared.runtime.stop_container(id, left).await

@@ -10,6 +10,7 @@ mod storage;
 
 use crate::cri::{CriError, Observer};
 use crate::events::Kind;
+use crate::pod::gate;
 use crate::pod::{Action, Decision, Input, Memory, Observed, Op, Outcome, State, containers, decide};
 use crate::probes::{self, Probes};
 use crate::shared::{PodObjects, Shared};
@@ -79,6 +80,8 @@ pub(crate) struct Worker {
     wake_at: Option<Timestamp>,
     /// Cancelled when the pod is to end: hooks of containers that start are not waited for any more.
     ending: CancellationToken,
+    /// Cancelled when a container that is to end need not wait for other nodes any more.
+    drained: CancellationToken,
 }
 
 /// The ends of a worker that its manager holds.
@@ -124,6 +127,7 @@ impl Worker {
             objects_changed,
             wake_at: None,
             ending: CancellationToken::new(),
+            drained: CancellationToken::new(),
         };
         (worker, Handle { commands: commands_tx, view: view_rx })
     }
@@ -174,11 +178,17 @@ impl Worker {
     fn heed(&mut self, command: Command) {
         match command {
             Command::Look => self.look_again = true,
-            Command::Gone => self.gone = true,
+            Command::Gone => {
+                self.gone = true;
+                self.drained.cancel();
+            }
             Command::Pod(pod) => {
                 let old = std::mem::replace(&mut self.pod, pod);
                 publish::adopt_foreign(&mut self.memory.status, self.pod.status.as_ref());
                 self.publisher.seen(&self.pod);
+                if gate::is_drained(&self.pod) {
+                    self.drained.cancel();
+                }
                 let meta = |p: &Pod| (p.metadata.labels.clone(), p.metadata.annotations.clone());
                 if meta(&old) != meta(&self.pod) {
                     self.storage.refresh(&self.pod, &self.ips());
@@ -327,6 +337,7 @@ impl Worker {
             observed: self.observed.clone(),
             images: self.memory.images.clone(),
             ending: self.ending.clone(),
+            drained: self.drained.clone(),
         };
         self.ops.spawn(async move {
             let outcome = hands.carry_out(&action, &job).await;

@@ -20,8 +20,7 @@ use ipnet::IpNet;
 use crate::claims::Claims;
 use crate::types::{FrontendSpec, L4Addr, PrefixSpec, Protocol};
 
-/// `namespace/name`.
-pub type ObjectName = Arc<str>;
+pub use hawser_watch::ObjectName;
 
 /// What matters of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -336,7 +335,7 @@ impl Desired {
         touched
     }
 
-    /// The ports of this node that lead to a pod (`namespace/name`), or none any more.
+    /// The ports of this node that lead to a pod, or none any more. `pod` is any name of the pod's sandbox.
     pub fn set_host_ports(&mut self, pod: &ObjectName, ports: Vec<HostPort>) -> Touched {
         match ports.is_empty() {
             true => drop(self.host_ports.remove(pod)),

@@ -11,7 +11,7 @@
 mod adopt;
 mod slots;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use hawser_ebpf_common::lb::{
@@ -150,6 +150,11 @@ impl Table {
     /// Frontends the maps hold.
     pub fn frontends(&self) -> impl Iterator<Item = &L4Addr> {
         self.frontends.keys()
+    }
+
+    /// Whether the maps hold a frontend.
+    pub fn holds(&self, frontend: &L4Addr) -> bool {
+        self.frontends.contains_key(frontend)
     }
 
     /// How many backends the maps hold.
@@ -349,8 +354,12 @@ fn plan_members(old: &Installed, new: &Installed, ops: &mut Vec<Op>, after: &mut
 fn plan_ranges(installed: &mut Installed, wanted: &Arc<[IpNet]>, ops: &mut Vec<Op>, after: &mut Vec<Op>) {
     let id = installed.master.rev_nat_id;
     let old = std::mem::replace(&mut installed.ranges, wanted.clone());
-    let missing = wanted.iter().filter(|range| !old.contains(range));
+    if old == *wanted {
+        return;
+    }
+    let (held, kept): (HashSet<&IpNet>, HashSet<&IpNet>) = (old.iter().collect(), wanted.iter().collect());
+    let missing = wanted.iter().filter(|range| !held.contains(range));
     ops.extend(missing.map(|range| Op::PutSourceRange { id, range: *range }));
-    let superfluous = old.iter().filter(|range| !wanted.contains(range));
+    let superfluous = old.iter().filter(|range| !kept.contains(range));
     after.extend(superfluous.map(|range| Op::DeleteSourceRange { id, range: *range }));
 }

@@ -13,7 +13,7 @@ use hawser_ebpf_common::lb::{Address6, Backend, ReverseNat, ReverseSk, ServiceKe
 use hawser_ebpf_common::map_names as names;
 use ipnet::IpNet;
 
-use super::kernel::{deleted, dump, kernel, open};
+use super::kernel::{deleted, dump, kernel, open, put_batch};
 use super::{MapError, SlotKey, Snapshot};
 use crate::types::{
     L4Addr, PrefixSpec, Protocol, address_be, address_from_be, address6_be, address6_from_be,
@@ -112,6 +112,15 @@ impl Address for Address6 {
     }
 }
 
+/// What is to be written at once to the maps of one family.
+#[derive(Debug, Default)]
+pub struct Filling {
+    pub backends: Vec<(u32, L4Addr, u8)>,
+    pub reverse_nat: Vec<(u32, L4Addr)>,
+    pub slots: Vec<(SlotKey, ServiceValue)>,
+    pub masters: Vec<(SlotKey, ServiceValue)>,
+}
+
 /// The maps of one family.
 pub struct FamilyMaps<A: Address>
 where
@@ -155,13 +164,7 @@ where
     }
 
     pub fn put_backend(&mut self, id: u32, address: &L4Addr, flags: u8) -> Result<(), MapError> {
-        let value = Backend {
-            address_be: A::of(address.address),
-            port_be: address.port.to_be(),
-            protocol: address.protocol.number(),
-            flags,
-        };
-        self.backends.insert(id, value, 0).map_err(kernel(A::NAMES.backends))
+        self.backends.insert(id, backend(address, flags), 0).map_err(kernel(A::NAMES.backends))
     }
 
     pub fn delete_backend(&mut self, id: u32) -> Result<(), MapError> {
@@ -169,13 +172,7 @@ where
     }
 
     pub fn put_reverse_nat(&mut self, id: u32, frontend: &L4Addr) -> Result<(), MapError> {
-        let value = ReverseNat {
-            address_be: A::of(frontend.address),
-            port_be: frontend.port.to_be(),
-            protocol: frontend.protocol.number(),
-            pad: 0,
-        };
-        self.reverse_nat.insert(id, value, 0).map_err(kernel(A::NAMES.reverse_nat))
+        self.reverse_nat.insert(id, reverse_nat(frontend), 0).map_err(kernel(A::NAMES.reverse_nat))
     }
 
     pub fn delete_reverse_nat(&mut self, id: u32) -> Result<(), MapError> {
@@ -188,6 +185,21 @@ where
 
     pub fn delete_prefix(&mut self, prefix: IpNet) -> Result<(), MapError> {
         deleted(A::NAMES.ipcache, self.ipcache.remove(&lpm_key(prefix)))
+    }
+
+    /// Backends, reverse translations and slots.
+    pub fn fill(&mut self, all: &Filling) -> Result<(), MapError> {
+        let backends = all.backends.iter().map(|(id, address, flags)| (*id, backend(address, *flags)));
+        put_batch(A::NAMES.backends, &self.backends, backends)?;
+        let frontends = all.reverse_nat.iter().map(|(id, frontend)| (*id, reverse_nat(frontend)));
+        put_batch(A::NAMES.reverse_nat, &self.reverse_nat, frontends)?;
+        put_batch(A::NAMES.services, &self.services, all.slots.iter().map(|(k, v)| (service_key::<A>(k), *v)))
+    }
+
+    /// Master entries.
+    pub fn fill_masters(&mut self, all: &Filling) -> Result<(), MapError> {
+        let masters = all.masters.iter().map(|(key, value)| (service_key::<A>(key), *value));
+        put_batch(A::NAMES.services, &self.services, masters)
     }
 
     /// Adds what this family's maps hold. Entries of no known protocol are nobody's: no lookup finds them.
@@ -228,6 +240,24 @@ where
             }
         }
         Ok(())
+    }
+}
+
+fn backend<A: Address>(address: &L4Addr, flags: u8) -> Backend<A> {
+    Backend {
+        address_be: A::of(address.address),
+        port_be: address.port.to_be(),
+        protocol: address.protocol.number(),
+        flags,
+    }
+}
+
+fn reverse_nat<A: Address>(frontend: &L4Addr) -> ReverseNat<A> {
+    ReverseNat {
+        address_be: A::of(frontend.address),
+        port_be: frontend.port.to_be(),
+        protocol: frontend.protocol.number(),
+        pad: 0,
     }
 }
 

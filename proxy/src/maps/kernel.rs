@@ -1,11 +1,12 @@
 //! The kernel's maps, opened from their pins.
 
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray};
 use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
 use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
 use hawser_ebpf_common::lb::{
@@ -16,15 +17,13 @@ use hawser_ebpf_common::map_names as names;
 use hawser_ebpf_common::metrics::{MetricsValue, direction, index, reason};
 use ipnet::IpNet;
 
-use super::family::FamilyMaps;
+use super::family::{FamilyMaps, Filling};
 use super::{MapError, Maps, Op, Snapshot};
+use crate::sys;
 use crate::types::{Family, address_be, address_from_be, address6_from_be, words_be};
 
 /// `E2BIG`-free upper bound of a dump: an LRU map that others write to may never end.
 const MAX_DUMP: usize = 1 << 20;
-
-/// `BPF_NOEXIST` (include/uapi/linux/bpf.h).
-const BPF_NOEXIST: u64 = 1;
 
 /// A connection tracking entry with its key.
 pub type CtRecord = (CtKey4, CtEntry4);
@@ -81,6 +80,21 @@ pub(super) fn deleted(name: &'static str, result: Result<(), aya::maps::MapError
         }
         other => other.map_err(kernel(name)),
     }
+}
+
+/// Writes many elements in one system call.
+pub(super) fn put_batch<K: Pod, V: Pod>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+    elements: impl Iterator<Item = (K, V)>,
+) -> Result<(), MapError> {
+    let (keys, values): (Vec<K>, Vec<V>) = elements.unzip();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let failed = |source| MapError::Batch { name, source };
+    let fd = IterableMap::map(map).fd();
+    sys::map_update_batch(fd.as_fd(), &keys, &values).map_err(failed)
 }
 
 /// Reads a hash map to its end; elements that vanish meanwhile are left out.
@@ -214,16 +228,6 @@ macro_rules! of_family {
 }
 
 impl KernelMaps {
-    fn put_backend(&mut self, id: u32, address: &crate::types::L4Addr, flags: u8) -> Result<(), MapError> {
-        // The count must be there before a connection can be counted, and survive when flags change.
-        match self.connections.insert(id, 0, BPF_NOEXIST) {
-            Err(aya::maps::MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            other => other.map_err(kernel(names::CONNECTIONS))?,
-        }
-        of_family!(self, address.family(), maps => maps.put_backend(id, address, flags))
-    }
-
     fn delete_backend(&mut self, id: u32, family: Family) -> Result<(), MapError> {
         of_family!(self, family, maps => maps.delete_backend(id))?;
         deleted(names::CONNECTIONS, self.connections.remove(&id))
@@ -265,6 +269,14 @@ impl KernelMaps {
         dump(names::CONNECTIONS, &self.connections)
     }
 
+    /// Sets the count of a backend's open connections.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_connections(&mut self, backend_id: u32, count: u64) -> Result<(), MapError> {
+        self.connections.insert(backend_id, count, 0).map_err(kernel(names::CONNECTIONS))
+    }
+
     /// Sockets that are counted there, by their cookie.
     ///
     /// # Errors
@@ -283,7 +295,9 @@ impl Maps for KernelMaps {
             Op::DeleteService { key } => {
                 of_family!(self, key.frontend.family(), maps => maps.delete_service(key))
             }
-            Op::PutBackend { id, address, flags } => self.put_backend(*id, address, *flags),
+            Op::PutBackend { id, address, flags } => {
+                of_family!(self, address.family(), maps => maps.put_backend(*id, address, *flags))
+            }
             Op::DeleteBackend { id, family } => self.delete_backend(*id, *family),
             Op::PutReverseNat { id, frontend } => {
                 of_family!(self, frontend.family(), maps => maps.put_reverse_nat(*id, frontend))
@@ -318,6 +332,35 @@ impl Maps for KernelMaps {
                 deleted(names::ENDPOINTS, self.endpoints.remove(&address_be(*address)))
             }
         }
+    }
+
+    fn fill(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        let mut left = Vec::new();
+        let mut families = [Filling::default(), Filling::default()];
+        for op in ops {
+            match op {
+                Op::PutBackend { id, address, flags } => {
+                    families[address.family() as usize].backends.push((*id, *address, *flags));
+                }
+                Op::PutReverseNat { id, frontend } => {
+                    families[frontend.family() as usize].reverse_nat.push((*id, *frontend));
+                }
+                Op::PutService { key, value } if key.slot != 0 => {
+                    families[key.frontend.family() as usize].slots.push((*key, *value));
+                }
+                Op::PutService { key, value } => {
+                    families[key.frontend.family() as usize].masters.push((*key, *value));
+                }
+                other => left.push(other),
+            }
+        }
+        let [v4, v6] = families;
+        self.v4.fill(&v4)?;
+        self.v6.fill(&v6)?;
+        left.into_iter().try_for_each(|op| self.apply(op))?;
+        // What makes all the rest visible comes last.
+        self.v4.fill_masters(&v4)?;
+        self.v6.fill_masters(&v6)
     }
 
     fn snapshot(&self) -> Result<Snapshot, MapError> {

@@ -206,8 +206,8 @@ pub enum MapError {
         /// The kernel's answer.
         source: aya::maps::MapError,
     },
-    /// The kernel refused to read a part of a map.
-    #[error("reading map {name}: {source}")]
+    /// The kernel refused one of many elements, for instance because the map is full.
+    #[error("map {name}, many elements at once: {source}")]
     Batch {
         /// Name of the map.
         name: &'static str,
@@ -226,6 +226,17 @@ pub trait Maps: Send {
     /// # Errors
     /// The operation may or may not have happened; a full reconcile finds out.
     fn apply(&mut self, op: &Op) -> Result<(), MapError>;
+
+    /// Executes operations that only add: of frontends that the maps do not hold yet. Master entries come
+    /// last; the order of all else does not matter, because nothing is seen before.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    fn fill(&mut self, ops: &[Op]) -> Result<(), MapError> {
+        let is_master = |op: &&Op| matches!(op, Op::PutService { key, .. } if key.slot == 0);
+        ops.iter().filter(|op| !is_master(op)).try_for_each(|op| self.apply(op))?;
+        ops.iter().filter(is_master).try_for_each(|op| self.apply(op))
+    }
 
     /// Reads back everything that the agent owns.
     ///

@@ -21,8 +21,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use pool::{Lease, Pool, REUSE_DELAY};
-pub use store::{Record, Store};
+pub use store::{PortMapping, Record, Store};
 
+use crate::desired::HostPort;
+use crate::host_ports::HostPorts;
 use crate::maps::{KernelMaps, MapError, Maps, Op};
 use crate::netlink::{Netlink, NetlinkError, RouteTarget, VethEnd};
 use crate::programs::{Programs, ProgramsError};
@@ -47,6 +49,20 @@ pub struct PodNetRequest {
     pub uid: String,
     /// The pod's network namespace (`/proc/PID/ns/net`, or a bind mount of it).
     pub netns: PathBuf,
+    /// Ports of the node that lead to the pod.
+    pub host_ports: Vec<PortMapping>,
+}
+
+/// The ports of the node that lead to the pod of a record.
+fn host_ports_of(record: &Record) -> Vec<HostPort> {
+    let ports = record.host_ports.iter().map(|mapping| HostPort {
+        host_ip: mapping.host_ip,
+        host_port: mapping.host_port,
+        protocol: mapping.protocol,
+        pod_ips: vec![record.address.into()],
+        container_port: mapping.container_port,
+    });
+    ports.collect()
 }
 
 /// Why a pod's network could not be set up or torn down. Both can be tried again.
@@ -117,6 +133,8 @@ pub struct PodNet {
     /// One setup or teardown of a sandbox at a time.
     busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     cidr: watch::Receiver<Option<Ipv4Net>>,
+    /// Tells the dataplane of host ports.
+    host_ports: HostPorts,
 }
 
 impl PodNet {
@@ -132,6 +150,7 @@ impl PodNet {
         programs: Arc<Mutex<Programs>>,
         maps: KernelMaps,
         cidr: watch::Receiver<Option<Ipv4Net>>,
+        host_ports: HostPorts,
     ) -> Result<Self, PodNetError> {
         let (store, records) = Store::open(state_dir).map_err(PodNetError::Store)?;
         let mut state = State::default();
@@ -153,6 +172,7 @@ impl PodNet {
             state: Mutex::new(state),
             busy: Mutex::default(),
             cidr,
+            host_ports,
         };
         podnet.adopt().await?;
         Ok(podnet)
@@ -171,6 +191,7 @@ impl PodNet {
             None => self.allocate(request).await?,
         };
         self.connect(&record, request).await?;
+        self.tell_host_ports(&record, false);
         Ok(vec![IpAddr::V4(record.address)])
     }
 
@@ -183,6 +204,7 @@ impl PodNet {
         let guard = lock.lock().await;
         let record = self.state.lock().by_sandbox.get(sandbox_id).cloned();
         if let Some(mut record) = record {
+            self.tell_host_ports(&record, true);
             self.maps.lock().apply(&Op::DeleteEndpoint { address: record.address })?;
             self.netlink.delete_link(&record.interface).await?;
             let now = since_epoch();
@@ -235,6 +257,7 @@ impl PodNet {
             self.maps.lock().apply(&Op::PutEndpoint { address: record.address, value: endpoint })?;
             self.attach(&record.interface).await?;
             endpoints.push(record.address);
+            self.tell_host_ports(record, false);
         }
         let held = self.maps.lock().snapshot()?.endpoints;
         for (address, _) in held.into_iter().filter(|(address, _)| !endpoints.contains(address)) {
@@ -246,6 +269,16 @@ impl PodNet {
             }
         }
         Ok(())
+    }
+
+    fn tell_host_ports(&self, record: &Record, gone: bool) {
+        if record.host_ports.is_empty() {
+            return;
+        }
+        // Of one pod there may be an old and a new sandbox.
+        let owner = format!("{}/{}/{}", record.namespace, record.name, record.sandbox_id);
+        let ports = if gone { Vec::new() } else { host_ports_of(record) };
+        self.host_ports.set(owner.into(), ports);
     }
 
     /// Attaches the programs, on a thread that may block.
@@ -271,6 +304,7 @@ impl PodNet {
             uid: request.uid.clone(),
             address,
             interface: free_name(&request.sandbox_id, &state.by_sandbox),
+            host_ports: request.host_ports.clone(),
             released_at: None,
         };
         if let Err(error) = self.store.put(&record) {

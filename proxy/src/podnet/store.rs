@@ -3,14 +3,30 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::Protocol;
+
 /// Ending of a file that is not yet complete.
 const PART: &str = "part";
+
+/// A port of the node that leads to a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// The node's address; all of those of node ports when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+    /// The node's port.
+    pub host_port: u16,
+    /// The pod's port.
+    pub container_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
 
 /// A pod's network, as it was or is to be set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +43,9 @@ pub struct Record {
     pub address: Ipv4Addr,
     /// The node's end of the veth pair.
     pub interface: String,
+    /// Ports of the node that lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<PortMapping>,
     /// Seconds since the epoch when the pod went away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_at: Option<u64>,
@@ -91,6 +110,7 @@ mod tests {
             uid: "u".into(),
             address: Ipv4Addr::new(10, 0, 0, last),
             interface: "hws0".into(),
+            host_ports: Vec::new(),
             released_at: None,
         }
     }
@@ -102,11 +122,14 @@ mod tests {
         assert!(records.is_empty());
         store.put(&record(2)).expect("writes");
         store.put(&Record { released_at: Some(7), ..record(2) }).expect("replaces");
-        store.put(&record(3)).expect("writes");
+        let mapping =
+            PortMapping { host_ip: None, host_port: 80, container_port: 8080, protocol: Protocol::Sctp };
+        let third = Record { host_ports: vec![mapping], ..record(3) };
+        store.put(&third).expect("writes");
         std::fs::write(dir.path().join("pods/10.0.0.4.part"), b"{").expect("half a record");
         let (_, mut records) = Store::open(dir.path().join("pods")).expect("opens");
         records.sort_by_key(|record| record.address);
-        assert_eq!(records, [Record { released_at: Some(7), ..record(2) }, record(3)]);
+        assert_eq!(records, [Record { released_at: Some(7), ..record(2) }, third]);
         assert!(!dir.path().join("pods/10.0.0.4.part").exists());
         std::fs::write(dir.path().join("pods/10.0.0.5.json"), b"{").expect("damage");
         assert_eq!(

@@ -111,10 +111,11 @@ impl TestNode {
             run_dir: self.run_dir.clone(),
             cgroup: self.cgroup.path().to_path_buf(),
             service_cidr: Some("10.96.0.0/12".parse().expect("a prefix")),
+            node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
-            xdp: hawser_proxy::config::Xdp::Auto,
+            xdp: hawser_proxy::config::Xdp::Off,
         }
     }
 
@@ -200,6 +201,7 @@ impl TestNode {
             name: name.to_string(),
             uid: format!("uid-{name}"),
             netns: netns.path(),
+            host_ports: Vec::new(),
         }
     }
 

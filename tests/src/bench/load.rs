@@ -8,13 +8,20 @@ use clap::ValueEnum;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Bytes of a request and of its answer.
-const MESSAGE: usize = 64;
+pub const MESSAGE: usize = 64;
 /// Connections of the request mode, and connecting tasks of the connection mode.
 const PARALLEL: usize = 16;
-/// How long an answer over UDP may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// First byte of the last answer over a connection: the server closes it.
+pub const CLOSING: u8 = b'c';
+/// A server that was told to stop does so once nothing has come for so long.
+const QUIET: Duration = Duration::from_millis(300);
 
 /// What the client counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,23 +32,48 @@ pub enum Mode {
     Requests,
 }
 
-/// Echoes, over TCP and UDP, until the pod ends.
+/// Echoes, over TCP and UDP, until it is told to stop, and then politely: who is connected hears of it with the next
+/// answer, and what is on its way is answered.
 pub async fn serve(port: u16) -> Result<()> {
+    let mut signal = signal(SignalKind::terminate())?;
+    let stop = CancellationToken::new();
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     let datagrams = UdpSocket::bind(("0.0.0.0", port)).await?;
-    tokio::spawn(async move {
-        let mut message = [0u8; 2048];
-        while let Ok((length, from)) = datagrams.recv_from(&mut message).await {
-            // A client that is gone already needs no answer.
-            let _ = datagrams.send_to(&message[..length], from).await;
-        }
-    });
+    let answering = tokio::spawn(answer(datagrams, stop.clone()));
+    let connections = TaskTracker::new();
     loop {
-        let (stream, _) = listener.accept().await?;
-        tokio::spawn(async move {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => Some(accepted?),
+            _ = signal.recv(), if !stop.is_cancelled() => {
+                stop.cancel();
+                continue;
+            }
+            () = tokio::time::sleep(QUIET), if stop.is_cancelled() => None,
+        };
+        let Some((stream, _)) = accepted else { break };
+        let stop = stop.clone();
+        connections.spawn(async move {
             // A client that goes away ends its connection, nothing else.
-            let _ = echo(stream).await;
+            let _ = echo(stream, &stop).await;
         });
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+    Ok(answering.await?)
+}
+
+/// Echoes datagrams until none comes any more.
+async fn answer(datagrams: UdpSocket, stop: CancellationToken) {
+    let mut message = [0u8; 2048];
+    loop {
+        let received = tokio::select! {
+            received = datagrams.recv_from(&mut message) => received,
+            () = async { stop.cancelled().await; tokio::time::sleep(QUIET).await } => return,
+        };
+        let Ok((length, from)) = received else { return };
+        // A client that is gone already needs no answer.
+        let _ = datagrams.send_to(&message[..length], from).await;
     }
 }
 
@@ -67,11 +99,18 @@ pub async fn ask(target: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-async fn echo(mut stream: TcpStream) -> Result<()> {
+async fn echo(mut stream: TcpStream, stop: &CancellationToken) -> Result<()> {
     stream.set_nodelay(true)?;
     let mut message = [0u8; MESSAGE];
     while stream.read_exact(&mut message).await.is_ok() {
+        let last = stop.is_cancelled();
+        if last {
+            message[0] = CLOSING;
+        }
         stream.write_all(&message).await?;
+        if last {
+            break;
+        }
     }
     Ok(())
 }
@@ -122,7 +161,8 @@ async fn one_round(target: SocketAddr, mode: Mode, span: Duration) -> Result<f64
     Ok(done as f64 / started.elapsed().as_secs_f64())
 }
 
-async fn connect(target: SocketAddr) -> Result<TcpStream> {
+/// A connection that ends with a reset.
+pub async fn connect(target: SocketAddr) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     // Ends with a reset, so that ports do not wait for minutes and run out.
     socket.set_zero_linger()?;

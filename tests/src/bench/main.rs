@@ -3,12 +3,17 @@
 
 mod api;
 mod crds;
+mod dns;
 mod load;
 mod nodes;
 mod report;
+mod rollout;
+mod services;
+mod steady;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -32,8 +37,14 @@ enum Part {
     Crds,
     /// The etcd engine
     Etcd,
+    /// A node's DNS server
+    Dns,
     /// Pods and Services on two nodes of a sandbox
     Nodes,
+    /// Rolling updates under load
+    Rollout,
+    /// The maps of many Services, and the choice of backend by load
+    Services,
 }
 
 #[derive(Parser)]
@@ -63,6 +74,13 @@ enum Command {
         #[arg(long)]
         target: SocketAddr,
     },
+    /// Makes requests without a pause and counts those that fail, inside a pod
+    Steady {
+        #[arg(long)]
+        target: SocketAddr,
+        #[arg(long)]
+        seconds: u64,
+    },
     /// The load generator's client, inside a pod
     Load {
         #[arg(long = "target")]
@@ -80,6 +98,7 @@ async fn main() -> Result<()> {
         Command::Run { binary, parts } => run(binary, &parts).await,
         Command::Serve { port } => load::serve(port).await,
         Command::Ask { target } => load::ask(target).await,
+        Command::Steady { target, seconds } => steady::run(target, Duration::from_secs(seconds)).await,
         Command::Load { targets, mode, rounds } => load::load(&targets, mode, rounds, nodes::SPAN).await,
     }
 }
@@ -87,7 +106,8 @@ async fn main() -> Result<()> {
 async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
     let wanted = |part| {
-        let of_api = part != Part::Nodes && parts.contains(&Part::Api);
+        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Services | Part::Dns)
+            && parts.contains(&Part::Api);
         parts.is_empty() || parts.contains(&part) || of_api
     };
     if wanted(Part::Start) {
@@ -111,8 +131,17 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     if wanted(Part::Etcd) {
         api::etcd(&mut report).await?;
     }
+    if wanted(Part::Dns) {
+        dns::run(&binary, &mut report).await?;
+    }
     if wanted(Part::Nodes) {
         nodes::run(&binary, &mut report).await?;
+    }
+    if wanted(Part::Rollout) {
+        rollout::run(&binary, &mut report).await?;
+    }
+    if wanted(Part::Services) {
+        services::run(&mut report)?;
     }
     println!("{}", report.table());
     Ok(())

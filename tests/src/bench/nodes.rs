@@ -18,41 +18,66 @@ use xtask::{build, images};
 
 use crate::report::{Report, Target, ms, percentile};
 
-const NODES: u8 = 2;
+/// Nodes of the sandbox.
+pub const NODES: u8 = 2;
 const PODS: usize = 60;
 /// Rounds of a comparison. Many short ones: what else the machine does then meets both targets alike.
 const ROUNDS: usize = 40;
 /// How long the agents are left alone before their idle memory is read.
 const IDLE: Duration = Duration::from_secs(5);
-const PORT: u16 = 9000;
+/// Port of the load generator's server.
+pub const PORT: u16 = 9000;
 /// Changes of an EndpointSlice that are timed.
 const MAP_CHANGES: usize = 200;
 /// Image of the load generator: this very program.
-const BENCH_IMAGE: &str = "hawser.local/bench/load:1";
+pub const BENCH_IMAGE: &str = "hawser.local/bench/load:1";
 
 /// Measures with a sandbox of two nodes.
 pub async fn run(binary: &Path, report: &mut Report) -> Result<()> {
+    with_sandbox("nodes", binary, async |sandbox| measure(sandbox, report).await).await
+}
+
+/// Starts a sandbox that knows the load generator's image, does `work` in it, and removes it.
+pub async fn with_sandbox(
+    name: &str,
+    binary: &Path,
+    work: impl AsyncFnOnce(&Started<'_>) -> Result<()>,
+) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("hawser-bench-").tempdir()?;
-    let sandbox =
-        Sandbox::new(&format!("bench-{}", std::process::id()), &directory.path().join("sandbox"), binary);
-    let result = measure(&sandbox, directory.path(), report).await;
+    let name = format!("{name}-{}", std::process::id());
+    let sandbox = Sandbox::new(&name, &directory.path().join("sandbox"), binary);
+    let result = async {
+        let mut archives = images::build_demo(&build::demo_images_dir())?;
+        let load = directory.path().join("load.tar");
+        images::build_program(BENCH_IMAGE, &std::env::current_exe()?, &load)?;
+        archives.push(load);
+        let begun = Instant::now();
+        sandbox.start(NODES, &archives, &|_| {})?;
+        work(&Started { sandbox: &sandbox, took: begun.elapsed() }).await
+    };
+    let result = result.await;
     sandbox.remove()?;
     result
 }
 
-async fn measure(sandbox: &Sandbox, directory: &Path, report: &mut Report) -> Result<()> {
-    let mut archives = images::build_demo(&build::demo_images_dir())?;
-    let load = directory.join("load.tar");
-    images::build_program(BENCH_IMAGE, &std::env::current_exe()?, &load)?;
-    archives.push(load);
-    let started = Instant::now();
-    sandbox.start(NODES, &archives, &|_| {})?;
-    report.add(
-        "`up` on a built tree to both nodes Ready",
-        started.elapsed().as_secs_f64(),
-        "s",
-        Target::Below(3.0),
-    );
+/// A sandbox that runs.
+pub struct Started<'a> {
+    sandbox: &'a Sandbox,
+    /// How long it took to come up.
+    took: Duration,
+}
+
+impl std::ops::Deref for Started<'_> {
+    type Target = Sandbox;
+
+    fn deref(&self) -> &Sandbox {
+        self.sandbox
+    }
+}
+
+async fn measure(sandbox: &Started<'_>, report: &mut Report) -> Result<()> {
+    let took = sandbox.took.as_secs_f64();
+    report.add("`up` on a built tree to both nodes Ready", took, "s", Target::Below(3.0));
     let client = hawser_tests::cluster::client(&sandbox.kubeconfig()).await?;
 
     tokio::time::sleep(IDLE).await;

@@ -268,7 +268,8 @@ impl Run {
             }
             _ => {
                 let mut error = FieldError::invalid(field, Json::Null, detail);
-                error.value = (!matches!(schema.ty, Some(Type::Object | Type::Array))).then(|| new.clone());
+                error.value =
+                    (!matches!(schema.ty, Some(Type::Object | Type::Array))).then(|| new.clone().into());
                 error
             }
         };

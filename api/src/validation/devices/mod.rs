@@ -10,10 +10,10 @@ mod status;
 
 pub use status::claim_status;
 
-use super::checks::{Errors, IMMUTABLE};
+use super::checks::Errors;
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::{FieldError, Path};
+use crate::status::{BadValue, FieldError, Path};
 use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -27,25 +27,19 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
     match kind {
         "ResourceClaim" => match old {
             None => claim::spec(spec, SPEC, e),
-            Some(old) => unchanged(o, old, e),
+            Some(old) => e.immutable(Path::ROOT, "resource.ResourceClaimSpec", o, old, "spec"),
         },
         "ResourceClaimTemplate" => {
             super::meta::of_template(SPEC.child("metadata"), spec, e);
             claim::spec(spec.get("spec").unwrap_or(&empty), SPEC.child("spec"), e);
             if let Some(old) = old {
-                unchanged(o, old, e);
+                e.immutable(Path::ROOT, "resource.ResourceClaimTemplateSpec", o, old, "spec");
             }
         }
         "DeviceClass" => claim::class(spec, e),
         "ResourceSlice" => slice::spec(spec, old.and_then(|o| o.get("spec")), e),
         "DeviceTaintRule" => slice::taint_rule(spec, old.and_then(|o| o.get("spec")), e),
         _ => {}
-    }
-}
-
-fn unchanged(o: &Value, old: &Value, e: &mut Errors) {
-    if old.get("spec") != o.get("spec") {
-        e.invalid(SPEC, o.get("spec").cloned().unwrap_or(Value::Null), IMMUTABLE);
     }
 }
 
@@ -88,20 +82,20 @@ fn each(
 }
 
 /// As [`each`], and then no two items may have the same key.
-fn set(
+fn set<K: Into<BadValue>>(
     o: &Value,
     field: &str,
     max: usize,
     at: Path<'_>,
     e: &mut Errors,
     judge: impl FnMut(&Value, Path<'_>, &mut Errors),
-    key: impl Fn(&Value) -> Value,
+    key: impl Fn(&Value) -> K,
 ) {
     if !each(o, field, max, at, e, judge) {
         return;
     }
     let list = at.child(field);
-    let keys: Vec<Value> = o.items_at(field).iter().map(key).collect();
+    let keys: Vec<BadValue> = o.items_at(field).iter().map(|item| key(item).into()).collect();
     for (i, key) in keys.iter().enumerate().filter(|(i, key)| keys[..*i].contains(key)) {
         e.duplicate(list.index(i), key.clone());
     }

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::{FieldError, Path};
+use crate::status::{BadValue, FieldError, Path};
 use crate::validation::checks::{Errors, IMMUTABLE, quantity};
 use crate::validation::scheduling;
 use serde_json::{Map, Value};
@@ -171,7 +171,7 @@ fn device(d: &Value, old: Option<&Value>, per_device: bool, at: Path<'_>, e: &mu
         at,
         e,
         |c, at, e| counters(c, "counterSet", at, e),
-        |c| c.str_at("counterSet").into(),
+        |c| c.str_at("counterSet").to_owned(),
     );
     device_nodes(d, per_device, at, e);
     binding_conditions(d, at, e);
@@ -217,17 +217,13 @@ fn attribute(a: &Value, at: Path<'_>, e: &mut Errors) {
         }
     }
     if set != 1 {
-        let shown = if set == 0 { Value::from("") } else { in_memory(a) };
+        let shown = if set == 0 {
+            Value::from("").into()
+        } else {
+            BadValue::internal("resource.DeviceAttribute", Some(a))
+        };
         e.invalid(at, shown, "exactly one value must be specified");
     }
-}
-
-/// An attribute as Kubernetes has it in memory.
-fn in_memory(a: &Value) -> Value {
-    let of = |field: &str| a.get(field).cloned().unwrap_or(Value::Null);
-    serde_json::json!({"IntValue": of("int"), "BoolValue": of("bool"), "StringValue": of("string"),
-        "VersionValue": of("version"), "IntValues": of("ints"), "BoolValues": of("bools"),
-        "StringValues": of("strings"), "VersionValues": of("versions")})
 }
 
 fn device_nodes(d: &Value, per_device: bool, at: Path<'_>, e: &mut Errors) {

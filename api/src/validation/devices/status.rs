@@ -3,10 +3,10 @@
 use super::claim::{LIST_MAX, Requests, configuration};
 use super::{binding_conditions, driver, each, given, label, pool, raw_object, set};
 use crate::object::ObjectExt as _;
-use crate::status::{FieldError, Path};
+use crate::status::{BadValue, FieldError, Path};
 use crate::validation::checks::{Errors, IMMUTABLE};
 use crate::validation::{conditions, scheduling};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const RESERVED_MAX: usize = 256;
 const CONDITIONS_MAX: usize = 8;
@@ -19,9 +19,9 @@ pub fn claim_status(o: &Value, old: &Value, e: &mut Errors) {
     let empty = Value::Null;
     let (s, before) = (o.get("status").unwrap_or(&empty), old.get("status").unwrap_or(&empty));
     let at = Path::new("status");
-    set(s, "reservedFor", RESERVED_MAX, at, e, consumer, |c| c.str_at("uid").into());
+    set(s, "reservedFor", RESERVED_MAX, at, e, consumer, |c| c.str_at("uid").to_owned());
     let allocation = given(s, "allocation");
-    let allocated: Vec<Value> =
+    let allocated: Vec<BadValue> =
         allocation.map_or(&[][..], |a| a.items_at("devices.results")).iter().map(shared_id).collect();
     let judge = |d: &Value, at: Path<'_>, e: &mut Errors| device(d, &allocated, at, e);
     set(s, "devices", usize::MAX, at, e, judge, shared_id);
@@ -39,7 +39,11 @@ pub fn claim_status(o: &Value, old: &Value, e: &mut Errors) {
         }
     }
     match (given(before, "allocation"), allocation) {
-        (Some(old), Some(new)) if old != new => e.invalid(at.child("allocation"), new.clone(), IMMUTABLE),
+        (Some(old), Some(new)) if old != new => e.invalid(
+            at.child("allocation"),
+            BadValue::internal("resource.AllocationResult", Some(new)),
+            IMMUTABLE,
+        ),
         (None, Some(new)) => {
             let requests = o.at("spec.devices").unwrap_or(&empty);
             result(new, &Requests(requests), at.child("allocation"), e);
@@ -48,9 +52,9 @@ pub fn claim_status(o: &Value, old: &Value, e: &mut Errors) {
     }
 }
 
-/// What tells an allocated device from others.
-fn shared_id(d: &Value) -> Value {
-    json!({"Driver": d.str_at("driver"), "Pool": d.str_at("pool"), "Device": d.str_at("device"), "ShareID": d.str_at("shareID")})
+/// What tells an allocated device from others, as it is shown.
+fn shared_id(d: &Value) -> BadValue {
+    BadValue::internal("resource.SharedDeviceID", Some(d))
 }
 
 fn consumer(c: &Value, at: Path<'_>, e: &mut Errors) {
@@ -119,7 +123,7 @@ fn uuid_form(id: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn device(d: &Value, allocated: &[Value], at: Path<'_>, e: &mut Errors) {
+fn device(d: &Value, allocated: &[BadValue], at: Path<'_>, e: &mut Errors) {
     identity(d, at, e);
     share(d, at, e);
     let id = shared_id(d);

@@ -27,7 +27,7 @@ const STARTS: usize = 5;
 /// How long a server is left alone before its memory is read.
 const IDLE: Duration = Duration::from_secs(5);
 const CONFIGMAPS: &str = "/api/v1/namespaces/default/configmaps";
-const JSON: &str = "application/json";
+pub const JSON: &str = "application/json";
 
 /// Measures start and idle memory of the whole control plane.
 pub async fn start(binary: &Path, report: &mut Report) -> Result<()> {
@@ -53,7 +53,7 @@ fn directory() -> Result<TempDir> {
 }
 
 /// An API server alone, with nothing in it, and how to reach it.
-async fn fresh(binary: &Path) -> Result<(TempDir, Server, Endpoint)> {
+pub async fn fresh(binary: &Path) -> Result<(TempDir, Server, Endpoint)> {
     let directory = directory()?;
     let server = Server::start(binary, "apiserver", directory.path(), &[]).await?;
     let endpoint = Endpoint::from_kubeconfig(&server.kubeconfig())?;
@@ -70,7 +70,7 @@ fn configmap(name: &str, value: &str) -> Bytes {
 
 /// Runs `one` with the numbers from 0 to `total` on [`CLIENTS`] connections, each its share, and answers all
 /// latencies and the whole time.
-async fn spread<F>(
+pub async fn spread<F>(
     endpoint: &Endpoint,
     total: usize,
     one: impl Fn(Wire, usize) -> F + Copy + Send + 'static,

@@ -1,11 +1,24 @@
-//! What a watch says, as changes: a list that was read again also says what is gone.
+//! PURE: what a watch says, as changes: a list that was read again also says what is gone. For those who keep only
+//! what matters of each object: the rest is dropped at once, so that their memory is that of what they make of it.
+#![forbid(unsafe_code)]
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
+use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
-use crate::convert::object_name;
-use crate::desired::ObjectName;
+/// `namespace/name`, or the name alone of what has no namespace.
+pub type ObjectName = Arc<str>;
+
+/// The name of an object.
+pub fn object_name<K: kube::Resource>(object: &K) -> ObjectName {
+    let name = object.name_any();
+    match object.namespace() {
+        Some(namespace) => Arc::from(format!("{namespace}/{name}")),
+        None => Arc::from(name),
+    }
+}
 
 /// An object's name, and what matters of it; `None` when nothing does, or when it is gone.
 #[derive(Debug)]
@@ -14,11 +27,17 @@ pub struct Named<T> {
     pub name: ObjectName,
     /// What matters.
     pub value: Option<T>,
+    /// The object's resourceVersion; of one that is gone, that of its deletion. 0: not known.
+    pub revision: u64,
 }
 
 /// Keeps what matters of an event.
 pub fn compact<K: kube::Resource, T>(event: Event<K>, convert: fn(&K) -> Option<T>) -> Event<Named<T>> {
-    let named = |object: K| Named { name: object_name(&object), value: convert(&object) };
+    let named = |object: K| Named {
+        name: object_name(&object),
+        value: convert(&object),
+        revision: object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0),
+    };
     match event {
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,
@@ -35,6 +54,8 @@ pub struct Known {
     /// Names of a list that is being read.
     listing: Option<HashSet<ObjectName>>,
     synced: bool,
+    /// The newest resourceVersion seen.
+    newest: u64,
 }
 
 impl Known {
@@ -43,8 +64,16 @@ impl Known {
         self.synced
     }
 
+    /// The resourceVersion up to which every change was handed on; `None` while a list is being read.
+    pub fn revision(&self) -> Option<u64> {
+        (self.synced && self.listing.is_none()).then_some(self.newest)
+    }
+
     /// Turns an event into changes.
     pub fn on_event<T>(&mut self, event: Event<Named<T>>) -> Vec<Named<T>> {
+        if let Event::InitApply(object) | Event::Apply(object) | Event::Delete(object) = &event {
+            self.newest = self.newest.max(object.revision);
+        }
         match event {
             Event::Init => {
                 self.listing = Some(HashSet::new());
@@ -62,7 +91,7 @@ impl Known {
                 let Some(listing) = self.listing.take() else { return Vec::new() };
                 let gone: Vec<ObjectName> = self.names.difference(&listing).cloned().collect();
                 self.names = listing;
-                gone.into_iter().map(|name| Named { name, value: None }).collect()
+                gone.into_iter().map(|name| Named { name, value: None, revision: 0 }).collect()
             }
             Event::Apply(object) => {
                 self.names.insert(object.name.clone());
@@ -70,7 +99,7 @@ impl Known {
             }
             Event::Delete(object) => {
                 self.names.remove(&object.name);
-                vec![Named { name: object.name, value: None }]
+                vec![Named { value: None, ..object }]
             }
         }
     }
@@ -81,7 +110,7 @@ mod tests {
     use super::*;
 
     fn object(name: &str) -> Named<u8> {
-        Named { name: name.into(), value: Some(1) }
+        Named { name: name.into(), value: Some(1), revision: u64::from(name.as_bytes()[0]) }
     }
 
     fn names(changes: Vec<Named<u8>>) -> Vec<(String, bool)> {
@@ -97,11 +126,14 @@ mod tests {
         known.on_event(Event::InitApply(object("a")));
         known.on_event(Event::InitApply(object("b")));
         assert!(!known.synced());
+        assert_eq!(known.revision(), None, "what a list has not named yet may be older");
         assert!(known.on_event::<u8>(Event::InitDone).is_empty());
         assert!(known.synced());
         assert_eq!(names(known.on_event(Event::Apply(object("c")))), [("c".to_string(), true)]);
         assert_eq!(names(known.on_event(Event::Delete(object("a")))), [("a".to_string(), false)]);
+        assert_eq!(known.revision(), Some(u64::from(b'c')));
         known.on_event::<u8>(Event::Init);
+        assert_eq!(known.revision(), None);
         known.on_event(Event::InitApply(object("c")));
         assert_eq!(names(known.on_event(Event::InitDone)), [("b".to_string(), false)]);
     }

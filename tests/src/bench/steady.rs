@@ -1,0 +1,109 @@
+//! Steady requests while the servers behind a Service change: every one is counted, and those that fail.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
+
+use crate::load::{ANSWER_TIMEOUT, CLOSING, MESSAGE, connect};
+
+/// Clients of each kind. Few enough that a full socket buffer loses no datagram.
+const CLIENTS: [(Kind, usize); 3] = [(Kind::Connections, 4), (Kind::Kept, 8), (Kind::Datagrams, 4)];
+/// Texts of failures that are kept.
+const MAX_TEXTS: usize = 10;
+
+/// How requests are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One TCP connection each.
+    Connections,
+    /// Over TCP connections that last until the server says that it closes them.
+    Kept,
+    /// Over UDP, from unconnected sockets.
+    Datagrams,
+}
+
+/// What became of the requests.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// New TCP connections, requests over kept ones, datagrams.
+    pub done: [u64; 3],
+    /// Those that failed.
+    pub failed: [u64; 3],
+    /// How the first of them failed.
+    pub texts: Vec<String>,
+}
+
+/// Makes requests of `target` for `span` and prints a line of JSON.
+pub async fn run(target: SocketAddr, span: Duration) -> Result<()> {
+    let counts = Arc::new(Mutex::new(Counts::default()));
+    let until = Instant::now() + span;
+    let mut tasks = tokio::task::JoinSet::new();
+    for (kind, clients) in CLIENTS {
+        for _ in 0..clients {
+            tasks.spawn(client(kind, target, until, counts.clone()));
+        }
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
+    }
+    println!("{}", serde_json::to_string(&*counts.lock())?);
+    Ok(())
+}
+
+async fn client(kind: Kind, target: SocketAddr, until: Instant, counts: Arc<Mutex<Counts>>) -> Result<()> {
+    let datagrams = UdpSocket::bind(("0.0.0.0", 0)).await?;
+    let mut kept = None;
+    let mut number = 0u64;
+    while Instant::now() < until {
+        number += 1;
+        let outcome = tokio::time::timeout(ANSWER_TIMEOUT, async {
+            match kind {
+                Kind::Datagrams => ask(&datagrams, target, number).await,
+                Kind::Connections | Kind::Kept => {
+                    let mut stream = match kept.take() {
+                        Some(stream) => stream,
+                        None => connect(target).await?,
+                    };
+                    let mut message = [7u8; MESSAGE];
+                    stream.write_all(&message).await?;
+                    stream.read_exact(&mut message).await?;
+                    kept = (kind == Kind::Kept && message[0] != CLOSING).then_some(stream);
+                    Ok(())
+                }
+            }
+        })
+        .await;
+        let mut counts = counts.lock();
+        counts.done[kind as usize] += 1;
+        let failure = match outcome {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        counts.failed[kind as usize] += 1;
+        if counts.texts.len() < MAX_TEXTS {
+            let text = format!("{kind:?}: {failure}");
+            counts.texts.push(text);
+        }
+    }
+    Ok(())
+}
+
+async fn ask(socket: &UdpSocket, target: SocketAddr, number: u64) -> Result<()> {
+    socket.send_to(&number.to_be_bytes(), target).await?;
+    let mut answer = [0u8; 64];
+    loop {
+        let (length, from) = socket.recv_from(&mut answer).await?;
+        ensure!(from == target, "answered by {from}");
+        // The answer to an earlier request that came too late was counted as a failure then.
+        if answer[..length] == number.to_be_bytes() {
+            return Ok(());
+        }
+    }
+}
