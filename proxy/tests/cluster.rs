@@ -400,6 +400,8 @@ fn nested_namespace(cluster: &Cluster) {
         common::run(&format!("ip link add in0 type veth peer name eth0 netns {}", path.display()));
         common::run("ip addr add 172.30.0.1/32 dev in0");
         common::run("ip link set in0 up");
+        // An interface that loses its last address loses its routes as well.
+        common::run("ip addr add 172.30.0.2/32 dev eth0");
         common::run(&format!("ip addr del {ip}/32 dev eth0"));
         common::run(&format!("ip route add {ip}/32 dev in0"));
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("settable");

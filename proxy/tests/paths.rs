@@ -219,6 +219,27 @@ fn a_backend_on_another_node_sees_this_node() {
     });
 }
 
+/// The address for pods that ask themselves is of no use beyond the node.
+#[test]
+fn a_backend_that_asks_itself_through_another_node_sees_that_node() {
+    isolated(|dir| {
+        let mut node = Node::new(dir);
+        for (id, port, flags) in [(1, 30_080, 0), (2, 30_090, SERVICE_DSR)] {
+            let to = L4Addr::new(NODE, port, Protocol::Tcp);
+            node.frontend(id, to, flags, [&[L4Addr::new(THERE, 8080, Protocol::Tcp)], &[]]);
+            for (hook, away) in HOOKS {
+                let sent = Packet { source: (THERE, 40_000 + node.port), ..node.packet(to) };
+                let (code, bytes) = node.run(hook, &sent.bytes());
+                let got = parsed(&bytes);
+                assert_eq!((code, got.source.0, got.destination), (away, NODE, (THERE, 8080)), "{hook} {port}");
+                let (code, bytes) = node.run(hook, &Packet::answer(&got).bytes());
+                let back = parsed(&bytes);
+                assert_eq!((code, back.source, back.destination), (away, (NODE, port), sent.source));
+            }
+        }
+    });
+}
+
 #[test]
 fn a_backend_on_this_node_sees_the_client() {
     isolated(|dir| {

@@ -340,11 +340,13 @@ fn source<F: Family>(
 ) -> Result<Source<F::Address>, u32> {
     let saddr = packet.tuple.saddr_be;
     let keep = |flags| Source { address_be: saddr, keep_port: true, flags };
-    if choice.address_be == saddr {
-        return Ok(Source { address_be: F::hairpin(), keep_port: true, flags: 0 });
-    }
+    // A backend that asks itself. The hairpin address never leaves the node: behind another node it sees this one.
+    let to_itself = choice.address_be == saddr;
     if origin != Origin::Uplink {
-        return Ok(keep(0));
+        return Ok(match to_itself {
+            true => Source { address_be: F::hairpin(), keep_port: true, flags: 0 },
+            false => keep(0),
+        });
     }
     let config = config();
     let node_ip = F::node_ip(&config);
@@ -354,6 +356,7 @@ fn source<F: Family>(
     // Only our own programs on the backend's node understand what comes with such a flow's first packet, and only on
     // a network that carries it.
     if !F::V6
+        && !to_itself
         && choice.flags & SERVICE_DSR != 0
         && config.vxlan_ifindex == 0
         && F::ipcache(choice.address_be).is_some_and(|prefix| prefix.identity == IDENTITY_PODS)
