@@ -231,7 +231,11 @@ fn a_backend_that_asks_itself_through_another_node_sees_that_node() {
                 let sent = Packet { source: (THERE, 40_000 + node.port), ..node.packet(to) };
                 let (code, bytes) = node.run(hook, &sent.bytes());
                 let got = parsed(&bytes);
-                assert_eq!((code, got.source.0, got.destination), (away, NODE, (THERE, 8080)), "{hook} {port}");
+                assert_eq!(
+                    (code, got.source.0, got.destination),
+                    (away, NODE, (THERE, 8080)),
+                    "{hook} {port}"
+                );
                 let (code, bytes) = node.run(hook, &Packet::answer(&got).bytes());
                 let back = parsed(&bytes);
                 assert_eq!((code, back.source, back.destination), (away, (NODE, port), sent.source));

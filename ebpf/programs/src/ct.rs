@@ -149,7 +149,11 @@ fn owns_port<F: Family>(tuple: &CtKey<F::Address>, found: &Rewrite<F::Address>) 
 
 /// Makes the entry for answers again.
 #[inline(never)]
-fn restore<F: Family>(key: &CtKey<F::Address>, tuple: &CtKey<F::Address>, found: &Rewrite<F::Address>) -> u64 {
+fn restore<F: Family>(
+    key: &CtKey<F::Address>,
+    tuple: &CtKey<F::Address>,
+    found: &Rewrite<F::Address>,
+) -> u64 {
     let reply = reply_entry::<F>(tuple, found.flags, 0, found.backend_id, found.slot);
     u64::from(F::ct().insert(key, &reply, u64::from(BPF_NOEXIST)).is_ok())
 }

@@ -11,8 +11,8 @@ use hawser_ebpf_common::ct::{CT_DSR, CT_REPLY, CtKey4};
 use hawser_ebpf_common::metrics::reason;
 use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
 
-use crate::far;
 use crate::ct;
+use crate::far;
 use crate::frame::{Change, Frame};
 use crate::lb::V4;
 use crate::packet::{ETH_LEN, IP_LEN, Ipv4Header, Packet, parse_aside};
@@ -134,4 +134,3 @@ fn accept_near(ctx: &TcContext) -> Result<(), u32> {
     ct::note::<V4>(&key, &frontend_be, option.port_be, CT_REPLY | CT_DSR);
     Ok(())
 }
-

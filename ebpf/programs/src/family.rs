@@ -10,7 +10,7 @@ use hawser_ebpf_common::{PROTO_ICMP, PROTO_ICMP6};
 use crate::frame::{Change, Frame};
 use crate::lb::{self, Client};
 pub use crate::lb::{V4, V6};
-use crate::maps::{CT, CT6, ENDPOINTS, ENDPOINTS6, FRAGMENTS, FRAGMENTS6, IPCACHE, IPCACHE6, ASIDE, ASIDE6};
+use crate::maps::{ASIDE, ASIDE6, CT, CT6, ENDPOINTS, ENDPOINTS6, FRAGMENTS, FRAGMENTS6, IPCACHE, IPCACHE6};
 use crate::packet::{Aside, Header, IP_LEN, IP6_LEN, header4, header6};
 
 /// What is known of the prefix that an address lies in.

@@ -9,8 +9,8 @@ use hawser_ebpf_common::endpoint::{
 };
 use hawser_ebpf_common::metrics::reason;
 
-use crate::far;
 use crate::family::{Family, Prefix};
+use crate::far;
 use crate::frame::Frame;
 use crate::maps::CONFIG;
 use crate::packet::{Packet, Part};
@@ -80,7 +80,11 @@ pub fn to_uplink<F: Family>(
 /// Whether packets to a prefix go through a tunnel. Those of a node to a node do not: no pod's address is in them,
 /// and so the network between knows the way.
 #[inline(always)]
-pub fn is_tunnelled<F: Family>(config: &NodeConfig, prefix: &Prefix<F::Address>, saddr_be: F::Address) -> bool {
+pub fn is_tunnelled<F: Family>(
+    config: &NodeConfig,
+    prefix: &Prefix<F::Address>,
+    saddr_be: F::Address,
+) -> bool {
     config.vxlan_ifindex != 0
         && prefix.tunnel_be != 0
         && (prefix.identity == IDENTITY_PODS || F::endpoint(saddr_be).is_some())
@@ -113,12 +117,7 @@ fn to_tunnel<F: Family>(
 }
 
 #[inline(never)]
-fn to_tunnel_far<F: Family>(
-    ctx: &TcContext,
-    packet: &Packet<F::Address>,
-    node_be: u32,
-    done: u32,
-) -> u64 {
+fn to_tunnel_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, node_be: u32, done: u32) -> u64 {
     far::pack(to_tunnel_near::<F>(ctx, packet, node_be, done))
 }
 
@@ -131,7 +130,11 @@ fn to_tunnel_near<F: Family>(
 ) -> Result<Verdict, u32> {
     let config = config();
     let mtu = u32::from(config.mtu).saturating_sub(TUNNEL_OVERHEAD);
-    if config.mtu != 0 && segment_len::<F>(ctx, packet) > mtu && packet.whole_only && packet.part != Part::Later {
+    if config.mtu != 0
+        && segment_len::<F>(ctx, packet) > mtu
+        && packet.whole_only
+        && packet.part != Part::Later
+    {
         return reject::too_big::<F>(ctx, packet, mtu as u16);
     }
     decrement_ttl::<F, _>(ctx, packet)?;

@@ -135,7 +135,9 @@ impl Frame for TcContext {
             flags |= CHECKSUM_IPV6;
         }
         // Apart, because only the pseudo header counts in a checksum that the interface is to complete.
-        for (change, flags) in [(covered.addresses, flags | u64::from(BPF_F_PSEUDO_HDR)), (covered.others, flags)] {
+        for (change, flags) in
+            [(covered.addresses, flags | u64::from(BPF_F_PSEUDO_HDR)), (covered.others, flags)]
+        {
             if !change.is_none() {
                 let to = u64::from(change.folded32());
                 self.skb.l4_csum_replace(offset, 0, to, flags).map_err(|_| reason::WRITE_FAILED)?;

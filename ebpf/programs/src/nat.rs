@@ -1,16 +1,14 @@
 //! Translation: of packets of known flows, of ICMP errors about them, and of what opens a flow to a Service.
 
-use hawser_ebpf_common::ct::{
-    CT_CLOSING, CT_DSR, CT_INBOUND, CT_MASQUERADE, CT_REPLY, CtKey,
-};
+use hawser_ebpf_common::ct::{CT_CLOSING, CT_DSR, CT_INBOUND, CT_MASQUERADE, CT_REPLY, CtKey};
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS};
 use hawser_ebpf_common::lb::{SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DSR};
 use hawser_ebpf_common::metrics::reason;
 
-use crate::far;
 use crate::ct::{self, Rewrite, Translation};
 use crate::dsr;
 use crate::family::Family;
+use crate::far;
 use crate::forward::config;
 use crate::frame::Frame;
 use crate::lb::{self, Choice, Lookup, Selected};
@@ -130,11 +128,7 @@ pub fn translate_known<F: Family, P: Frame>(
 }
 
 #[inline(never)]
-fn translate_flow<F: Family, P: Frame>(
-    frame: &P,
-    packet: &mut Packet<F::Address>,
-    origin: Origin,
-) -> u64 {
+fn translate_flow<F: Family, P: Frame>(frame: &P, packet: &mut Packet<F::Address>, origin: Origin) -> u64 {
     Seen::pack(translate_flow_near::<F, P>(frame, packet, origin))
 }
 
@@ -155,11 +149,7 @@ fn translate_flow_near<F: Family, P: Frame>(
 }
 
 #[inline(never)]
-fn translate_error<F: Family, P: Frame>(
-    frame: &P,
-    packet: &mut Packet<F::Address>,
-    origin: Origin,
-) -> u64 {
+fn translate_error<F: Family, P: Frame>(frame: &P, packet: &mut Packet<F::Address>, origin: Origin) -> u64 {
     Seen::pack(translate_error_near::<F, P>(frame, packet, origin))
 }
 
@@ -233,26 +223,17 @@ pub fn open<F: Family, P: Frame>(
 
 /// Decides what a packet to a frontend is to become, in memory aside; `false` for a packet to no Service.
 #[inline(always)]
-fn choose<F: Family>(
-    packet: &Packet<F::Address>,
-    origin: Origin,
-) -> Result<bool, u32> {
+fn choose<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> Result<bool, u32> {
     far::unpack_bool(choose_far::<F>(packet, origin))
 }
 
 #[inline(never)]
-fn choose_far<F: Family>(
-    packet: &Packet<F::Address>,
-    origin: Origin,
-) -> u64 {
+fn choose_far<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> u64 {
     far::pack_bool(choose_near::<F>(packet, origin))
 }
 
 #[inline(always)]
-fn choose_near<F: Family>(
-    packet: &Packet<F::Address>,
-    origin: Origin,
-) -> Result<bool, u32> {
+fn choose_near<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> Result<bool, u32> {
     let tuple = &packet.tuple;
     if !packet.trackable || tuple.protocol == F::ICMP {
         return Ok(false);
@@ -392,10 +373,7 @@ fn masquerade_far<F: Family, P: Frame>(frame: &P, packet: &mut Packet<F::Address
 }
 
 #[inline(always)]
-fn masquerade_near<F: Family, P: Frame>(
-    frame: &P,
-    packet: &mut Packet<F::Address>,
-) -> Result<bool, u32> {
+fn masquerade_near<F: Family, P: Frame>(frame: &P, packet: &mut Packet<F::Address>) -> Result<bool, u32> {
     let config = config();
     let node_ip = F::node_ip(&config);
     if config.flags & CONFIG_MASQUERADE == 0

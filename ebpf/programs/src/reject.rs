@@ -7,12 +7,13 @@ use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::metrics::reason;
 use hawser_ebpf_common::{PROTO_ICMP, PROTO_ICMP6, PROTO_TCP, PROTO_UDP};
 
-use crate::far;
 use crate::family::Family;
+use crate::far;
 use crate::forward::Verdict;
 use crate::frame::Frame;
 use crate::packet::{
-    ETH_LEN, ICMP_LEN, IP_LEN, IP6_LEN, Ipv4Header, Ipv6Header, Packet, Part, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
+    ETH_LEN, ICMP_LEN, IP_LEN, IP6_LEN, Ipv4Header, Ipv6Header, Packet, Part, TCP_ACK, TCP_FIN, TCP_RST,
+    TCP_SYN,
 };
 
 const TTL: u8 = 64;

@@ -4,9 +4,9 @@ use hawser_ebpf_common::ct::CtKey;
 use hawser_ebpf_common::metrics::reason;
 use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 
-use crate::far;
 use crate::ct::Rewrite;
 use crate::family::Family;
+use crate::far;
 use crate::frame::{Change, Covered, Frame};
 use crate::packet::{ETH_LEN, Packet, Part, Quoted, quoted_l3};
 
@@ -129,11 +129,7 @@ pub fn rewrite_error<F: Family, P: Frame>(
 ) -> Result<(), u32> {
     let old = quoted.tuple;
     let l3 = quoted_l3(packet);
-    let inner = F::change(
-        F::change(Change::NONE, old.saddr_be, to.daddr_be),
-        old.daddr_be,
-        to.saddr_be,
-    );
+    let inner = F::change(F::change(Change::NONE, old.saddr_be, to.daddr_be), old.daddr_be, to.saddr_be);
     let ports = Change::NONE.half(old.sport_be, to.dport_be).half(old.dport_be, to.sport_be);
     // In IPv4 the quoted header's own checksum makes up for the addresses, so that the outer sum stays right.
     let mut covered = ports;

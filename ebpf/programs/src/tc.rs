@@ -259,7 +259,9 @@ fn try_to_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
 #[inline(always)]
 fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
     let packet = parse_aside::<F, _>(ctx)?;
-    if F::V6 && (is_link_local(F::words(packet.tuple.saddr_be)) || is_local_scope(F::words(packet.tuple.daddr_be))) {
+    if F::V6
+        && (is_link_local(F::words(packet.tuple.saddr_be)) || is_local_scope(F::words(packet.tuple.daddr_be)))
+    {
         return PASS;
     }
     if packet.ttl <= 1 {

@@ -9,11 +9,11 @@ use aya_ebpf::programs::XdpContext;
 use hawser_ebpf_common::metrics::{direction, reason};
 use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
 
-use crate::far;
 use crate::count::count;
 use crate::ct::{self, Rewrite};
 use crate::dsr;
 use crate::family::Family;
+use crate::far;
 use crate::forward::{config, is_tunnelled};
 use crate::frame::Frame;
 use crate::lb::V4;
@@ -75,8 +75,9 @@ fn handle<F: Family>(ctx: &XdpContext) -> Outcome {
         tell_frontend(ctx, frontend_be, port_be)?;
     }
     let (mac, from) = (next.to, next.from);
-    let addresses =
-        [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], from[0], from[1], from[2], from[3], from[4], from[5]];
+    let addresses = [
+        mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], from[0], from[1], from[2], from[3], from[4], from[5],
+    ];
     ctx.store(0, &addresses)?;
     if next.ifindex == config().uplink_ifindex {
         return Ok(Some(xdp_action::XDP_TX));
@@ -101,8 +102,7 @@ fn next_hop<F: Family>(
         return None;
     }
     if config.vxlan_ifindex != 0
-        && F::ipcache(to.daddr_be)
-            .is_some_and(|prefix| is_tunnelled::<F>(&config, &prefix, to.saddr_be))
+        && F::ipcache(to.daddr_be).is_some_and(|prefix| is_tunnelled::<F>(&config, &prefix, to.saddr_be))
     {
         return None;
     }
@@ -155,11 +155,7 @@ fn tell_frontend_near(ctx: &XdpContext, frontend_be: u32, port_be: u16) -> Resul
 }
 
 #[inline(never)]
-fn ask_next_hop<F: Family>(
-    ctx: &XdpContext,
-    packet: &Packet<F::Address>,
-    to: &Rewrite<F::Address>,
-) -> u64 {
+fn ask_next_hop<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>, to: &Rewrite<F::Address>) -> u64 {
     let config = config();
     // SAFETY: all zeroes is a value of this C struct.
     let mut params: FibParams = unsafe { core::mem::zeroed() };
@@ -172,8 +168,7 @@ fn ask_next_hop<F: Family>(
     params.__bindgen_anon_3.ipv6_src = F::words(to.saddr_be);
     params.__bindgen_anon_4.ipv6_dst = F::words(to.daddr_be);
     // SAFETY: pointer and length describe `params`.
-    let found =
-        unsafe { bpf_fib_lookup(ctx.ctx.cast(), &mut params, size_of::<FibParams>() as i32, 0) };
+    let found = unsafe { bpf_fib_lookup(ctx.ctx.cast(), &mut params, size_of::<FibParams>() as i32, 0) };
     // Anything else (no neighbour yet, too big, no route) is for tc and the stack.
     if found != 0 {
         return 0;
