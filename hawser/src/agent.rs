@@ -112,6 +112,7 @@ impl NodeSettings {
         &self,
         uplink: Option<String>,
         services: &[ipnet::IpNet],
+        xdp: hawser_proxy::config::Xdp,
     ) -> Result<hawser_proxy::Config> {
         let v4 = services.iter().find_map(|range| match range {
             ipnet::IpNet::V4(net) => Some(*net),
@@ -128,6 +129,7 @@ impl NodeSettings {
             mtu: None,
             masquerade: true,
             pod_network: true,
+            xdp,
         })
     }
 
@@ -166,7 +168,8 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
-    let mut proxy_config = node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range)?;
+    let mut proxy_config =
+        node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range, flags.xdp)?;
     proxy_config.node_port_addresses = flags.nodeport_addresses.clone();
     let cluster_dns = flags.dns.addresses(&flags.service_cluster_ip_range);
     let identity = bootstrap::bootstrap(Bootstrap {
@@ -257,7 +260,8 @@ pub async fn proxy(flags: ProxyFlags) -> Result<()> {
     let server = server_of(&flags.kubeconfig).await?;
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
-    let mut config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range)?;
+    let xdp = hawser_proxy::config::Xdp::Off;
+    let mut config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range, xdp)?;
     config.node_port_addresses = flags.nodeport_addresses;
     // The pods' network is another's; Services are translated at the sockets.
     config.pod_network = false;

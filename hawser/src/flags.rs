@@ -295,6 +295,9 @@ pub struct AgentFlags {
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
+    /// XDP on that interface: off, auto (hardware only), native or generic
+    #[arg(long, default_value = "off")]
+    pub xdp: hawser_proxy::config::Xdp,
     /// Ranges of the Services' addresses, separated by commas
     #[arg(
         long,

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
+use hawser_ebpf_common::ct::{CtEntry, CtKey};
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IpcacheEntry4, LAYOUT, NodeConfig};
-use hawser_ebpf_common::lb::LbConfig;
+use hawser_ebpf_common::lb::{Address6, LbConfig};
+use hawser_ebpf_common::map_names;
 use hawser_watch::{Known, Named, compact};
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -27,7 +29,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, ConfigError, Settings};
 use crate::connections::Drift;
 use crate::convert;
-use crate::ct;
 use crate::dataplane::{Dataplane, node_netns_cookie};
 use crate::desired::{self, Local, ObjectName, Touched};
 use crate::diff::Gone;
@@ -40,6 +41,7 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::podnet::{NodeNet, PodNet, PodNetError, write_sysctl};
 use crate::programs::{Pins, Programs, ProgramsError, create_private};
 use crate::routes::Routes;
+use crate::sweep::{Step, Sweep};
 use crate::sys::monotonic_ns;
 use crate::types::{PrefixSpec, address_be};
 
@@ -160,10 +162,12 @@ impl Agent {
                 flags: if config.masquerade { CONFIG_MASQUERADE } else { 0 },
                 layout: LAYOUT,
                 uplink_mac: uplink.mac,
-                pad: [0; 2],
+                mtu: u16::try_from(uplink.mtu).unwrap_or(0),
+                ..NodeConfig::default()
             })?;
             write_sysctl("net/ipv4/ip_forward", "1")?;
             programs.attach_uplink(&uplink.name)?;
+            programs.attach_xdp(&uplink.name, config.xdp, uplink.is_virtual)?;
             network = Some((netlink, uplink));
         }
         programs.attach_cgroup(&config.cgroup)?;
@@ -290,6 +294,7 @@ struct Uplink {
     name: String,
     mac: [u8; 6],
     mtu: u32,
+    is_virtual: bool,
     subnet: Option<Ipv4Net>,
 }
 
@@ -309,6 +314,7 @@ async fn find_uplink(netlink: &Netlink, config: &Config) -> Result<Uplink, Error
         name: link.name,
         mac: link.mac.unwrap_or_default(),
         mtu: link.mtu,
+        is_virtual: link.is_virtual,
         subnet,
     })
 }
@@ -577,7 +583,8 @@ fn addresses_within(prefixes: &[IpNet]) -> std::io::Result<Vec<IpAddr>> {
     Ok(within)
 }
 
-/// Removes entries of connections that are over, now and then.
+/// Removes entries of connections that are over: one pass over both maps every [`CT_SWEEP`], in parts between which
+/// other work gets its turn.
 async fn sweep_ct(maps: PathBuf, token: CancellationToken) {
     let mut tick = tokio::time::interval(CT_SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -586,16 +593,36 @@ async fn sweep_ct(maps: PathBuf, token: CancellationToken) {
             () = token.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let dir = maps.clone();
-        let swept = tokio::task::spawn_blocking(move || {
-            let mut maps = KernelMaps::open(&dir)?;
-            let entries = maps.ct()?;
-            ct::expired(&entries, monotonic_ns()).iter().try_for_each(|key| maps.delete_ct(key))
-        });
-        match swept.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "sweeping connection tracking"),
-            Err(error) => tracing::warn!(%error, "sweeping connection tracking"),
+        let swept = async {
+            sweep_family::<u32>(&maps, map_names::CT).await?;
+            sweep_family::<Address6>(&maps, map_names::CT6).await
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "sweeping connection tracking");
+        }
+    }
+}
+
+async fn sweep_family<A: Copy + Default>(maps: &std::path::Path, name: &'static str) -> Result<(), MapError>
+where
+    CtKey<A>: aya::Pod,
+    CtEntry<A>: aya::Pod,
+{
+    let mut sweep = Sweep::<A>::open(maps, name)?;
+    loop {
+        match sweep.step(monotonic_ns())? {
+            Step::More => tokio::task::yield_now().await,
+            Step::Done { entries, capacity } => {
+                if entries * 10 > capacity * 9 {
+                    tracing::warn!(
+                        name,
+                        entries,
+                        capacity,
+                        "connection tracking is nearly full: old flows are evicted"
+                    );
+                }
+                return Ok(());
+            }
         }
     }
 }

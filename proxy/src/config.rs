@@ -10,6 +10,35 @@ const MAX_SOCKET_PATH: usize = 107;
 /// Smallest MTU of IPv4 (RFC 791).
 const MIN_MTU: u32 = 68;
 
+/// Where Services' packets are first looked at on the uplink.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Xdp {
+    /// Native in a driver of hardware that can, else generic. Not on a virtual interface: whoever sends into its other
+    /// end may leave checksums for later, and what XDP sends back would carry them as they are.
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
+    /// Not at all: tc does everything.
+    #[default]
+    Off,
+}
+
+impl std::str::FromStr for Xdp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "native" => Ok(Self::Native),
+            "generic" => Ok(Self::Generic),
+            "off" => Ok(Self::Off),
+            other => Err(format!("{other:?} is none of auto, native, generic, off")),
+        }
+    }
+}
+
 /// What an agent is told. [`crate::Agent::start`] checks it.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -35,6 +64,8 @@ pub struct Config {
     pub masquerade: bool,
     /// Makes the pods' network too. Without it only the socket hooks translate.
     pub pod_network: bool,
+    /// XDP on the uplink. Not used without the pod network.
+    pub xdp: Xdp,
 }
 
 /// Why a configuration is refused.
@@ -108,6 +139,7 @@ mod tests {
             mtu: None,
             masquerade: true,
             pod_network: true,
+            xdp: Xdp::Off,
         }
     }
 

@@ -3,13 +3,10 @@
 //! A flow lives as long as either of its two entries saw a packet. Times are those of Linux'
 //! conntrack (Documentation/networking/nf_conntrack-sysctl.rst), rounded.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use hawser_ebpf_common::ct::{CT_CLOSING, CT_REPLY, CT_SEEN, CtEntry4, CtKey4};
+use hawser_ebpf_common::ct::{CT_CLOSING, CT_DSR, CT_REPLY, CT_SEEN, CtEntry, CtKey};
 use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
-
-use crate::maps::CtRecord;
 
 const TCP_OPENING: Duration = Duration::from_secs(60);
 const TCP_ESTABLISHED: Duration = Duration::from_secs(6 * 3600);
@@ -17,22 +14,30 @@ const TCP_CLOSING: Duration = Duration::from_secs(30);
 const UDP: Duration = Duration::from_secs(60);
 const UDP_ANSWERED: Duration = Duration::from_secs(120);
 const OTHER: Duration = Duration::from_secs(30);
+/// No flow's time is shorter.
+const SHORTEST: Duration = Duration::from_secs(30);
 
-/// Keys of the entries whose flow was idle for too long at `now_ns` (`CLOCK_MONOTONIC`).
-pub fn expired(entries: &[CtRecord], now_ns: u64) -> Vec<CtKey4> {
-    let by_key: HashMap<&CtKey4, &CtEntry4> = entries.iter().map(|(key, entry)| (key, entry)).collect();
-    let is_over = |(key, entry): &&CtRecord| {
-        let partner = by_key.get(&key.partner(entry)).copied();
-        let flags = entry.flags | partner.map_or(0, |partner| partner.flags);
-        let last_seen = entry.last_seen_ns.max(partner.map_or(0, |partner| partner.last_seen_ns));
-        Duration::from_nanos(now_ns.saturating_sub(last_seen)) > lifetime(key.protocol, flags)
-    };
-    entries.iter().filter(is_over).map(|(key, _)| *key).collect()
+/// Whether a flow is over at `now_ns` (`CLOCK_MONOTONIC`), given one of its entries and, asked for only when it
+/// matters, the other.
+pub fn is_over<A: Copy>(
+    key: &CtKey<A>,
+    entry: &CtEntry<A>,
+    now_ns: u64,
+    partner: impl FnOnce() -> Option<CtEntry<A>>,
+) -> bool {
+    let idle = |last_seen| Duration::from_nanos(now_ns.saturating_sub(last_seen));
+    if idle(entry.last_seen_ns) <= SHORTEST {
+        return false;
+    }
+    let partner = partner();
+    let flags = entry.flags | partner.map_or(0, |partner| partner.flags);
+    let last_seen = entry.last_seen_ns.max(partner.map_or(0, |partner| partner.last_seen_ns));
+    idle(last_seen) > lifetime(key.protocol, flags)
 }
 
 /// How long a flow may be idle, given the flags of both its entries.
 fn lifetime(protocol: u8, flags: u32) -> Duration {
-    let answered = flags & CT_SEEN != 0 && flags & CT_REPLY != 0;
+    let answered = flags & CT_SEEN != 0 && flags & (CT_REPLY | CT_DSR) != 0;
     match protocol {
         PROTO_TCP if flags & CT_CLOSING != 0 => TCP_CLOSING,
         PROTO_TCP if answered => TCP_ESTABLISHED,
@@ -45,7 +50,10 @@ fn lifetime(protocol: u8, flags: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
+
     use super::*;
+    use crate::maps::CtRecord;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -91,8 +99,14 @@ mod tests {
         ];
         for (protocol, flags, seen, reply, now, over) in cases {
             let entries = pair(protocol, flags, seen * SECOND, reply * SECOND);
-            let keys = expired(&entries, now * SECOND);
-            assert_eq!(keys.len(), over, "{protocol} {flags} {seen} {reply} {now}");
+            let find = |key: CtKey4| entries.iter().find(|(other, _)| *other == key).map(|(_, entry)| *entry);
+            let is_over =
+                |(key, entry): &&CtRecord| is_over(key, entry, now * SECOND, || find(key.partner(entry)));
+            assert_eq!(
+                entries.iter().filter(is_over).count(),
+                over,
+                "{protocol} {flags} {seen} {reply} {now}"
+            );
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod netlink;
 pub mod podnet;
 pub mod programs;
 mod routes;
+pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
 pub mod types;

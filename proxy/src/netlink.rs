@@ -8,7 +8,7 @@ use std::path::Path;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -36,6 +36,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// MTU in bytes.
     pub mtu: u32,
+    /// It has no hardware.
+    pub is_virtual: bool,
 }
 
 /// Where a route leads.
@@ -288,11 +290,16 @@ pub struct VethEnd<'a> {
 }
 
 fn read_link(message: &LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, name: String::new(), mac: None, mtu: 0 };
+    let mut link =
+        Link { index: message.header.index, name: String::new(), mac: None, mtu: 0, is_virtual: false };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            // Only interfaces that software makes say what kind they are of (`rtnl_link_ops`).
+            LinkAttribute::LinkInfo(infos) => {
+                link.is_virtual = infos.iter().any(|info| matches!(info, LinkInfo::Kind(_)));
+            }
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
             _ => {}
         }

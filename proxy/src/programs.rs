@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, tc,
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp,
+    XdpMode, tc,
 };
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
@@ -17,6 +18,7 @@ use hawser_ebpf_common::endpoint::{LAYOUT, NodeConfig};
 use hawser_ebpf_common::map_names;
 use nix::mount::MsFlags;
 
+use crate::config;
 use crate::maps::{KernelMaps, MapError};
 use crate::sys;
 
@@ -35,6 +37,11 @@ const SOCKET_PROGRAMS: [&str; 9] = [
     "getpeername6",
     "sock_release",
 ];
+/// The program of the uplink's XDP hook.
+const XDP_PROGRAM: &str = "xdp_uplink";
+/// Loaded when they are first asked for: verifying them takes time, and not every node attaches them. So far the agent
+/// attaches none of them but XDP's.
+const ON_DEMAND: [&str; 5] = [XDP_PROGRAM, "xdp_pass", "announce", "from_tunnel", "to_tunnel"];
 /// Priority and handle of our filters: fixed, so that a restart finds them.
 const NETLINK_PRIORITY: u16 = 1;
 const NETLINK_HANDLE: TcHandle = TcHandle::new(0, 0x68);
@@ -161,7 +168,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads all programs over the pinned maps, which are made when they are missing or of another
+    /// Loads the programs over the pinned maps, which are made when they are missing or of another
     /// layout. Attaches nothing.
     ///
     /// # Errors
@@ -172,18 +179,10 @@ impl Programs {
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader.default_map_pin_directory(pins.maps()).load(OBJECT).map_err(Box::new)?;
         for (name, program) in ebpf.programs_mut() {
-            let failed = |source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) };
-            match program {
-                Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
-                Program::CgroupSock(program) => program.load().map_err(failed)?,
-                Program::SchedClassifier(program) => program.load().map_err(failed)?,
-                _ => continue,
+            match ON_DEMAND.contains(&name) {
+                true => remove_if_there(&pins.programs().join(name))?,
+                false => load_and_pin(pins, name, program)?,
             }
-            let pin = pins.programs().join(name);
-            remove_if_there(&pin)?;
-            program
-                .pin(&pin)
-                .map_err(|error| ProgramsError::Pin { path: pin, source: io::Error::other(error) })?;
         }
         let mut config = KernelMaps::open(&pins.maps())?;
         let current = config.config()?;
@@ -255,6 +254,61 @@ impl Programs {
         self.release_others(&["from_uplink", "to_uplink"], interface)
     }
 
+    /// Attaches XDP to the uplink, or replaces what is there, or takes it away.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`]; with [`config::Xdp::Native`] also a driver that cannot.
+    pub fn attach_xdp(
+        &mut self,
+        interface: &str,
+        wanted: config::Xdp,
+        is_virtual: bool,
+    ) -> Result<(), ProgramsError> {
+        let modes: &[XdpMode] = match wanted {
+            config::Xdp::Off => &[],
+            config::Xdp::Auto if is_virtual => &[],
+            config::Xdp::Auto => &[XdpMode::Driver, XdpMode::Skb],
+            config::Xdp::Native => &[XdpMode::Driver],
+            config::Xdp::Generic => &[XdpMode::Skb],
+        };
+        // The mode is part of the name: a link cannot change it.
+        let target = |mode: &XdpMode| format!("{interface}-{mode:?}").to_lowercase();
+        let mut last = Ok(());
+        for mode in modes {
+            let target = target(mode);
+            self.release_others(&[XDP_PROGRAM], &target)?;
+            last = self.attach_xdp_as(interface, *mode, &target);
+            match &last {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::info!(%error, "XDP in this mode"),
+            }
+        }
+        self.release_others(&[XDP_PROGRAM], "")?;
+        last
+    }
+
+    fn attach_xdp_as(&mut self, interface: &str, mode: XdpMode, target: &str) -> Result<(), ProgramsError> {
+        let failed = attach_error(XDP_PROGRAM, interface);
+        let pin = self.pins.link(XDP_PROGRAM, target);
+        let _loaded: &mut Xdp = self.program(XDP_PROGRAM)?;
+        if self.replace(XDP_PROGRAM, target, &pin)? {
+            return Ok(());
+        }
+        let program: &mut Xdp = self.program(XDP_PROGRAM)?;
+        let id = program.attach(interface, mode).map_err(|e| failed(&e))?;
+        let link = program.take_link(id).map_err(|e| failed(&e))?;
+        let link = FdLink::try_from(link).map_err(|e| failed(&e))?;
+        link.pin(&pin).map(drop).map_err(|e| failed(&e))
+    }
+
+    /// The XDP program, for `BPF_PROG_TEST_RUN`.
+    ///
+    /// # Errors
+    /// There is no such program.
+    pub fn xdp(&mut self, name: &str) -> Result<&mut Xdp, ProgramsError> {
+        self.program(name)
+    }
+
     /// Removes these programs' links to any other target.
     fn release_others(&self, names: &[&str], target: &str) -> Result<(), ProgramsError> {
         let dir = self.pins.links();
@@ -288,6 +342,9 @@ impl Programs {
             reason: "no such program in the object".to_string(),
         };
         let program = self.ebpf.program_mut(name).ok_or_else(missing)?;
+        if program.fd().is_err() {
+            load_and_pin(&self.pins, name, program)?;
+        }
         program
             .try_into()
             .map_err(|source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) })
@@ -357,6 +414,21 @@ impl Programs {
         std::mem::forget(program.take_link(id).map_err(|e| failed(&e))?);
         Ok(())
     }
+}
+
+/// Has the kernel verify a program, and pins it.
+fn load_and_pin(pins: &Pins, name: &str, program: &mut Program) -> Result<(), ProgramsError> {
+    let failed = |source| ProgramsError::Program { name: name.to_string(), source: Box::new(source) };
+    match program {
+        Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
+        Program::CgroupSock(program) => program.load().map_err(failed)?,
+        Program::SchedClassifier(program) => program.load().map_err(failed)?,
+        Program::Xdp(program) => program.load().map_err(failed)?,
+        _ => return Ok(()),
+    }
+    let pin = pins.programs().join(name);
+    remove_if_there(&pin)?;
+    program.pin(&pin).map_err(|error| ProgramsError::Pin { path: pin, source: io::Error::other(error) })
 }
 
 /// Whether tc programs can be attached by links (since 6.6).

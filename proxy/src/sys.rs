@@ -1,5 +1,6 @@
 //! System calls that aya does not offer: taking a pinned object back by its path, replacing the program of
-//! a link of any kind, writing many elements at once, and the cookie of a network namespace. The only module of this crate that is unsafe.
+//! a link of any kind, reading and writing many elements at once, and the cookie of a network namespace. The
+//! only module of this crate that is unsafe.
 
 use std::ffi::CString;
 use std::io;
@@ -9,6 +10,8 @@ use std::path::Path;
 
 /// `BPF_OBJ_GET` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const BPF_OBJ_GET: libc::c_long = 7;
+/// `BPF_MAP_LOOKUP_BATCH`, since 5.6.
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// `BPF_MAP_UPDATE_BATCH`, since 5.6.
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// `BPF_LINK_UPDATE`.
@@ -76,6 +79,51 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// A part of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// How many elements were read.
+    pub count: usize,
+    /// Where the next part begins; none after the last.
+    pub next: Option<u32>,
+}
+
+/// Reads many elements of a hash map in one call, into buffers of one length (`BPF_MAP_LOOKUP_BATCH`, since 5.6).
+///
+/// # Errors
+/// `ENOSPC` when the buffers are smaller than a bucket of the map.
+pub fn lookup_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    from: Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<Batch> {
+    let mut next = 0u32;
+    let mut attr = BatchAttr {
+        in_batch: from.as_ref().map_or(0, |from| std::ptr::from_ref(from) as u64),
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX),
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    let attr_ptr = std::ptr::from_mut(&mut attr);
+    // SAFETY: the attribute is initialised and its length goes with it. The kernel writes `count`, the token and at
+    // most `count` elements, for which the buffers have room as long as the map's sizes are those of `K` and `V`,
+    // which whoever opened the map has checked; any bytes are a `Pod`.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, attr_ptr, size_of::<BatchAttr>()) };
+    let error = if result < 0 { Some(io::Error::last_os_error()) } else { None };
+    let count = (attr.count as usize).min(keys.len());
+    match error {
+        None => Ok(Batch { count, next: Some(next) }),
+        Some(error) if error.kind() == io::ErrorKind::NotFound => Ok(Batch { count, next: None }),
+        Some(error) => Err(error),
+    }
 }
 
 /// Writes many elements of a map in one call, in order.

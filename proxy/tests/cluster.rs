@@ -131,6 +131,8 @@ fn two_nodes() {
         by_tc(&cluster, &a, &c);
         refusals(&cluster, &a);
         from_outside(&cluster, &a, &c);
+        node_ports(&cluster, &a, &c);
+        nested_namespace(&cluster);
         nodes_as_backends(&cluster, &a);
         flows_and_their_backends(&cluster, &a, &c);
         setup_is_idempotent(&mut cluster, &c);
@@ -332,6 +334,93 @@ fn from_outside(cluster: &Cluster, a: &TestPod, c: &TestPod) {
     assert!(starts(&through, &["outside"], cluster.nodes[0].ip), "{through:?}");
     cluster.api.delete("services", "api");
     cluster.api.delete("endpointslices", "api");
+}
+
+/// Node ports from a machine beside the nodes, and from pods without hooks, with either policy.
+fn node_ports(cluster: &Cluster, a: &TestPod, c: &TestPod) {
+    const PORT: u16 = 30_080;
+    let outside = Ipv4Addr::new(10, 0, 0, 1);
+    let put = |protocol: &str, policy: &str| {
+        let name = format!("np-{}", protocol.to_lowercase());
+        let mut object = service(&name, "10.96.0.20", 80, protocol);
+        object["spec"]["type"] = "NodePort".into();
+        object["spec"]["externalTrafficPolicy"] = policy.into();
+        object["spec"]["ports"][0]["nodePort"] = PORT.into();
+        cluster.api.put("services", object);
+        let mut endpoints = slice(&name, &[a.ip, c.ip], 8080, protocol);
+        endpoints["endpoints"][0]["nodeName"] = "n1".into();
+        endpoints["endpoints"][1]["nodeName"] = "n2".into();
+        cluster.api.put("endpointslices", endpoints);
+    };
+    let ask = |to: Ipv4Addr| cluster.fabric.run(|| tcp(to, PORT)).expect("an answer");
+    put("TCP", "Cluster");
+    put("UDP", "Cluster");
+    for (node, local) in cluster.nodes.iter().zip(["a", "c"]) {
+        eventually("the node port", || cluster.fabric.run(|| tcp(node.ip, PORT)).is_ok());
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..30 {
+            let answer = ask(node.ip);
+            let words: Vec<&str> = answer.split(' ').collect();
+            let source = if words[0] == local { outside } else { node.ip };
+            assert_eq!(words[1], source.to_string(), "{answer} from the port of {}", node.name);
+            seen.insert(words[0].to_string());
+        }
+        assert_eq!(seen.len(), 2, "both pods are used: {seen:?}");
+        let (_, from) = cluster.fabric.run(|| udp(node.ip, PORT)).expect("an answer");
+        assert_eq!(from, (node.ip, PORT).into());
+        // Larger than any segment, there and back.
+        let mut stream = cluster.fabric.run(|| TcpStream::connect((node.ip, PORT)).expect("a connection"));
+        for _ in 0..20 {
+            assert!(exchange(&mut stream, &"x".repeat(2000)).is_ok_and(|text| text.len() > 100));
+        }
+        for pod in [a, c] {
+            let answer = unhooked(pod, || tcp(node.ip, PORT));
+            assert!(answer.as_ref().is_ok_and(|text| text.ends_with("hello")), "from a pod: {answer:?}");
+        }
+    }
+    put("TCP", "Local");
+    for (node, local) in cluster.nodes.iter().zip(["a", "c"]) {
+        let only_local = || (0..10).all(|_| ask(node.ip).starts_with(&format!("{local} {outside} hello")));
+        eventually("only the pod of this node, which sees the client", only_local);
+    }
+    for protocol in ["tcp", "udp"] {
+        cluster.api.delete("services", &format!("np-{protocol}"));
+        cluster.api.delete("endpointslices", &format!("np-{protocol}"));
+    }
+    eventually("the port is closed", || cluster.fabric.run(|| tcp(cluster.nodes[0].ip, PORT)).is_err());
+}
+
+/// A pod that makes a namespace of its own and lends it its address: what comes out of there never met a socket hook.
+fn nested_namespace(cluster: &Cluster) {
+    let node = &cluster.nodes[0];
+    let pod = node.add_pod("nest");
+    let (inner, ip) = (common::Netns::new(), pod.ip);
+    pod.netns.run(|| {
+        let path = inner.path();
+        common::run(&format!("ip link add in0 type veth peer name eth0 netns {}", path.display()));
+        common::run("ip addr add 172.30.0.1/32 dev in0");
+        common::run("ip link set in0 up");
+        // An interface that loses its last address loses its routes as well.
+        common::run("ip addr add 172.30.0.2/32 dev eth0");
+        common::run(&format!("ip addr del {ip}/32 dev eth0"));
+        common::run(&format!("ip route add {ip}/32 dev in0"));
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("settable");
+    });
+    inner.run(|| {
+        common::run(&format!("ip addr add {ip}/32 dev eth0"));
+        common::run("ip link set eth0 up");
+        common::run("ip route add 172.30.0.1 dev eth0");
+        common::run("ip route add default via 172.30.0.1");
+    });
+    for _ in 0..10 {
+        let answer = inner.run(|| tcp(WEB, 80));
+        assert!(answer.as_ref().is_ok_and(|text| text.ends_with("hello")), "{answer:?}");
+    }
+    let (_, from) = inner.run(|| udp(DNS, 53)).expect("an answer");
+    assert_eq!(from, (DNS, 53).into());
+    let refused = inner.run(|| tcp(Ipv4Addr::new(10, 96, 0, 99), 80).map(drop));
+    assert_eq!(errno(&refused), Some(libc::ECONNREFUSED), "{refused:?}");
+    node.remove_pod(&pod);
 }
 
 /// Endpoints that are nodes themselves, as `kubernetes.default` has.

@@ -29,6 +29,7 @@ fn translates_without_touching_interfaces() {
             mtu: None,
             masquerade: false,
             pod_network: false,
+            xdp: hawser_proxy::config::Xdp::Off,
         };
         // Every address is local here: what is not translated is refused at once, by nobody listening.
         netns.run(|| run("ip route add local 10.0.0.0/8 dev lo"));

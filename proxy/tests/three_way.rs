@@ -12,8 +12,8 @@ use std::time::Duration;
 use aya::programs::{TestRun, TestRunOptions};
 use common::packet::{Packet, Transport};
 use common::world::{
-    BACKEND_PORTS, STRANGER, action, apply_to_world, as_decision, clients, decide, empty_world, frontends,
-    local, model_protocol, tell, v4,
+    BACKEND_PORTS, NODE_IPS, STRANGER, action, apply_to_world, as_decision, clients, decide, empty_world,
+    frontends, local, model_protocol, tell, v4,
 };
 use common::{Cgroup, isolated, run};
 use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
@@ -21,7 +21,7 @@ use hawser_ebpf_common::lb::LbConfig;
 use hawser_proxy::dataplane::{Dataplane, node_netns_cookie};
 use hawser_proxy::maps::{FakeMaps, KernelMaps, Maps, Op};
 use hawser_proxy::programs::{Pins, Programs};
-use hawser_proxy::types::{L4Addr, Protocol};
+use hawser_proxy::types::{L4Addr, Protocol, address_be};
 use hawser_proxy_model::{Decision, From, World};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -330,6 +330,9 @@ fn model_fake_and_kernel_agree() {
         // BPF_PROG_TEST_RUN pretends that packets come from loopback: interface 1.
         let pod = Endpoint4 { ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], ..Endpoint4::default() };
         maps.apply(&Op::PutEndpoint { address: POD, value: pod }).expect("an endpoint");
+        // A backend elsewhere must see an address of this node.
+        let current = maps.config().expect("reads");
+        maps.set_config(&NodeConfig { node_ip_be: address_be(v4(NODE_IPS[0])), ..current }).expect("writes");
         let kernel = RefCell::new(Kernel { programs, port: 0 });
         let sockets = Listeners::new();
         // Only this thread's sockets are the hooks' business.

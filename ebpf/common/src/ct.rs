@@ -3,17 +3,22 @@
 //! A flow has two entries, one per direction. Each says what a packet with exactly the key's tuple
 //! becomes; applying one entry's rewrite and then, to the answer, the other's gives the original
 //! tuple back, reversed. Flows that need no translation have no entry.
+//!
+//! Two kinds of flows have one entry only: [`CT_INBOUND`] ones, and those of direct server return
+//! ([`CT_DSR`]), whose two directions are translated on different nodes.
 
-map_types! {
-    /// Key of `hawser_ct4`: the tuple as the packet carries it before translation.
+use crate::lb::Address6;
+
+family_types! {
+    /// Key of `hawser_ct4` and `hawser_ct6`: the tuple as the packet carries it before translation.
     ///
     /// For an ICMP echo request the identifier is the source port and 0 the destination port; for an
     /// echo reply it is the other way round.
-    pub struct CtKey4 [16] {
+    pub struct CtKey<A> [16, 40] {
         /// Source address.
-        pub saddr_be: u32,
+        pub saddr_be: A,
         /// Destination address.
-        pub daddr_be: u32,
+        pub daddr_be: A,
         /// Source port.
         pub sport_be: u16,
         /// Destination port.
@@ -24,8 +29,8 @@ map_types! {
         pub pad: [u8; 3],
     }
 
-    /// Value of `hawser_ct4`.
-    pub struct CtEntry4 [56] {
+    /// Value of `hawser_ct4` and `hawser_ct6`.
+    pub struct CtEntry<A> [56, 80] {
         /// `CLOCK_MONOTONIC` nanoseconds of the last packet.
         pub last_seen_ns: u64,
         /// Packets that matched.
@@ -33,9 +38,9 @@ map_types! {
         /// Bytes of those packets, with their link-layer header.
         pub bytes: u64,
         /// Source address after translation.
-        pub new_saddr_be: u32,
+        pub new_saddr_be: A,
         /// Destination address after translation.
-        pub new_daddr_be: u32,
+        pub new_daddr_be: A,
         /// Source port after translation.
         pub new_sport_be: u16,
         /// Destination port after translation.
@@ -48,8 +53,46 @@ map_types! {
         pub backend_id: u32,
         /// Slot of the backend when it was chosen, or 0.
         pub slot: u16,
+        /// Link-layer address of the next hop on the uplink, as XDP found it at most a second before `last_seen_ns`;
+        /// zeroes when it did not.
+        pub next_hop: [u8; 6],
+    }
+
+    /// Key of `hawser_frag4` and `hawser_frag6`: what all fragments of a datagram have in common (RFC 791, RFC 8200).
+    pub struct FragmentKey<A> [16, 40] {
+        /// Source address.
+        pub saddr_be: A,
+        /// Destination address.
+        pub daddr_be: A,
+        /// Identification; of IPv4 in the lower half.
+        pub id_be: u32,
+        /// `IPPROTO_*` of what was fragmented.
+        pub protocol: u8,
         /// Zero.
-        pub pad: [u16; 3],
+        pub pad: [u8; 3],
+    }
+}
+
+/// Of IPv4.
+pub type CtKey4 = CtKey<u32>;
+/// Of IPv6.
+pub type CtKey6 = CtKey<Address6>;
+/// Of IPv4.
+pub type CtEntry4 = CtEntry<u32>;
+/// Of IPv6.
+pub type CtEntry6 = CtEntry<Address6>;
+/// Of IPv4.
+pub type FragmentKey4 = FragmentKey<u32>;
+/// Of IPv6.
+pub type FragmentKey6 = FragmentKey<Address6>;
+
+map_types! {
+    /// Value of `hawser_frag4` and `hawser_frag6`: what only the first fragment says.
+    pub struct FragmentPorts [4] {
+        /// Source port.
+        pub sport_be: u16,
+        /// Destination port.
+        pub dport_be: u16,
     }
 }
 
@@ -59,24 +102,40 @@ pub const CT_REPLY: u32 = 1;
 pub const CT_MASQUERADE: u32 = 2;
 /// A FIN or RST went by.
 pub const CT_CLOSING: u32 = 4;
-/// An answer went by (set on the entry of the answering direction).
+/// An answer went by (set on the entry of the answering direction). On the only entry of a [`CT_DSR`] flow: a
+/// packet that does not open the connection went by.
 pub const CT_SEEN: u32 = 8;
 /// Nothing is translated: the flow came in from outside and its answers must not be masqueraded.
 pub const CT_INBOUND: u32 = 16;
+/// Direct server return: the backend's node answers the client. The load balancer's node has no entry for answers,
+/// the backend's node no other.
+pub const CT_DSR: u32 = 32;
 
 /// First port that source translation hands out, just above Linux' default ephemeral range.
 pub const SNAT_PORT_MIN: u16 = 61_000;
 /// How many ports source translation hands out.
 pub const SNAT_PORT_COUNT: u16 = u16::MAX - SNAT_PORT_MIN;
 
-impl CtKey4 {
+impl<A: Copy> CtKey<A> {
     /// The key of the entry for the other direction, given the entry at this key.
-    pub const fn partner(&self, entry: &CtEntry4) -> Self {
+    pub const fn partner(&self, entry: &CtEntry<A>) -> Self {
         Self {
             saddr_be: entry.new_daddr_be,
             daddr_be: entry.new_saddr_be,
             sport_be: entry.new_dport_be,
             dport_be: entry.new_sport_be,
+            protocol: self.protocol,
+            pad: [0; 3],
+        }
+    }
+
+    /// The tuple of packets in the other direction when nothing is translated.
+    pub const fn reversed(&self) -> Self {
+        Self {
+            saddr_be: self.daddr_be,
+            daddr_be: self.saddr_be,
+            sport_be: self.dport_be,
+            dport_be: self.sport_be,
             protocol: self.protocol,
             pad: [0; 3],
         }

@@ -72,6 +72,8 @@ pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_TCP: u8 = 6;
 /// `IPPROTO_UDP`.
 pub const PROTO_UDP: u8 = 17;
+/// `IPPROTO_ICMPV6`.
+pub const PROTO_ICMP6: u8 = 58;
 /// `IPPROTO_SCTP`.
 pub const PROTO_SCTP: u8 = 132;
 
@@ -113,12 +115,24 @@ pub mod map_names {
     pub const LB_CONFIG: &str = "hawser_lb_config";
     /// Connection tracking.
     pub const CT: &str = "hawser_ct4";
+    /// Connection tracking, IPv6.
+    pub const CT6: &str = "hawser_ct6";
+    /// Ports of datagrams whose first fragment went by.
+    pub const FRAGMENTS: &str = "hawser_frag4";
+    /// Ports of datagrams whose first fragment went by, IPv6.
+    pub const FRAGMENTS6: &str = "hawser_frag6";
     /// Pods of this node by address.
     pub const ENDPOINTS: &str = "hawser_endpoints";
+    /// Pods of this node by address, IPv6.
+    pub const ENDPOINTS6: &str = "hawser_endpoints6";
     /// Prefix → node and identity.
     pub const IPCACHE: &str = "hawser_ipcache";
-    /// The same of IPv6.
+    /// Prefix → node and identity, IPv6.
     pub const IPCACHE6: &str = "hawser_ipcache6";
+    /// Addresses that this node announces on its link.
+    pub const ANNOUNCE: &str = "hawser_l2_announce";
+    /// Addresses that this node announces on its link, IPv6.
+    pub const ANNOUNCE6: &str = "hawser_l2_announce6";
     /// Packets and bytes by direction and reason, per CPU.
     pub const METRICS: &str = "hawser_metrics";
     /// What the programs must know of this node.

@@ -22,10 +22,15 @@ pub mod direction {
     pub const TO_UPLINK: u32 = 3;
     /// A socket call.
     pub const SOCKET: u32 = 4;
+    /// Received on the uplink, before the stack: by XDP.
+    pub const XDP: u32 = 5;
+    /// Received out of a tunnel.
+    pub const FROM_TUNNEL: u32 = 6;
     /// How many there are.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 7;
     /// Names in the order of their numbers.
-    pub const NAMES: [&str; COUNT as usize] = ["from-pod", "to-pod", "from-uplink", "to-uplink", "socket"];
+    pub const NAMES: [&str; COUNT as usize] =
+        ["from-pod", "to-pod", "from-uplink", "to-uplink", "socket", "xdp", "from-tunnel"];
 }
 
 /// What became of a packet. From [`reason::FIRST_DROP`] on, it was dropped.
@@ -50,7 +55,7 @@ pub mod reason {
     pub const NO_ENDPOINT: u32 = 7;
     /// No free port for source translation.
     pub const NO_NAT_PORT: u32 = 8;
-    /// A later fragment of a packet that needs translation.
+    /// A later fragment whose first one did not come by.
     pub const FRAGMENT: u32 = 9;
     /// Header shorter than it claims.
     pub const MALFORMED: u32 = 10;
@@ -60,8 +65,20 @@ pub mod reason {
     pub const NO_LOCAL_BACKEND: u32 = 12;
     /// The client is outside the Service's `loadBalancerSourceRanges`.
     pub const SOURCE_RANGE: u32 = 13;
+    /// No room for another flow in connection tracking.
+    pub const CT_FULL: u32 = 14;
+    /// An answer lost its flow's port to another flow.
+    pub const NAT_CONFLICT: u32 = 15;
+    /// Nobody answers for the next hop, or there is no route.
+    pub const NO_ROUTE: u32 = 16;
+    /// SCTP whose ports would have to change: its checksum (CRC32c) covers them.
+    pub const SCTP_PORT: u32 = 17;
+    /// Answered with ICMP: larger than the way to the backend, and not to be fragmented.
+    pub const TOO_BIG: u32 = 18;
+    /// Not dropped: asked for a Service's link-layer address, and answered.
+    pub const ANNOUNCED: u32 = 19;
     /// How many there are.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 20;
     /// Names in the order of their numbers.
     pub const NAMES: [&str; COUNT as usize] = [
         "Forwarded",
@@ -73,11 +90,17 @@ pub mod reason {
         "Invalid source address",
         "No endpoint",
         "No NAT port",
-        "Fragment needs translation",
+        "Fragment without its first",
         "Malformed packet",
         "Write failed",
         "No local backend",
         "Outside source ranges",
+        "Connection tracking full",
+        "NAT port taken",
+        "No route",
+        "SCTP port translation",
+        "Too big",
+        "Announced",
     ];
 }
 

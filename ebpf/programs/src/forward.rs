@@ -1,37 +1,29 @@
 //! Where a packet goes: to a pod of this node, to another node, or to the kernel's stack.
 
-use aya_ebpf::bindings::bpf_redir_neigh;
-use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer};
-use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::bindings::{bpf_redir_neigh, bpf_tunnel_key};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_set_tunnel_key};
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::endpoint::{
-    Endpoint4, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IDENTITY_SERVICES, IPCACHE_ON_LINK, IpcacheEntry4,
-    NodeConfig,
+    Endpoint4, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IDENTITY_SERVICES, IPCACHE_ON_LINK, NodeConfig,
+    TUNNEL_MAC, TUNNEL_OVERHEAD, VXLAN_VNI,
 };
 use hawser_ebpf_common::metrics::reason;
 
-use crate::maps::{CONFIG, ENDPOINTS, IPCACHE};
-use crate::packet::{Packet, decrement_ttl};
+use crate::family::{Family, Prefix};
+use crate::far;
+use crate::frame::Frame;
+use crate::maps::CONFIG;
+use crate::packet::{Packet, Part};
+use crate::reject;
+use crate::rewrite::decrement_ttl;
 
 /// `TC_ACT_UNSPEC`: the next program, and then the stack.
 pub const NEXT: i32 = -1;
-const AF_INET: u32 = 2;
+/// Hop limit of the outer header (RFC 1700).
+const TUNNEL_TTL: u8 = 64;
 
 /// What a program did with a packet: what it returns, and what it counts.
 pub type Verdict = (i32, u32);
-
-/// The pod of this node that has an address.
-#[inline(always)]
-pub fn endpoint(address_be: u32) -> Option<Endpoint4> {
-    // SAFETY: the map is not preallocated, so an element that is removed stays readable.
-    unsafe { ENDPOINTS.get(&address_be) }.copied()
-}
-
-/// Node and identity of an address.
-#[inline(always)]
-pub fn ipcache(address_be: u32) -> Option<IpcacheEntry4> {
-    IPCACHE.get(&Key::new(32, address_be)).copied()
-}
 
 /// This node.
 #[inline(always)]
@@ -41,41 +33,41 @@ pub fn config() -> NodeConfig {
 
 /// Delivers to a pod of this node, past the stack.
 #[inline(always)]
-pub fn to_endpoint(
+pub fn to_endpoint<F: Family>(
     ctx: &TcContext,
-    packet: &Packet,
+    packet: &Packet<F::Address>,
     endpoint: &Endpoint4,
     done: u32,
 ) -> Result<Verdict, u32> {
-    decrement_ttl(ctx, packet)?;
+    decrement_ttl::<F, _>(ctx, packet)?;
     let to = endpoint.pod_mac;
     let from = endpoint.host_mac;
     let addresses =
         [to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4], from[5]];
-    ctx.store(0, &addresses, 0).map_err(|_| reason::WRITE_FAILED)?;
+    Frame::store(ctx, 0, &addresses)?;
     // SAFETY: the helper checks the interface.
     Ok((unsafe { bpf_redirect_peer(endpoint.ifindex, 0) } as i32, done))
 }
 
-/// Sends out of the uplink: to the node when it is on the link, else where the routes say.
+/// Sends out of the uplink, to where the kernel's routes say.
 #[inline(always)]
-pub fn to_node(
+pub fn to_uplink<F: Family>(
     ctx: &TcContext,
-    packet: &Packet,
-    next_hop_be: Option<u32>,
+    packet: &Packet<F::Address>,
+    next_hop_be: Option<F::Address>,
     done: u32,
 ) -> Result<Verdict, u32> {
     let uplink = config().uplink_ifindex;
     if uplink == 0 {
         return Ok((NEXT, reason::STACK));
     }
-    decrement_ttl(ctx, packet)?;
+    decrement_ttl::<F, _>(ctx, packet)?;
     let code = match next_hop_be {
         Some(address_be) => {
             // SAFETY: all zeroes is a value of this C struct.
             let mut params: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-            params.nh_family = AF_INET;
-            params.__bindgen_anon_1.ipv4_nh = address_be;
+            params.nh_family = F::AF;
+            params.__bindgen_anon_1.ipv6_nh = F::words(address_be);
             // SAFETY: pointer and length describe `params`.
             unsafe { bpf_redirect_neigh(uplink, &mut params, size_of::<bpf_redir_neigh>() as i32, 0) }
         }
@@ -85,22 +77,130 @@ pub fn to_node(
     Ok((code as i32, done))
 }
 
+/// Whether packets to a prefix go through a tunnel. Those of a node to a node do not: no pod's address is in them,
+/// and so the network between knows the way.
+#[inline(always)]
+pub fn is_tunnelled<F: Family>(
+    config: &NodeConfig,
+    prefix: &Prefix<F::Address>,
+    saddr_be: F::Address,
+) -> bool {
+    config.vxlan_ifindex != 0
+        && prefix.tunnel_be != 0
+        && (prefix.identity == IDENTITY_PODS || F::endpoint(saddr_be).is_some())
+}
+
+/// Sends to another node: through a tunnel, to the node itself when it is on the link, else where the routes say.
+#[inline(always)]
+pub fn to_node<F: Family>(
+    ctx: &TcContext,
+    packet: &Packet<F::Address>,
+    prefix: &Prefix<F::Address>,
+    done: u32,
+) -> Result<Verdict, u32> {
+    let config = config();
+    if is_tunnelled::<F>(&config, prefix, packet.tuple.saddr_be) {
+        return to_tunnel::<F>(ctx, packet, prefix.tunnel_be, done);
+    }
+    let on_link = prefix.flags & IPCACHE_ON_LINK != 0;
+    to_uplink::<F>(ctx, packet, on_link.then_some(prefix.node_be), done)
+}
+
+#[inline(always)]
+fn to_tunnel<F: Family>(
+    ctx: &TcContext,
+    packet: &Packet<F::Address>,
+    node_be: u32,
+    done: u32,
+) -> Result<Verdict, u32> {
+    far::unpack(to_tunnel_far::<F>(ctx, packet, node_be, done))
+}
+
+#[inline(never)]
+fn to_tunnel_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, node_be: u32, done: u32) -> u64 {
+    far::pack(to_tunnel_near::<F>(ctx, packet, node_be, done))
+}
+
+#[inline(always)]
+fn to_tunnel_near<F: Family>(
+    ctx: &TcContext,
+    packet: &Packet<F::Address>,
+    node_be: u32,
+    done: u32,
+) -> Result<Verdict, u32> {
+    let config = config();
+    let mtu = u32::from(config.mtu).saturating_sub(TUNNEL_OVERHEAD);
+    if config.mtu != 0
+        && segment_len::<F>(ctx, packet) > mtu
+        && packet.whole_only
+        && packet.part != Part::Later
+    {
+        return reject::too_big::<F>(ctx, packet, mtu as u16);
+    }
+    decrement_ttl::<F, _>(ctx, packet)?;
+    set_tunnel(ctx, node_be)?;
+    // The address of every node's tunnel interface, which the stack at the other end wants to see.
+    Frame::store(ctx, 0, &TUNNEL_MAC)?;
+    // SAFETY: the helper checks the interface.
+    Ok((unsafe { bpf_redirect(config.vxlan_ifindex, 0) } as i32, done))
+}
+
+/// Names the other end of the tunnel.
+#[inline(always)]
+pub fn set_tunnel(ctx: &TcContext, node_be: u32) -> Result<(), u32> {
+    // SAFETY: all zeroes is a value of this C struct.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    key.tunnel_id = VXLAN_VNI;
+    key.__bindgen_anon_1.remote_ipv4 = u32::from_be(node_be);
+    key.tunnel_ttl = TUNNEL_TTL;
+    // SAFETY: pointer and length describe `key`.
+    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &mut key, size_of::<bpf_tunnel_key>() as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(reason::WRITE_FAILED),
+    }
+}
+
+/// Length on the wire from the IP header on: of each segment that the kernel will cut the packet into.
+#[inline(always)]
+fn segment_len<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u32 {
+    // SAFETY: the context is valid for the whole program.
+    match unsafe { (*ctx.skb.skb).gso_size } {
+        0 => packet.total_len,
+        // The longest TCP header; the shortest would let packets through that are too big.
+        size => (packet.l4 - crate::packet::ETH_LEN) as u32 + 20 + size,
+    }
+}
+
 /// Routes a packet that a pod sent. `Err(NO_SERVICE)` is for the caller to answer.
 #[inline(always)]
-pub fn route(ctx: &TcContext, packet: &Packet, done: u32) -> Result<Verdict, u32> {
+pub fn route<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
+    far::unpack(route_far::<F>(ctx, packet, done))
+}
+
+#[inline(never)]
+fn route_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> u64 {
+    far::pack(route_near::<F>(ctx, packet, done))
+}
+
+#[inline(always)]
+fn route_near<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
     let daddr = packet.tuple.daddr_be;
-    if let Some(endpoint) = endpoint(daddr) {
-        return to_endpoint(ctx, packet, &endpoint, done);
+    if let Some(endpoint) = F::endpoint(daddr) {
+        return to_endpoint::<F>(ctx, packet, &endpoint, done);
     }
-    let Some(entry) = ipcache(daddr) else { return Ok((NEXT, reason::STACK)) };
-    match entry.identity {
-        IDENTITY_SERVICES if packet.fragment => Err(reason::FRAGMENT),
-        IDENTITY_SERVICES => Err(reason::NO_SERVICE),
-        IDENTITY_PODS if entry.node_ip_be == 0 => Err(reason::NO_ENDPOINT),
-        IDENTITY_PODS | IDENTITY_REMOTE_NODE => {
-            let on_link = entry.flags & IPCACHE_ON_LINK != 0;
-            to_node(ctx, packet, on_link.then_some(entry.node_ip_be), done)
+    let Some(prefix) = F::ipcache(daddr) else {
+        if F::endpoint(packet.tuple.saddr_be).is_none() && packet.tuple.saddr_be != F::hairpin() {
+            // An answer under a frontend's name, which may be an address of this node: the stack would call it a
+            // martian.
+            return to_uplink::<F>(ctx, packet, None, done);
         }
+        return Ok((NEXT, reason::STACK));
+    };
+    match prefix.identity {
+        IDENTITY_SERVICES if packet.part == Part::Later => Err(reason::FRAGMENT),
+        IDENTITY_SERVICES => Err(reason::NO_SERVICE),
+        IDENTITY_PODS if !prefix.remote => Err(reason::NO_ENDPOINT),
+        IDENTITY_PODS | IDENTITY_REMOTE_NODE => to_node::<F>(ctx, packet, &prefix, done),
         _ => Ok((NEXT, reason::STACK)),
     }
 }

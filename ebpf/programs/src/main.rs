@@ -9,21 +9,33 @@
 //! | `to_pod` | tc egress of a pod's veth | answers that come out of the node's stack |
 //! | `from_uplink` | tc ingress of the uplink | translation, delivery to pods |
 //! | `to_uplink` | tc egress of the uplink | masquerade, answers of the node itself |
+//! | `announce` | tc ingress of the uplink, before | answers for the addresses that this node announces |
+//! | `from_tunnel`, `to_tunnel` | tc of the VXLAN device | what comes from other nodes' pods; the other end's address |
+//! | `xdp_uplink` | XDP of the uplink | Services whose backend is on another node |
+//! | `xdp_pass` | XDP of a veth uplink's other end | nothing; without it veth drops what XDP sends |
 #![no_std]
 #![no_main]
 // The target has an atomic addition, but `core` offers none where there is no compare-and-swap.
 #![feature(asm_experimental_arch)]
 
+mod announce;
 mod connections;
 mod count;
 mod ct;
+mod dsr;
+mod family;
+mod far;
 mod forward;
+mod frame;
 mod lb;
 mod maps;
+mod nat;
 mod packet;
 mod reject;
+mod rewrite;
 mod sock;
 mod tc;
+mod xdp;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

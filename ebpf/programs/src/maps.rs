@@ -3,25 +3,46 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
-use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
-use hawser_ebpf_common::endpoint::{Endpoint4, IpcacheEntry4, IpcacheEntry6, NodeConfig};
+use hawser_ebpf_common::ct::{CtEntry4, CtEntry6, CtKey4, CtKey6, FragmentKey4, FragmentKey6, FragmentPorts};
+use hawser_ebpf_common::endpoint::{Announce, Endpoint4, IpcacheEntry4, IpcacheEntry6, NodeConfig};
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::metrics::{self, MetricsValue};
 
+use crate::packet::Aside;
+
 #[map(name = "hawser_ct4")]
-pub static CT: LruHashMap<CtKey4, CtEntry4> = LruHashMap::pinned(65_536, 0);
+pub static CT: LruHashMap<CtKey4, CtEntry4> = LruHashMap::pinned(262_144, 0);
+#[map(name = "hawser_ct6")]
+pub static CT6: LruHashMap<CtKey6, CtEntry6> = LruHashMap::pinned(65_536, 0);
+
+#[map(name = "hawser_frag4")]
+pub static FRAGMENTS: LruHashMap<FragmentKey4, FragmentPorts> = LruHashMap::pinned(8_192, 0);
+#[map(name = "hawser_frag6")]
+pub static FRAGMENTS6: LruHashMap<FragmentKey6, FragmentPorts> = LruHashMap::pinned(8_192, 0);
 
 #[map(name = "hawser_endpoints")]
 pub static ENDPOINTS: HashMap<u32, Endpoint4> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
+#[map(name = "hawser_endpoints6")]
+pub static ENDPOINTS6: HashMap<Address6, Endpoint4> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
 
 #[map(name = "hawser_ipcache")]
 pub static IPCACHE: LpmTrie<u32, IpcacheEntry4> = LpmTrie::pinned(65_536, BPF_F_NO_PREALLOC);
-
 #[map(name = "hawser_ipcache6")]
 pub static IPCACHE6: LpmTrie<Address6, IpcacheEntry6> = LpmTrie::pinned(65_536, BPF_F_NO_PREALLOC);
+
+#[map(name = "hawser_l2_announce")]
+pub static ANNOUNCE: HashMap<u32, Announce> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
+#[map(name = "hawser_l2_announce6")]
+pub static ANNOUNCE6: HashMap<Address6, Announce> = HashMap::pinned(4_096, BPF_F_NO_PREALLOC);
 
 #[map(name = "hawser_metrics")]
 pub static METRICS: PerCpuArray<MetricsValue> = PerCpuArray::pinned(metrics::COUNT, 0);
 
 #[map(name = "hawser_config")]
 pub static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
+
+/// Not pinned: memory of one run of a program.
+#[map(name = "hawser_aside4")]
+pub static ASIDE: PerCpuArray<Aside<u32>> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "hawser_aside6")]
+pub static ASIDE6: PerCpuArray<Aside<Address6>> = PerCpuArray::with_max_entries(1, 0);

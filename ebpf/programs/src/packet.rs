@@ -1,18 +1,25 @@
-//! IPv4 packets at tc: reading the headers and rewriting addresses and ports.
+//! Reading packets: IP headers, fragments, transport headers.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::programs::TcContext;
-use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
+use hawser_ebpf_common::ct::{CtEntry, CtKey, FragmentKey, FragmentPorts};
+use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::metrics::reason;
-use hawser_ebpf_common::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+
+use crate::ct::{Rewrite, Translation};
+use crate::family::Family;
+use crate::far;
+use crate::frame::Frame;
 
 /// Length of an Ethernet header.
 pub const ETH_LEN: usize = 14;
-const ETH_P_IP_BE: u32 = 0x0800u16.to_be() as u32;
-const IP_TTL: usize = ETH_LEN + 8;
-const IP_CHECKSUM: usize = ETH_LEN + 10;
-const IP_SADDR: usize = ETH_LEN + 12;
-const IP_DADDR: usize = ETH_LEN + 16;
+/// Length of an IPv4 header without options.
+pub const IP_LEN: usize = 20;
+/// Length of an IPv6 header.
+pub const IP6_LEN: usize = 40;
+/// Ethertypes as they lie in the packet.
+pub const ETH_P_IP_BE: u16 = 0x0800u16.to_be();
+pub const ETH_P_IPV6_BE: u16 = 0x86ddu16.to_be();
+pub const ETH_P_ARP_BE: u16 = 0x0806u16.to_be();
 
 /// TCP flags.
 pub const TCP_FIN: u8 = 1;
@@ -20,14 +27,20 @@ pub const TCP_SYN: u8 = 2;
 pub const TCP_RST: u8 = 4;
 pub const TCP_ACK: u8 = 16;
 
-/// ICMP types with an identifier.
-const ICMP_ECHO_REPLY: u8 = 0;
-const ICMP_ECHO_REQUEST: u8 = 8;
-/// ICMP types that quote the packet they are about.
-const ICMP_UNREACHABLE: u8 = 3;
-const ICMP_TIME_EXCEEDED: u8 = 11;
-const ICMP_PARAMETER: u8 = 12;
-const ICMP_LEN: usize = 8;
+pub const ICMP_LEN: usize = 8;
+
+/// "More fragments" and the offset in an IPv4 header; the offset and "more" in IPv6's fragment header.
+const IP_MORE: u16 = 0x2000;
+const IP_OFFSET: u16 = 0x1fff;
+const IP6_MORE: u16 = 1;
+const IP6_OFFSET: u16 = 0xfff8;
+
+/// How many extension headers are skipped (RFC 8200 names six that may come once each, and one twice).
+const MAX_EXTENSIONS: usize = 6;
+const EXT_HOP_BY_HOP: u8 = 0;
+const EXT_ROUTING: u8 = 43;
+const EXT_FRAGMENT: u8 = 44;
+const EXT_DESTINATION: u8 = 60;
 
 /// An IPv4 header without options (RFC 791).
 #[repr(C)]
@@ -45,20 +58,60 @@ pub struct Ipv4Header {
     pub daddr_be: u32,
 }
 
-/// What the programs need to know of a packet.
+/// An IPv6 header (RFC 8200).
+#[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Packet {
-    /// Ports are 0 when the packet is not `trackable`.
-    pub tuple: CtKey4,
+pub struct Ipv6Header {
+    pub version_class: [u8; 4],
+    pub payload_len_be: u16,
+    pub next: u8,
+    pub hops: u8,
+    pub saddr_be: Address6,
+    pub daddr_be: Address6,
+}
+
+/// A fragment's place in its datagram.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Part {
+    Whole,
+    /// It has the transport header, or its beginning.
+    First,
+    /// It has no transport header.
+    Later,
+}
+
+/// What an IP header says, whatever its version.
+#[derive(Clone, Copy)]
+pub struct Header<A> {
+    pub saddr_be: A,
+    pub daddr_be: A,
+    pub protocol: u8,
+    pub ttl: u8,
+    pub part: Part,
+    /// Do not fragment. Always so in IPv6.
+    pub whole_only: bool,
+    pub id_be: u32,
     /// Offset of the transport header.
     pub l4: usize,
-    pub total_len: u16,
+    /// Bytes from the IP header on.
+    pub total_len: u32,
+}
+
+/// What the programs need to know of a packet.
+#[derive(Clone, Copy)]
+pub struct Packet<A> {
+    /// Ports are 0 when the packet is not `trackable`.
+    pub tuple: CtKey<A>,
+    /// Offset of the transport header.
+    pub l4: usize,
+    /// Bytes from the IP header on.
+    pub total_len: u32,
     pub ttl: u8,
     pub tcp_flags: u8,
-    /// TCP, UDP or ICMP echo, and not a later fragment: the tuple names a flow.
+    pub part: Part,
+    pub whole_only: bool,
+    /// TCP, UDP, SCTP or ICMP echo, and not a later fragment of something unknown: the tuple names a flow.
     pub trackable: bool,
-    /// A later fragment: it has no transport header.
-    pub fragment: bool,
     pub icmp_request: bool,
     /// An ICMP error: it is about the flow that it quotes.
     pub icmp_error: bool,
@@ -66,241 +119,265 @@ pub struct Packet {
 
 /// The packet that an ICMP error quotes.
 #[derive(Clone, Copy)]
-pub struct Quoted {
-    pub tuple: CtKey4,
-    /// Offset of its IP header.
-    l3: usize,
+pub struct Quoted<A> {
+    pub tuple: CtKey<A>,
     /// Offset of its transport header.
-    l4: usize,
+    pub l4: usize,
 }
 
-impl Quoted {
-    /// The tuple of packets in the other direction: those that an entry of the flow would match.
-    #[inline(always)]
-    pub fn reversed(&self) -> CtKey4 {
-        CtKey4 {
-            saddr_be: self.tuple.daddr_be,
-            daddr_be: self.tuple.saddr_be,
-            sport_be: self.tuple.dport_be,
-            dport_be: self.tuple.sport_be,
-            protocol: self.tuple.protocol,
-            pad: [0; 3],
-        }
-    }
+/// Ports of a flow, as far as a packet names them.
+struct Ports {
+    sport_be: u16,
+    dport_be: u16,
 }
 
-impl Packet {
+/// Offset of the IP header that an ICMP error quotes.
+#[inline(always)]
+pub fn quoted_l3<A>(packet: &Packet<A>) -> usize {
+    packet.l4 + ICMP_LEN
+}
+
+impl<A> Packet<A> {
     /// The first packet of a flow, as far as one packet can tell.
     #[inline(always)]
     pub fn opens(&self) -> bool {
         match self.tuple.protocol {
             PROTO_TCP => self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN,
-            PROTO_ICMP => self.icmp_request,
-            _ => true,
+            PROTO_UDP | PROTO_SCTP => true,
+            _ => self.icmp_request,
         }
     }
 }
 
-/// Reads the headers; `None` for what is not IPv4.
+/// Reads an IPv4 header.
 #[inline(always)]
-pub fn parse(ctx: &TcContext) -> Result<Option<Packet>, u32> {
-    if ctx.skb.protocol() != ETH_P_IP_BE {
-        return Ok(None);
-    }
-    let ip: Ipv4Header = ctx.load(ETH_LEN).map_err(|_| reason::MALFORMED)?;
-    let header_len = usize::from(ip.version_ihl & 0xf) * 4;
-    if ip.version_ihl >> 4 != 4 || header_len < 20 {
+pub fn header4<P: Frame>(frame: &P, l3: usize) -> Result<Header<u32>, u32> {
+    let ip: Ipv4Header = frame.load(l3)?;
+    let mut len = usize::from(ip.version_ihl & 0xf) * 4;
+    if ip.version_ihl >> 4 != 4 || len < IP_LEN {
         return Err(reason::MALFORMED);
     }
+    if P::PLAIN {
+        if len != IP_LEN {
+            return Err(reason::STACK);
+        }
+        len = IP_LEN;
+    }
+    let fragment = u16::from_be(ip.fragment_be);
+    let part = match (fragment & IP_OFFSET != 0, fragment & IP_MORE != 0) {
+        (true, _) => Part::Later,
+        (false, true) => Part::First,
+        (false, false) => Part::Whole,
+    };
+    Ok(Header {
+        saddr_be: ip.saddr_be,
+        daddr_be: ip.daddr_be,
+        protocol: ip.protocol,
+        ttl: ip.ttl,
+        part,
+        whole_only: fragment & 0x4000 != 0,
+        id_be: u32::from(ip.id_be),
+        l4: l3 + len,
+        total_len: u32::from(u16::from_be(ip.total_len_be)),
+    })
+}
+
+/// Reads an IPv6 header and skips extension headers.
+#[inline(always)]
+pub fn header6<P: Frame>(frame: &P, l3: usize) -> Result<Header<Address6>, u32> {
+    let ip: Ipv6Header = frame.load(l3)?;
+    if ip.version_class[0] >> 4 != 6 {
+        return Err(reason::MALFORMED);
+    }
+    let mut header = Header {
+        saddr_be: ip.saddr_be,
+        daddr_be: ip.daddr_be,
+        protocol: ip.next,
+        ttl: ip.hops,
+        part: Part::Whole,
+        whole_only: true,
+        id_be: 0,
+        l4: l3 + IP6_LEN,
+        total_len: IP6_LEN as u32 + u32::from(u16::from_be(ip.payload_len_be)),
+    };
+    if P::PLAIN {
+        return Ok(header);
+    }
+    for _ in 0..MAX_EXTENSIONS {
+        match header.protocol {
+            EXT_HOP_BY_HOP | EXT_ROUTING | EXT_DESTINATION => {
+                let start: [u8; 2] = frame.load(header.l4)?;
+                header.protocol = start[0];
+                header.l4 += (usize::from(start[1]) + 1) * 8;
+            }
+            EXT_FRAGMENT => {
+                let start: [u16; 4] = frame.load(header.l4)?;
+                let fragment = u16::from_be(start[1]);
+                header.part = match (fragment & IP6_OFFSET != 0, fragment & IP6_MORE != 0) {
+                    (true, _) => Part::Later,
+                    (false, true) => Part::First,
+                    (false, false) => Part::Whole,
+                };
+                header.id_be = u32::from(start[2]) | u32::from(start[3]) << 16;
+                header.protocol = start[0].to_ne_bytes()[0];
+                header.l4 += 8;
+                if header.part == Part::Later {
+                    break;
+                }
+            }
+            _ => break,
+        }
+    }
+    Ok(header)
+}
+
+/// Ports of a transport header, or what stands for them; `None` for a protocol without.
+#[inline(always)]
+fn ports<F: Family, P: Frame>(frame: &P, protocol: u8, l4: usize) -> Result<Option<Ports>, u32> {
+    if protocol == F::ICMP {
+        let start: [u16; 4] = frame.load(l4)?;
+        let kind = start[0].to_ne_bytes()[0];
+        return Ok(if kind == F::ECHO_REQUEST {
+            Some(Ports { sport_be: start[2], dport_be: 0 })
+        } else if kind == F::ECHO_REPLY {
+            Some(Ports { sport_be: 0, dport_be: start[2] })
+        } else {
+            None
+        });
+    }
+    if protocol == PROTO_TCP || protocol == PROTO_UDP || protocol == PROTO_SCTP {
+        let ports: [u16; 2] = frame.load(l4)?;
+        return Ok(Some(Ports { sport_be: ports[0], dport_be: ports[1] }));
+    }
+    Ok(None)
+}
+
+/// Reads the headers.
+#[inline(always)]
+fn parse<F: Family, P: Frame>(frame: &P) -> Result<Packet<F::Address>, u32> {
+    let header = F::header(frame, ETH_LEN)?;
     let mut packet = Packet {
-        tuple: CtKey4 {
-            saddr_be: ip.saddr_be,
-            daddr_be: ip.daddr_be,
+        tuple: CtKey {
+            saddr_be: header.saddr_be,
+            daddr_be: header.daddr_be,
             sport_be: 0,
             dport_be: 0,
-            protocol: ip.protocol,
+            protocol: header.protocol,
             pad: [0; 3],
         },
-        l4: ETH_LEN + header_len,
-        total_len: u16::from_be(ip.total_len_be),
-        ttl: ip.ttl,
+        l4: header.l4,
+        total_len: header.total_len,
+        ttl: header.ttl,
         tcp_flags: 0,
+        part: header.part,
+        whole_only: header.whole_only,
         trackable: false,
-        fragment: u16::from_be(ip.fragment_be) & 0x1fff != 0,
         icmp_request: false,
         icmp_error: false,
     };
-    if packet.fragment {
-        return Ok(Some(packet));
+    if P::PLAIN && header.part != Part::Whole {
+        return Err(reason::STACK);
     }
-    match ip.protocol {
-        PROTO_TCP => {
-            let ports: [u16; 2] = ctx.load(packet.l4).map_err(|_| reason::MALFORMED)?;
-            packet.tuple.sport_be = ports[0];
-            packet.tuple.dport_be = ports[1];
-            packet.tcp_flags = ctx.load(packet.l4 + 13).map_err(|_| reason::MALFORMED)?;
+    let fragment = FragmentKey {
+        saddr_be: header.saddr_be,
+        daddr_be: header.daddr_be,
+        id_be: header.id_be,
+        protocol: header.protocol,
+        pad: [0; 3],
+    };
+    if header.part == Part::Later {
+        // SAFETY: copied at once. An element that the LRU map recycles meanwhile belongs to another datagram; its
+        // ports name a flow that has no entry, or the checksum of the whole tells.
+        if let Some(ports) = unsafe { F::fragments().get(&fragment) }.copied() {
+            packet.tuple.sport_be = ports.sport_be;
+            packet.tuple.dport_be = ports.dport_be;
+            packet.icmp_request = packet.tuple.dport_be == 0;
             packet.trackable = true;
         }
-        PROTO_UDP => {
-            let ports: [u16; 2] = ctx.load(packet.l4).map_err(|_| reason::MALFORMED)?;
-            packet.tuple.sport_be = ports[0];
-            packet.tuple.dport_be = ports[1];
+        return Ok(packet);
+    }
+    match ports::<F, P>(frame, header.protocol, header.l4)? {
+        Some(ports) => {
+            packet.tuple.sport_be = ports.sport_be;
+            packet.tuple.dport_be = ports.dport_be;
             packet.trackable = true;
         }
-        PROTO_ICMP => {
-            let header: [u16; 4] = ctx.load(packet.l4).map_err(|_| reason::MALFORMED)?;
-            let kind = header[0].to_ne_bytes()[0];
-            if kind == ICMP_ECHO_REQUEST {
-                packet.tuple.sport_be = header[2];
-                packet.icmp_request = true;
-                packet.trackable = true;
-            } else if kind == ICMP_ECHO_REPLY {
-                packet.tuple.dport_be = header[2];
-                packet.trackable = true;
-            } else if kind == ICMP_UNREACHABLE || kind == ICMP_TIME_EXCEEDED || kind == ICMP_PARAMETER {
-                packet.icmp_error = true;
-            }
+        None if header.protocol == F::ICMP => {
+            let kind: u8 = frame.load(header.l4)?;
+            packet.icmp_error = F::is_error(kind);
         }
-        _ => {}
+        None => {}
     }
-    Ok(Some(packet))
+    if header.protocol == PROTO_TCP {
+        packet.tcp_flags = frame.load(header.l4 + 13)?;
+    }
+    if header.protocol == F::ICMP {
+        packet.icmp_request = packet.trackable && packet.tuple.dport_be == 0;
+    }
+    if header.part == Part::First && packet.trackable {
+        let ports = FragmentPorts { sport_be: packet.tuple.sport_be, dport_be: packet.tuple.dport_be };
+        // A failure costs the later fragments, which are then counted as dropped.
+        let _ = F::fragments().insert(&fragment, &ports, 0);
+    }
+    Ok(packet)
+}
+
+/// Memory of one run of a program, which spares the stack.
+#[repr(C)]
+pub struct Aside<A> {
+    pub packet: Packet<A>,
+    pub entry: CtEntry<A>,
+    pub translation: Translation<A>,
+    pub to: Rewrite<A>,
+    pub next: NextHop,
+}
+
+/// Where XDP sends a packet.
+#[derive(Clone, Copy)]
+pub struct NextHop {
+    pub ifindex: u32,
+    pub to: [u8; 6],
+    pub from: [u8; 6],
+}
+
+/// Reads the headers into memory of this CPU's own, which spares the stack: nothing interrupts one of
+/// these programs for another one.
+#[inline(always)]
+pub fn parse_aside<F: Family, P: Frame>(frame: &P) -> Result<&'static mut Packet<F::Address>, u32> {
+    far::unpack_unit(parse_far::<F, P>(frame))?;
+    let place = F::aside().ok_or(reason::MALFORMED)?;
+    // SAFETY: an element of a per-CPU array, always there, and used by one program at a time.
+    Ok(unsafe { &mut (*place).packet })
+}
+
+#[inline(never)]
+fn parse_far<F: Family, P: Frame>(frame: &P) -> u64 {
+    let Some(place) = F::aside() else { return far::pack_unit(Err(reason::MALFORMED)) };
+    match parse::<F, P>(frame) {
+        Ok(packet) => {
+            // SAFETY: as in `parse_aside`.
+            unsafe { (*place).packet = packet };
+            far::pack_unit(Ok(()))
+        }
+        Err(reason) => far::pack_unit(Err(reason)),
+    }
 }
 
 /// Reads what an ICMP error quotes; `None` when it is not about a flow.
 #[inline(always)]
-pub fn quoted(ctx: &TcContext, packet: &Packet) -> Option<Quoted> {
-    let l3 = packet.l4 + ICMP_LEN;
-    let ip: Ipv4Header = ctx.load(l3).ok()?;
-    let header_len = usize::from(ip.version_ihl & 0xf) * 4;
-    if ip.version_ihl >> 4 != 4 || header_len < 20 || u16::from_be(ip.fragment_be) & 0x1fff != 0 {
+pub fn quoted<F: Family, P: Frame>(frame: &P, packet: &Packet<F::Address>) -> Option<Quoted<F::Address>> {
+    let header = F::header(frame, quoted_l3(packet)).ok()?;
+    if header.part == Part::Later {
         return None;
     }
-    let l4 = l3 + header_len;
-    let (sport_be, dport_be) = match ip.protocol {
-        PROTO_TCP | PROTO_UDP => {
-            let ports: [u16; 2] = ctx.load(l4).ok()?;
-            (ports[0], ports[1])
-        }
-        PROTO_ICMP => {
-            let header: [u16; 4] = ctx.load(l4).ok()?;
-            match header[0].to_ne_bytes()[0] {
-                ICMP_ECHO_REQUEST => (header[2], 0),
-                ICMP_ECHO_REPLY => (0, header[2]),
-                _ => return None,
-            }
-        }
-        _ => return None,
+    let ports = ports::<F, P>(frame, header.protocol, header.l4).ok()??;
+    let tuple = CtKey {
+        saddr_be: header.saddr_be,
+        daddr_be: header.daddr_be,
+        sport_be: ports.sport_be,
+        dport_be: ports.dport_be,
+        protocol: header.protocol,
+        pad: [0; 3],
     };
-    let protocol = ip.protocol;
-    let tuple =
-        CtKey4 { saddr_be: ip.saddr_be, daddr_be: ip.daddr_be, sport_be, dport_be, protocol, pad: [0; 3] };
-    Some(Quoted { tuple, l3, l4 })
-}
-
-/// Translates an ICMP error with the entry of the flow's other direction: the quoted packet becomes what
-/// its sender sent, and the error goes to that sender.
-#[inline(always)]
-pub fn rewrite_error(
-    ctx: &TcContext,
-    packet: &mut Packet,
-    quoted: &Quoted,
-    entry: &CtEntry4,
-) -> Result<(), u32> {
-    let old = quoted.tuple;
-    // The quoted header's own checksum makes up for the addresses, so the ICMP checksum stays right.
-    for (offset, from, to) in [(12, old.saddr_be, entry.new_daddr_be), (16, old.daddr_be, entry.new_saddr_be)]
-    {
-        if from != to {
-            ctx.l3_csum_replace(quoted.l3 + 10, u64::from(from), u64::from(to), 4)
-                .map_err(|_| reason::WRITE_FAILED)?;
-            ctx.store(quoted.l3 + offset, &to, 0).map_err(|_| reason::WRITE_FAILED)?;
-        }
-    }
-    let (sport, dport) = match old.protocol {
-        PROTO_ICMP => (quoted.l4 + 4, quoted.l4 + 4),
-        _ => (quoted.l4, quoted.l4 + 2),
-    };
-    if old.sport_be != entry.new_dport_be {
-        replace_port(ctx, packet, sport, old.sport_be, entry.new_dport_be)?;
-    }
-    if old.dport_be != entry.new_sport_be {
-        replace_port(ctx, packet, dport, old.dport_be, entry.new_sport_be)?;
-    }
-    // Written by the one who got the packet: it goes by the name that the sender knows.
-    if packet.tuple.saddr_be == old.daddr_be && old.daddr_be != entry.new_saddr_be {
-        replace_address(ctx, packet, IP_SADDR, old.daddr_be, entry.new_saddr_be)?;
-        packet.tuple.saddr_be = entry.new_saddr_be;
-    }
-    if packet.tuple.daddr_be != entry.new_daddr_be {
-        replace_address(ctx, packet, IP_DADDR, packet.tuple.daddr_be, entry.new_daddr_be)?;
-        packet.tuple.daddr_be = entry.new_daddr_be;
-    }
-    Ok(())
-}
-
-/// Applies the rewrite of a CT entry; the packet's tuple is then the new one.
-#[inline(always)]
-pub fn rewrite(ctx: &TcContext, packet: &mut Packet, entry: &CtEntry4) -> Result<(), u32> {
-    let old = packet.tuple;
-    if old.saddr_be != entry.new_saddr_be {
-        replace_address(ctx, packet, IP_SADDR, old.saddr_be, entry.new_saddr_be)?;
-        packet.tuple.saddr_be = entry.new_saddr_be;
-    }
-    if old.daddr_be != entry.new_daddr_be {
-        replace_address(ctx, packet, IP_DADDR, old.daddr_be, entry.new_daddr_be)?;
-        packet.tuple.daddr_be = entry.new_daddr_be;
-    }
-    let (sport, dport) = match old.protocol {
-        PROTO_ICMP => (packet.l4 + 4, packet.l4 + 4),
-        _ => (packet.l4, packet.l4 + 2),
-    };
-    if old.sport_be != entry.new_sport_be {
-        replace_port(ctx, packet, sport, old.sport_be, entry.new_sport_be)?;
-        packet.tuple.sport_be = entry.new_sport_be;
-    }
-    if old.dport_be != entry.new_dport_be {
-        replace_port(ctx, packet, dport, old.dport_be, entry.new_dport_be)?;
-        packet.tuple.dport_be = entry.new_dport_be;
-    }
-    Ok(())
-}
-
-/// Where the transport checksum lies, and the flags its update needs: a UDP checksum of 0 means
-/// that there is none.
-#[inline(always)]
-fn checksum(packet: &Packet) -> (usize, u64) {
-    match packet.tuple.protocol {
-        PROTO_TCP => (packet.l4 + 16, 0),
-        PROTO_UDP => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
-        _ => (packet.l4 + 2, 0),
-    }
-}
-
-#[inline(always)]
-fn replace_address(ctx: &TcContext, packet: &Packet, offset: usize, old: u32, new: u32) -> Result<(), u32> {
-    if packet.tuple.protocol != PROTO_ICMP {
-        let (checksum, flags) = checksum(packet);
-        let flags = flags | u64::from(BPF_F_PSEUDO_HDR) | 4;
-        ctx.l4_csum_replace(checksum, u64::from(old), u64::from(new), flags)
-            .map_err(|_| reason::WRITE_FAILED)?;
-    }
-    ctx.l3_csum_replace(IP_CHECKSUM, u64::from(old), u64::from(new), 4).map_err(|_| reason::WRITE_FAILED)?;
-    ctx.store(offset, &new, 0).map_err(|_| reason::WRITE_FAILED)
-}
-
-#[inline(always)]
-fn replace_port(ctx: &TcContext, packet: &Packet, offset: usize, old: u16, new: u16) -> Result<(), u32> {
-    let (checksum, flags) = checksum(packet);
-    ctx.l4_csum_replace(checksum, u64::from(old), u64::from(new), flags | 2)
-        .map_err(|_| reason::WRITE_FAILED)?;
-    ctx.store(offset, &new, 0).map_err(|_| reason::WRITE_FAILED)
-}
-
-/// One hop less. The caller has seen that the TTL is above 1.
-#[inline(always)]
-pub fn decrement_ttl(ctx: &TcContext, packet: &Packet) -> Result<(), u32> {
-    let old = u16::from_ne_bytes([packet.ttl, packet.tuple.protocol]);
-    let new = u16::from_ne_bytes([packet.ttl - 1, packet.tuple.protocol]);
-    ctx.l3_csum_replace(IP_CHECKSUM, u64::from(old), u64::from(new), 2).map_err(|_| reason::WRITE_FAILED)?;
-    ctx.store(IP_TTL, &(packet.ttl - 1), 0).map_err(|_| reason::WRITE_FAILED)
+    Some(Quoted { tuple, l4: header.l4 })
 }

@@ -1,42 +1,183 @@
 //! tc programs.
 
-use aya_ebpf::helpers::bpf_get_hash_recalc;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use hawser_ebpf_common::ct::{CT_CLOSING, CT_INBOUND, CT_MASQUERADE, CT_REPLY, CtEntry4};
-use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, HAIRPIN_ADDRESS, IDENTITY_PODS};
-use hawser_ebpf_common::lb::{SCOPE_EXTERNAL, SCOPE_INTERNAL};
+use hawser_ebpf_common::PROTO_UDP;
+use hawser_ebpf_common::ct::CT_MASQUERADE;
+use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS};
 use hawser_ebpf_common::metrics::{direction, reason};
-use hawser_ebpf_common::{PROTO_ICMP, PROTO_UDP};
 
+use crate::announce;
 use crate::count::count;
-use crate::ct::{self, Translation};
-use crate::forward::{self, NEXT, Verdict};
-use crate::lb::{self, Choice, Client, Lookup, Selected, V4};
-use crate::packet::{Packet, parse, quoted, rewrite, rewrite_error};
-use crate::reject::reject;
+use crate::ct;
+use crate::dsr;
+use crate::family::Family;
+use crate::far;
+use crate::forward::{self, NEXT, Verdict, config};
+use crate::lb::{V4, V6};
+use crate::nat::{Origin, Seen, Translated, masquerade, translate, translate_known};
+use crate::packet::{ETH_P_ARP_BE, ETH_P_IP_BE, ETH_P_IPV6_BE, Packet, Part, parse_aside};
+use crate::reject::{reject, too_big};
 
 /// `TC_ACT_SHOT`.
 const DROP: i32 = 2;
 
+const IP: u32 = ETH_P_IP_BE as u32;
+const IPV6: u32 = ETH_P_IPV6_BE as u32;
+const ARP: u32 = ETH_P_ARP_BE as u32;
+const PASS: Result<Verdict, u32> = Ok((NEXT, reason::STACK));
+
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    finish(&ctx, direction::FROM_POD, try_from_pod(&ctx))
+    let outcome = match ctx.skb.protocol() {
+        IP => try_from_pod::<V4>(&ctx),
+        IPV6 => from_pod6(&ctx),
+        _ => PASS,
+    };
+    finish(&ctx, direction::FROM_POD, outcome)
 }
 
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    finish(&ctx, direction::TO_POD, try_to_pod(&ctx))
+    let outcome = match ctx.skb.protocol() {
+        IP => try_to_pod::<V4>(&ctx),
+        IPV6 => to_pod6(&ctx),
+        _ => PASS,
+    };
+    finish(&ctx, direction::TO_POD, outcome)
 }
 
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
-    finish(&ctx, direction::FROM_UPLINK, try_from_uplink(&ctx))
+    let outcome = match ctx.skb.protocol() {
+        IP => dsr::accept(&ctx).and_then(|()| try_from_uplink::<V4>(&ctx)),
+        IPV6 => from_uplink6(&ctx),
+        _ => PASS,
+    };
+    finish(&ctx, direction::FROM_UPLINK, outcome)
+}
+
+/// For the uplink's ingress, before [`from_uplink`], where Services' addresses are announced.
+#[classifier]
+pub fn announce(ctx: TcContext) -> i32 {
+    let outcome = match ctx.skb.protocol() {
+        ARP => announce::arp(&ctx),
+        IPV6 => announce::solicitation(&ctx),
+        _ => return NEXT,
+    };
+    match outcome {
+        // What is left to the stack is not counted twice.
+        Ok((NEXT, _)) => NEXT,
+        outcome => finish(&ctx, direction::FROM_UPLINK, outcome),
+    }
 }
 
 #[classifier]
 pub fn to_uplink(ctx: TcContext) -> i32 {
-    finish(&ctx, direction::TO_UPLINK, try_to_uplink(&ctx))
+    let outcome = match ctx.skb.protocol() {
+        IP => try_to_uplink::<V4>(&ctx),
+        IPV6 => to_uplink6(&ctx),
+        _ => PASS,
+    };
+    finish(&ctx, direction::TO_UPLINK, outcome)
+}
+
+#[classifier]
+pub fn from_tunnel(ctx: TcContext) -> i32 {
+    let outcome = match ctx.skb.protocol() {
+        IP => try_from_uplink::<V4>(&ctx),
+        IPV6 => from_uplink6(&ctx),
+        _ => PASS,
+    };
+    finish(&ctx, direction::FROM_TUNNEL, outcome)
+}
+
+/// What the stack sends into the tunnels' interface: the other end is in the ipcache.
+#[classifier]
+pub fn to_tunnel(ctx: TcContext) -> i32 {
+    let outcome = match ctx.skb.protocol() {
+        IP => try_to_tunnel::<V4>(&ctx),
+        IPV6 => to_tunnel6(&ctx),
+        _ => Err(reason::NO_ROUTE),
+    };
+    finish(&ctx, direction::TO_UPLINK, outcome)
+}
+
+// IPv6 in functions of their own: with both families in one, the stack would not do.
+
+#[inline(always)]
+fn from_pod6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(from_pod6_far(ctx))
+}
+
+#[inline(never)]
+fn from_pod6_far(ctx: &TcContext) -> u64 {
+    far::pack(from_pod6_near(ctx))
+}
+
+#[inline(always)]
+fn from_pod6_near(ctx: &TcContext) -> Result<Verdict, u32> {
+    try_from_pod::<V6>(ctx)
+}
+
+#[inline(always)]
+fn to_pod6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(to_pod6_far(ctx))
+}
+
+#[inline(never)]
+fn to_pod6_far(ctx: &TcContext) -> u64 {
+    far::pack(to_pod6_near(ctx))
+}
+
+#[inline(always)]
+fn to_pod6_near(ctx: &TcContext) -> Result<Verdict, u32> {
+    try_to_pod::<V6>(ctx)
+}
+
+#[inline(always)]
+fn from_uplink6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(from_uplink6_far(ctx))
+}
+
+#[inline(never)]
+fn from_uplink6_far(ctx: &TcContext) -> u64 {
+    far::pack(from_uplink6_near(ctx))
+}
+
+#[inline(always)]
+fn from_uplink6_near(ctx: &TcContext) -> Result<Verdict, u32> {
+    try_from_uplink::<V6>(ctx)
+}
+
+#[inline(always)]
+fn to_uplink6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(to_uplink6_far(ctx))
+}
+
+#[inline(never)]
+fn to_uplink6_far(ctx: &TcContext) -> u64 {
+    far::pack(to_uplink6_near(ctx))
+}
+
+#[inline(always)]
+fn to_uplink6_near(ctx: &TcContext) -> Result<Verdict, u32> {
+    try_to_uplink::<V6>(ctx)
+}
+
+#[inline(always)]
+fn to_tunnel6(ctx: &TcContext) -> Result<Verdict, u32> {
+    far::unpack(to_tunnel6_far(ctx))
+}
+
+#[inline(never)]
+fn to_tunnel6_far(ctx: &TcContext) -> u64 {
+    far::pack(to_tunnel6_near(ctx))
+}
+
+#[inline(always)]
+fn to_tunnel6_near(ctx: &TcContext) -> Result<Verdict, u32> {
+    try_to_tunnel::<V6>(ctx)
 }
 
 /// Counts the outcome and turns it into what tc wants to hear.
@@ -50,265 +191,196 @@ fn finish(ctx: &TcContext, direction: u32, outcome: Result<Verdict, u32>) -> i32
     code
 }
 
-/// Where a packet was seen, as far as translation cares.
-#[derive(Clone, Copy, PartialEq)]
-enum Origin {
-    Pod,
-    Uplink,
-    /// On its way out of the node's stack.
-    Stack,
-}
-
-/// What translation did.
-enum Translated {
-    /// Nothing: no Service and no known flow.
-    No,
-    Yes,
-    /// Only the masquerade was undone; a Service's translation may lie below it.
-    Unmasqueraded,
+/// Answers what the load balancer refuses, and drops the rest.
+#[inline(always)]
+fn refuse<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, why: u32) -> Result<Verdict, u32> {
+    match why {
+        reason::NO_BACKEND | reason::NO_SERVICE => reject::<F>(ctx, packet, why),
+        _ => Err(why),
+    }
 }
 
 #[inline(always)]
-fn try_from_pod(ctx: &TcContext) -> Result<Verdict, u32> {
-    let Some(mut packet) = parse(ctx)? else { return Ok((NEXT, reason::STACK)) };
-    let source = forward::endpoint(packet.tuple.saddr_be).ok_or(reason::INVALID_SOURCE)?;
+fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
+    let packet = parse_aside::<F, _>(ctx)?;
+    // Neighbour discovery and the like: between the pod and its gateway.
+    if F::V6 && is_link_local(F::words(packet.tuple.saddr_be)) {
+        return PASS;
+    }
+    let source = match F::endpoint(packet.tuple.saddr_be) {
+        Some(source) => source,
+        // A test for duplicates, before the pod's interface has an address.
+        None if F::V6 && F::words(packet.tuple.saddr_be) == [0; 4] => return PASS,
+        None => return Err(reason::INVALID_SOURCE),
+    };
     // SAFETY: the context is valid for the whole program.
     if source.ifindex != unsafe { (*ctx.skb.skb).ifindex } {
         return Err(reason::INVALID_SOURCE);
     }
+    if F::V6 && is_local_scope(F::words(packet.tuple.daddr_be)) {
+        return PASS;
+    }
     if packet.ttl <= 1 {
         // The stack knows how to say "time exceeded".
-        return Ok((NEXT, reason::STACK));
+        return PASS;
     }
-    let done = match translate(ctx, &mut packet, Origin::Pod) {
+    let done = match translate::<F, _>(ctx, packet, Origin::Pod) {
         Ok(Translated::No) => reason::FORWARDED,
         Ok(_) => reason::TRANSLATED,
-        Err(reason::NO_BACKEND) => return reject(ctx, &packet, reason::NO_BACKEND),
-        Err(reason) => return Err(reason),
+        Err(why) => return refuse::<F>(ctx, packet, why),
     };
-    match forward::route(ctx, &packet, done) {
-        Err(reason::NO_SERVICE) => reject(ctx, &packet, reason::NO_SERVICE),
+    match forward::route::<F>(ctx, packet, done) {
+        Err(reason::NO_SERVICE) => reject::<F>(ctx, packet, reason::NO_SERVICE),
         verdict => verdict,
     }
 }
 
+/// fe80::/10.
 #[inline(always)]
-fn try_to_pod(ctx: &TcContext) -> Result<Verdict, u32> {
-    let Some(mut packet) = parse(ctx)? else { return Ok((NEXT, reason::STACK)) };
-    match translate_known(ctx, &mut packet, Origin::Stack)? {
-        Known::Translated(_) => Ok((NEXT, reason::TRANSLATED)),
+fn is_link_local(words: [u32; 4]) -> bool {
+    words[0].to_be() >> 22 == 0x3fa
+}
+
+/// Link-local, or multicast (ff00::/8).
+#[inline(always)]
+fn is_local_scope(words: [u32; 4]) -> bool {
+    is_link_local(words) || words[0].to_be() >> 24 == 0xff
+}
+
+#[inline(always)]
+fn try_to_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
+    let packet = parse_aside::<F, _>(ctx)?;
+    match translate_known::<F, _>(ctx, packet, Origin::Stack)? {
+        Seen::Translated(_) => Ok((NEXT, reason::TRANSLATED)),
         _ => Ok((NEXT, reason::FORWARDED)),
     }
 }
 
 #[inline(always)]
-fn try_from_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
-    let Some(mut packet) = parse(ctx)? else { return Ok((NEXT, reason::STACK)) };
-    if packet.ttl <= 1 {
-        return Ok((NEXT, reason::STACK));
+fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
+    let packet = parse_aside::<F, _>(ctx)?;
+    if F::V6
+        && (is_link_local(F::words(packet.tuple.saddr_be)) || is_local_scope(F::words(packet.tuple.daddr_be)))
+    {
+        return PASS;
     }
-    let done = match translate(ctx, &mut packet, Origin::Uplink) {
+    if packet.ttl <= 1 {
+        return PASS;
+    }
+    let (frontend_be, dport) = (F::words(packet.tuple.daddr_be)[0], packet.tuple.dport_be);
+    let done = match translate::<F, _>(ctx, packet, Origin::Uplink) {
         Ok(Translated::No) => reason::FORWARDED,
-        Ok(Translated::Yes) => reason::TRANSLATED,
+        Ok(Translated::Yes { tell: true }) => return tell_and_send(ctx, frontend_be, dport),
+        Ok(Translated::Yes { .. }) => reason::TRANSLATED,
         Ok(Translated::Unmasqueraded) => {
             // An answer to a pod; perhaps the pod asked a Service whose endpoint is out there.
-            translate_known(ctx, &mut packet, Origin::Pod)?;
+            translate_known::<F, _>(ctx, packet, Origin::Pod)?;
             reason::TRANSLATED
         }
-        Err(reason::NO_BACKEND) => return reject(ctx, &packet, reason::NO_BACKEND),
-        Err(reason) => return Err(reason),
+        Err(why) => return refuse::<F>(ctx, packet, why),
     };
+    deliver::<F>(ctx, packet, done)
+}
+
+/// Brings what came in to a pod, to another node, or to the stack.
+#[inline(always)]
+fn deliver<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
+    far::unpack(deliver_far::<F>(ctx, packet, done))
+}
+
+#[inline(never)]
+fn deliver_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> u64 {
+    far::pack(deliver_near::<F>(ctx, packet, done))
+}
+
+#[inline(always)]
+fn deliver_near<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
     let daddr = packet.tuple.daddr_be;
-    if let Some(endpoint) = forward::endpoint(daddr) {
+    let config = config();
+    if let Some(endpoint) = F::endpoint(daddr) {
         if done == reason::FORWARDED
             && packet.tuple.protocol == PROTO_UDP
             && packet.trackable
-            && forward::config().flags & CONFIG_MASQUERADE != 0
-            && forward::ipcache(packet.tuple.saddr_be).is_none()
+            && config.flags & CONFIG_MASQUERADE != 0
+            && F::ipcache(packet.tuple.saddr_be).is_none()
         {
-            ct::note_inbound(ctx, &packet);
+            ct::note_inbound::<F>(packet);
         }
-        return forward::to_endpoint(ctx, &packet, &endpoint, done);
+        return forward::to_endpoint::<F>(ctx, packet, &endpoint, done);
     }
-    let node = forward::ipcache(daddr);
-    if let Some(entry) = node
-        && entry.identity == IDENTITY_PODS
-        && entry.node_ip_be == 0
+    let prefix = F::ipcache(daddr);
+    if let Some(prefix) = &prefix
+        && prefix.identity == IDENTITY_PODS
+        && !prefix.remote
     {
         return Err(reason::NO_ENDPOINT);
     }
-    if done == reason::TRANSLATED && daddr != forward::config().node_ip_be {
+    if done == reason::TRANSLATED && daddr != F::node_ip(&config) {
         // Its source may be this node now, and the stack would call it a martian.
-        return forward::to_node(ctx, &packet, None, done);
+        return match &prefix {
+            Some(prefix) if prefix.remote => forward::to_node::<F>(ctx, packet, prefix, done),
+            _ => forward::to_uplink::<F>(ctx, packet, None, done),
+        };
     }
-    Ok((NEXT, reason::STACK))
+    PASS
+}
+
+/// Sends a flow's first packet, which goes to the backend already, with the frontend in it.
+#[inline(always)]
+fn tell_and_send(ctx: &TcContext, frontend_be: u32, port_be: u16) -> Result<Verdict, u32> {
+    far::unpack(tell_and_send_far(ctx, frontend_be, port_be))
+}
+
+#[inline(never)]
+fn tell_and_send_far(ctx: &TcContext, frontend_be: u32, port_be: u16) -> u64 {
+    far::pack(tell_and_send_near(ctx, frontend_be, port_be))
 }
 
 #[inline(always)]
-fn try_to_uplink(ctx: &TcContext) -> Result<Verdict, u32> {
-    let Some(mut packet) = parse(ctx)? else { return Ok((NEXT, reason::STACK)) };
-    match translate_known(ctx, &mut packet, Origin::Stack)? {
-        Known::Translated(entry) if entry.flags & CT_MASQUERADE != 0 => {
+fn tell_and_send_near(ctx: &TcContext, frontend_be: u32, port_be: u16) -> Result<Verdict, u32> {
+    let packet = parse_aside::<V4, _>(ctx)?;
+    let config = config();
+    let room = u32::from(config.mtu).saturating_sub(dsr::OPTION_LEN as u32);
+    if config.mtu != 0 && packet.total_len > room {
+        return too_big::<V4>(ctx, packet, room as u16);
+    }
+    dsr::tell(ctx, packet, frontend_be, port_be)?;
+    forward::to_uplink::<V4>(ctx, packet, None, reason::TRANSLATED)
+}
+
+#[inline(always)]
+fn try_to_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
+    let packet = parse_aside::<F, _>(ctx)?;
+    match translate_known::<F, _>(ctx, packet, Origin::Stack)? {
+        Seen::Translated(flags) if flags & CT_MASQUERADE != 0 => {
             return Ok((NEXT, reason::MASQUERADED));
         }
-        Known::Translated(_) => return Ok((NEXT, reason::TRANSLATED)),
-        Known::Tracked => return Ok((NEXT, reason::FORWARDED)),
-        Known::Stale | Known::No => {}
+        Seen::Translated(_) => return Ok((NEXT, reason::TRANSLATED)),
+        Seen::Tracked => return Ok((NEXT, reason::FORWARDED)),
+        Seen::Unknown => {}
     }
-    let config = forward::config();
-    if config.flags & CONFIG_MASQUERADE == 0
-        || !packet.trackable
-        || !packet.opens()
-        || forward::endpoint(packet.tuple.saddr_be).is_none()
-        || forward::ipcache(packet.tuple.daddr_be).is_some()
+    // A pod's later fragment that nobody can name must not leave under the pod's address.
+    if packet.part == Part::Later
+        && !packet.trackable
+        && config().flags & CONFIG_MASQUERADE != 0
+        && F::endpoint(packet.tuple.saddr_be).is_some()
+        && F::ipcache(packet.tuple.daddr_be).is_none()
     {
-        return Ok((NEXT, reason::FORWARDED));
+        return Err(reason::FRAGMENT);
     }
-    let to = Translation {
-        daddr_be: packet.tuple.daddr_be,
-        dport_be: packet.tuple.dport_be,
-        saddr_be: config.node_ip_be,
-        keep_port: false,
-        flags: CT_MASQUERADE,
-        rev_nat_id: 0,
-        backend_id: 0,
-        slot: 0,
-    };
-    let entry = ct::create(ctx, &packet, &to)?;
-    rewrite(ctx, &mut packet, &entry)?;
-    Ok((NEXT, reason::MASQUERADED))
+    match masquerade::<F, _>(ctx, packet)? {
+        true => Ok((NEXT, reason::MASQUERADED)),
+        false => Ok((NEXT, reason::FORWARDED)),
+    }
 }
 
-/// What a flow's entry meant for a packet.
-enum Known {
-    /// There is none.
-    No,
-    /// There is one, and it is not for this place.
-    Tracked,
-    /// The packet was rewritten.
-    Translated(CtEntry4),
-    /// The flow opens anew and cannot keep its backend.
-    Stale,
-}
-
-/// Whether an entry is to be applied where the packet was seen.
 #[inline(always)]
-fn applies(flags: u32, origin: Origin) -> bool {
-    match flags & (CT_INBOUND | CT_MASQUERADE | CT_REPLY) {
-        CT_MASQUERADE => origin == Origin::Stack,
-        REPLY_OF_MASQUERADE => origin == Origin::Uplink,
-        CT_REPLY => true,
-        0 => origin != Origin::Stack,
-        _ => false,
+fn try_to_tunnel<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
+    let packet = parse_aside::<F, _>(ctx)?;
+    let prefix = F::ipcache(packet.tuple.daddr_be).ok_or(reason::NO_ROUTE)?;
+    if prefix.tunnel_be == 0 {
+        return Err(reason::NO_ROUTE);
     }
-}
-
-const REPLY_OF_MASQUERADE: u32 = CT_MASQUERADE | CT_REPLY;
-
-/// Translates a packet of a known flow, or an ICMP error about one.
-#[inline(always)]
-fn translate_known(ctx: &TcContext, packet: &mut Packet, origin: Origin) -> Result<Known, u32> {
-    if packet.icmp_error {
-        let Some(quoted) = quoted(ctx, packet) else { return Ok(Known::No) };
-        let Some(entry) = ct::peek(&quoted.reversed()) else { return Ok(Known::No) };
-        if !applies(entry.flags, origin) {
-            return Ok(Known::Tracked);
-        }
-        rewrite_error(ctx, packet, &quoted, &entry)?;
-        return Ok(Known::Translated(entry));
-    }
-    if !packet.trackable {
-        return Ok(Known::No);
-    }
-    let Some(entry) = ct::lookup(ctx, packet) else { return Ok(Known::No) };
-    if !applies(entry.flags, origin) {
-        return Ok(Known::Tracked);
-    }
-    if entry.flags & (CT_REPLY | CT_MASQUERADE) == 0 && !still_holds(packet, &entry, origin) {
-        return Ok(Known::Stale);
-    }
-    rewrite(ctx, packet, &entry)?;
-    Ok(Known::Translated(entry))
-}
-
-/// Translates a packet of a known flow, or one to a frontend.
-#[inline(always)]
-fn translate(ctx: &TcContext, packet: &mut Packet, origin: Origin) -> Result<Translated, u32> {
-    match translate_known(ctx, packet, origin)? {
-        Known::Translated(entry) if entry.flags & CT_MASQUERADE != 0 => return Ok(Translated::Unmasqueraded),
-        Known::Translated(_) => return Ok(Translated::Yes),
-        Known::Tracked => return Ok(Translated::No),
-        Known::Stale | Known::No => {}
-    }
-    if !packet.trackable || packet.tuple.protocol == PROTO_ICMP {
-        return Ok(Translated::No);
-    }
-    let tuple = packet.tuple;
-    let client = || Client::address4(tuple.saddr_be);
-    let hash = || {
-        // SAFETY: the helper takes the program's own packet.
-        unsafe { bpf_get_hash_recalc(ctx.skb.skb) }
-    };
-    let choice = match lb::select::<V4>(&lookup(packet, origin), client, hash) {
-        Selected::NoService => return Ok(Translated::No),
-        Selected::NoBackend => return Err(reason::NO_BACKEND),
-        Selected::Drop(reason) => return Err(reason),
-        Selected::Backend(choice) => choice,
-    };
-    let (saddr_be, keep_port) = source(packet, &choice, origin);
-    let to = Translation {
-        daddr_be: choice.address_be,
-        dport_be: choice.port_be,
-        saddr_be,
-        keep_port,
-        flags: 0,
-        rev_nat_id: choice.rev_nat_id,
-        backend_id: choice.backend_id,
-        slot: choice.slot,
-    };
-    let entry = ct::create(ctx, packet, &to)?;
-    rewrite(ctx, packet, &entry)?;
-    Ok(Translated::Yes)
-}
-
-/// What a packet asks the load balancer.
-#[inline(always)]
-fn lookup(packet: &Packet, origin: Origin) -> Lookup<u32> {
-    let tuple = packet.tuple;
-    let outside = origin == Origin::Uplink && forward::ipcache(tuple.saddr_be).is_none();
-    Lookup {
-        address_be: tuple.daddr_be,
-        port_be: tuple.dport_be,
-        protocol: tuple.protocol,
-        scope: if outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL },
-        preferred: None,
-    }
-}
-
-/// The source address a backend must see for its answers to come back here, and whether the source
-/// port may stay.
-#[inline(always)]
-fn source(packet: &Packet, choice: &Choice<u32>, origin: Origin) -> (u32, bool) {
-    let saddr = packet.tuple.saddr_be;
-    if choice.address_be == saddr {
-        return (u32::from_ne_bytes(HAIRPIN_ADDRESS), true);
-    }
-    if origin == Origin::Uplink {
-        let node_ip = forward::config().node_ip_be;
-        if choice.address_be != node_ip && forward::endpoint(choice.address_be).is_none() {
-            return (node_ip, false);
-        }
-    }
-    (saddr, true)
-}
-
-/// Whether a flow keeps its backend. A TCP connection does, whatever becomes of the Service. A
-/// datagram, or a packet that opens a connection anew, wants a backend that is still there.
-#[inline(always)]
-fn still_holds(packet: &Packet, entry: &CtEntry4, origin: Origin) -> bool {
-    if !packet.opens() {
-        return true;
-    }
-    entry.flags & CT_CLOSING == 0
-        && lb::slot_holds::<V4>(&lookup(packet, origin), entry.slot, entry.backend_id)
+    forward::set_tunnel(ctx, prefix.tunnel_be)?;
+    Ok((NEXT, reason::FORWARDED))
 }

@@ -115,6 +115,7 @@ impl TestNode {
             mtu: None,
             masquerade: true,
             pod_network: true,
+            xdp: hawser_proxy::config::Xdp::Off,
         }
     }
 

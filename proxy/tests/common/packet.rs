@@ -154,6 +154,26 @@ impl Packet {
     }
 }
 
+/// Makes an IPv4 header's checksum right.
+pub fn fix_header(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let sum = checksum(&[&frame[14..34]]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// A frame around any payload.
+pub fn ipv4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [[0x0e; 6], [0x0a; 6]].concat();
+    frame.extend([8, 0, 0x45, 0]);
+    frame.extend((20 + payload.len() as u16).to_be_bytes());
+    frame.extend([0x12, 0x34, 0x40, 0, 64, protocol, 0, 0]);
+    frame.extend(from.octets());
+    frame.extend(to.octets());
+    fix_header(&mut frame);
+    frame.extend(payload);
+    frame
+}
+
 fn pseudo(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(from.octets());
