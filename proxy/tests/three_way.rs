@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
 
 use aya::programs::{TestRun, TestRunOptions};
 use common::packet::{Packet, Transport};
@@ -474,23 +473,4 @@ fn odd_packets() {
 fn with(mut bytes: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
     bytes[at] = value;
     bytes
-}
-
-/// Connections through many frontends of one backend cost no more than one lookup each.
-#[test]
-fn program_time() {
-    isolated(|dir| {
-        let pins = Pins::new(dir.join("bpf"));
-        let programs = Programs::load(&pins).expect("the programs load");
-        let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
-        let pod = Endpoint4 { ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], ..Endpoint4::default() };
-        maps.apply(&Op::PutEndpoint { address: POD, value: pod }).expect("an endpoint");
-        let mut kernel = Kernel { programs, port: 0 };
-        let packet = Packet::new((POD, 1000), (Ipv4Addr::new(192, 0, 2, 1), 80), Protocol::Tcp).bytes();
-        let classifier = kernel.programs.classifier("from_pod").expect("a program");
-        let options = TestRunOptions { data_in: Some(&packet), repeat: 100_000, ..TestRunOptions::default() };
-        let result = classifier.test_run(options).expect("BPF_PROG_TEST_RUN");
-        eprintln!("from_pod, packet to nothing known: {:?}", result.duration);
-        assert!(result.duration < Duration::from_micros(5), "{:?}", result.duration);
-    });
 }
