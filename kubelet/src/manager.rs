@@ -1,6 +1,7 @@
 //! All pods of the node: one worker each, fed by the API's watch and the runtime's events.
 
 use crate::cri::keys;
+use crate::pod::admit;
 use crate::retry::Retry;
 use crate::shared::Shared;
 use crate::worker::{Command, Handle, PodView, Worker};
@@ -143,7 +144,10 @@ impl Manager {
         if self.pods.tell(&uid, Command::Pod(pod.clone())) {
             return;
         }
-        let (worker, handle) = Worker::new(self.shared.clone(), pod);
+        let running = |view: &PodView| !matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let others = || self.pods.all().into_iter().filter(running).map(|view| view.pod).collect();
+        let refusal = admit::refusal(&pod, others);
+        let (worker, handle) = Worker::new(self.shared.clone(), pod, refusal);
         self.pods.handles.write().insert(uid.clone(), handle);
         let stop = stop.clone();
         self.workers.spawn(async move {

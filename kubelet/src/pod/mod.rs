@@ -13,6 +13,7 @@
 //! - an operation that is in flight is never issued twice (a stop may be repeated with a shorter grace period);
 //! - a finished pod (phase Succeeded or Failed) never starts a container again.
 
+pub(crate) mod admit;
 mod conditions;
 pub(crate) mod gate;
 mod memory;

@@ -10,6 +10,7 @@ mod storage;
 
 use crate::cri::{CriError, Observer};
 use crate::events::Kind;
+use crate::pod::admit::Refusal;
 use crate::pod::gate;
 use crate::pod::{Action, Decision, Input, Memory, Observed, Op, Outcome, State, containers, decide};
 use crate::probes::{self, Probes};
@@ -91,8 +92,13 @@ pub(crate) struct Handle {
 }
 
 impl Worker {
-    /// A worker for a pod, and the manager's ends of it.
-    pub fn new(shared: Arc<Shared>, pod: Arc<Pod>) -> (Worker, Handle) {
+    /// A worker for a pod, which the node takes or refuses, and the manager's ends of it.
+    pub fn new(shared: Arc<Shared>, pod: Arc<Pod>, refusal: Option<Refusal>) -> (Worker, Handle) {
+        let mut memory = Memory::new(&pod);
+        if let Some(Refusal { reason, message }) = refusal {
+            memory.rejected = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
+            shared.recorder.pod(&pod, None, Kind::Warning, reason, message);
+        }
         let (commands_tx, commands) = mpsc::unbounded_channel();
         let (results_tx, results) = mpsc::unbounded_channel();
         let (changed_tx, objects_changed) = mpsc::unbounded_channel();
@@ -108,7 +114,7 @@ impl Worker {
             probes: Probes::new(shared.runtime.clone(), shared.recorder.clone(), results_tx),
             observer: Some(Observer::new(shared.runtime.clone(), &uid)),
             publisher: Publisher::new(shared.client.clone(), &pod),
-            memory: Memory::new(&pod),
+            memory,
             hands,
             storage,
             shared,
