@@ -42,7 +42,7 @@ async fn serve(listener: TcpListener, responder: &Arc<Responder>) -> io::Result<
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection for metrics");
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(crate::sockets::AFTER_ERROR).await;
                 continue;
             }
         };

@@ -21,7 +21,7 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Connections at a time; further ones wait to be accepted.
 const CONNECTIONS: usize = 1024;
 /// Wait after an error of a socket, which may come again at once.
-const AFTER_ERROR: Duration = Duration::from_millis(10);
+pub const AFTER_ERROR: Duration = Duration::from_millis(10);
 
 /// A socket of each transport at one address.
 pub struct Sockets {

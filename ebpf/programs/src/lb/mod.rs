@@ -51,7 +51,6 @@ impl Client {
 
     /// The sender of an IPv6 packet.
     #[inline(always)]
-    #[allow(dead_code, reason = "for packets of IPv6")]
     pub fn address6(address_be: [u32; 4]) -> Self {
         Self { id: address_be, kind: CLIENT_ADDRESS }
     }
@@ -66,11 +65,7 @@ pub struct Choice<A> {
     pub backend_id: u32,
     pub rev_nat_id: u32,
     /// `SERVICE_*` of the frontend.
-    #[allow(dead_code, reason = "for packets")]
     pub flags: u32,
-    /// `KIND_*` of the frontend.
-    #[allow(dead_code, reason = "for packets")]
-    pub kind: u8,
     /// The choice was made by load: count the connection.
     pub counted: bool,
 }
@@ -209,7 +204,6 @@ pub fn select<F: Family>(
             backend_id,
             rev_nat_id: master.rev_nat_id,
             flags: master.flags,
-            kind: master.kind,
             counted,
         });
     }
