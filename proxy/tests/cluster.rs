@@ -149,6 +149,14 @@ fn inspection(cluster: &Cluster, a: &TestPod) {
         let uri = format!("unix:{}", socket.display());
         let mut client = InspectClient::connect(uri).await.expect("connects");
         let lb = client.list_lb(ListLbRequest {}).await.expect("answers").into_inner().frontends;
+        for frontend in &lb {
+            let request = GetLbRequest { address: frontend.address.clone() };
+            let one = client.get_lb(request).await.expect("answers").into_inner();
+            assert_eq!(&one, frontend, "looked up as listed");
+        }
+        let absent = L4Addr { address: "10.96.9.9".into(), port: 1, protocol: "TCP".into() };
+        let absent = client.get_lb(GetLbRequest { address: Some(absent) }).await.expect_err("nothing there");
+        assert_eq!(absent.code(), tonic::Code::NotFound, "{absent}");
         let endpoints =
             client.list_endpoints(ListEndpointsRequest {}).await.expect("answers").into_inner().endpoints;
         let ipcache = client.list_ipcache(ListIpcacheRequest {}).await.expect("answers").into_inner().entries;

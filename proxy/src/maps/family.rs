@@ -13,8 +13,8 @@ use hawser_ebpf_common::lb::{Address6, Backend, ReverseNat, ReverseSk, ServiceKe
 use hawser_ebpf_common::map_names as names;
 use ipnet::IpNet;
 
-use super::kernel::{deleted, dump, each, kernel, open, put_batch};
-use super::{MapError, SlotKey, Snapshot, Socket};
+use super::kernel::{deleted, dump, each, found, kernel, open, put_batch};
+use super::{MapError, SlotKey, Socket};
 use crate::types::{
     L4Addr, PrefixSpec, Protocol, address_be, address_from_be, address6_be, address6_from_be,
 };
@@ -216,32 +216,62 @@ where
         put_batch(A::NAMES.services, &self.services, masters)
     }
 
-    /// Adds what this family's maps hold. Entries of no known protocol are nobody's: no lookup finds them.
-    pub fn snapshot(&self, into: &mut Snapshot) -> Result<(), MapError> {
+    /// A master entry or a slot.
+    pub fn service(&self, key: &SlotKey) -> Result<Option<ServiceValue>, MapError> {
+        found(A::NAMES.services, self.services.get(&service_key::<A>(key), 0))
+    }
+
+    /// A backend's address with its `BACKEND_*` flags.
+    pub fn backend(&self, id: u32) -> Result<Option<(L4Addr, u8)>, MapError> {
+        let value = found(A::NAMES.backends, self.backends.get(&id, 0))?;
+        Ok(value.and_then(|v| Some((l4(v.address_be, v.port_be, v.protocol)?, v.flags))))
+    }
+
+    /// Adds the master entries and slots. Entries of no known protocol are nobody's: no lookup finds them.
+    pub fn services(&self, into: &mut Vec<(SlotKey, ServiceValue)>) -> Result<(), MapError> {
         for (key, value) in dump(A::NAMES.services, &self.services)? {
             if let Some(frontend) = l4(key.address_be, key.port_be, key.protocol) {
                 let (scope, generation, slot) = (key.scope, key.generation, key.slot);
-                into.services.push((SlotKey { frontend, scope, generation, slot }, value));
+                into.push((SlotKey { frontend, scope, generation, slot }, value));
             }
         }
+        Ok(())
+    }
+
+    /// Adds the backends.
+    pub fn backends(&self, into: &mut Vec<(u32, L4Addr, u8)>) -> Result<(), MapError> {
         for (id, value) in dump(A::NAMES.backends, &self.backends)? {
             if let Some(address) = l4(value.address_be, value.port_be, value.protocol) {
-                into.backends.push((id, address, value.flags));
+                into.push((id, address, value.flags));
             }
         }
+        Ok(())
+    }
+
+    /// Adds the frontends by their `rev_nat` ids.
+    pub fn reverse_nat(&self, into: &mut Vec<(u32, L4Addr)>) -> Result<(), MapError> {
         for (id, value) in dump(A::NAMES.reverse_nat, &self.reverse_nat)? {
             if let Some(frontend) = l4(value.address_be, value.port_be, value.protocol) {
-                into.reverse_nat.push((id, frontend));
+                into.push((id, frontend));
             }
         }
-        let announced = dump(A::NAMES.announced, &self.announced)?;
-        into.announced.extend(announced.into_iter().map(|(address, _)| address.ip()));
+        Ok(())
+    }
+
+    /// Adds the addresses that the node answers for.
+    pub fn announced(&self, into: &mut Vec<IpAddr>) -> Result<(), MapError> {
+        into.extend(dump(A::NAMES.announced, &self.announced)?.into_iter().map(|(address, _)| address.ip()));
+        Ok(())
+    }
+
+    /// Adds the prefixes.
+    pub fn prefixes(&self, into: &mut Vec<(IpNet, PrefixSpec)>) -> Result<(), MapError> {
         for item in self.ipcache.iter() {
             let (key, value) = item.map_err(kernel(A::NAMES.ipcache))?;
             let prefix_len = u8::try_from(key.prefix_len()).unwrap_or(A::BITS).min(A::BITS);
             // The length fits the family, so this is always a prefix.
             if let Ok(prefix) = IpNet::new(key.data().ip(), prefix_len) {
-                into.prefixes.push((prefix, A::prefix_spec(&value)));
+                into.push((prefix, A::prefix_spec(&value)));
             }
         }
         Ok(())
