@@ -19,7 +19,7 @@ use hawser_ebpf_common::metrics::{MetricsValue, direction, index, reason};
 use ipnet::IpNet;
 
 use super::family::{FamilyMaps, Filling};
-use super::{MapError, Maps, Op, SlotKey, Snapshot};
+use super::{MapError, Maps, Op, SlotKey, Snapshot, Socket};
 use crate::sys;
 use crate::types::{Family, L4Addr, PrefixSpec, address_be, address_from_be, address6_from_be, words_be};
 
@@ -110,6 +110,29 @@ pub(super) fn put_batch<K: Pod, V: Pod>(
     sys::map_update_batch(fd.as_fd(), &keys, &values).map_err(failed)
 }
 
+/// How many elements are read in one system call.
+const PART: usize = 4096;
+
+/// Shows every element of a hash map, many with one system call.
+pub(super) fn each<K: Pod + Default, V: Pod + Default>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+    mut seen: impl FnMut(&K, &V),
+) -> Result<(), MapError> {
+    let (mut keys, mut values) = (vec![K::default(); PART], vec![V::default(); PART]);
+    let mut from = None;
+    loop {
+        let fd = IterableMap::map(map).fd().as_fd();
+        let batch = sys::lookup_batch(fd, from, &mut keys, &mut values)
+            .map_err(|source| MapError::Batch { name, source })?;
+        keys.iter().zip(&values).take(batch.count).for_each(|(key, value)| seen(key, value));
+        from = batch.next;
+        if from.is_none() {
+            return Ok(());
+        }
+    }
+}
+
 /// Reads a hash map to its end; elements that vanish meanwhile are left out.
 pub(super) fn dump<K: Pod + Eq + std::hash::Hash, V: Pod>(
     name: &'static str,
@@ -173,6 +196,17 @@ impl KernelMaps {
     /// The kernel refused.
     pub fn config(&self) -> Result<NodeConfig, MapError> {
         self.config.get(&0, 0).map_err(kernel(names::CONFIG))
+    }
+
+    /// The sockets that one of these frontends, by `rev_nat` id, translated to this backend of it.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn sockets_of(&self, wanted: &HashSet<(u32, L4Addr)>) -> Result<Vec<Socket>, MapError> {
+        let mut sockets = Vec::new();
+        self.v4.sockets_of(wanted, &mut sockets)?;
+        self.v6.sockets_of(wanted, &mut sockets)?;
+        Ok(sockets)
     }
 
     /// All connection tracking entries.
@@ -409,6 +443,12 @@ impl Maps for KernelMaps {
             Op::DeletePrefix { prefix } => {
                 of_family!(self, Family::of(prefix.addr()), maps => maps.delete_prefix(*prefix))
             }
+            Op::PutAnnounced { address } => {
+                of_family!(self, Family::of(*address), maps => maps.put_announced(*address))
+            }
+            Op::DeleteAnnounced { address } => {
+                of_family!(self, Family::of(*address), maps => maps.delete_announced(*address))
+            }
             Op::PutEndpoint { address, value } => {
                 self.endpoints.insert(address_be(*address), value, 0).map_err(kernel(names::ENDPOINTS))
             }
@@ -451,7 +491,11 @@ impl Maps for KernelMaps {
         let mut reverse_nat = Vec::new();
         self.v4.reverse_nat(&mut reverse_nat)?;
         self.v6.reverse_nat(&mut reverse_nat)?;
+        let mut announced = Vec::new();
+        self.v4.announced(&mut announced)?;
+        self.v6.announced(&mut announced)?;
         Ok(Snapshot {
+            announced,
             services: self.services()?,
             backends: self.backends()?,
             members: dump(names::AFFINITY_MATCH, &self.members)?,
