@@ -68,9 +68,6 @@ fn scaling_rules(rules: &Value, at: Path<'_>, e: &mut Errors) {
         }
     }
     e.known(at.child("selectPolicy"), rules.get("selectPolicy"), &["Disabled", "Max", "Min"]);
-    if let Some(q) = quantity(rules.get("tolerance")).filter(|q| q.is_negative()) {
-        e.invalid(at.child("tolerance"), q.to_string(), super::checks::NOT_NEGATIVE);
-    }
     let list = at.child("policies");
     if rules.items_at("policies").is_empty() {
         e.required(list, "must specify at least one Policy");
@@ -89,6 +86,9 @@ fn scaling_rules(rules: &Value, at: Path<'_>, e: &mut Errors) {
                 e.invalid(item.child(field), n, "must be less than or equal to 1800");
             }
         }
+    }
+    if let Some(q) = quantity(rules.get("tolerance")).filter(|q| q.is_negative()) {
+        e.invalid(at.child("tolerance"), q.to_string(), super::checks::NOT_NEGATIVE);
     }
 }
 

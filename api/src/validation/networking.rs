@@ -175,10 +175,7 @@ fn ingress(o: &Value, e: &mut Errors) {
     if rules.is_empty() && default.is_none() {
         e.invalid(
             SPEC,
-            o.get("spec")
-                .filter(|s| s.as_object().is_some_and(|s| !s.is_empty()))
-                .cloned()
-                .unwrap_or(Value::Null),
+            o.at("spec.rules").cloned().unwrap_or(Value::Null),
             "either `defaultBackend` or `rules` must be specified",
         );
     }

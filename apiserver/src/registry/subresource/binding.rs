@@ -68,7 +68,12 @@ impl Registry {
             errors.push(FieldError::required("target.name", ""));
         }
         if !errors.is_empty() {
-            return Err(Status::invalid("", "Binding", binding.name(), &errors));
+            // A plain error, as in kube-apiserver.
+            let texts: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.body())).collect();
+            return Err(Status::plain_error(match texts.as_slice() {
+                [one] => one.clone(),
+                many => format!("[{}]", many.join(", ")),
+            }));
         }
         let mut binding = binding.clone();
         let step = AdmissionStep {
