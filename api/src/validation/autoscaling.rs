@@ -29,10 +29,11 @@ pub fn autoscaler(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
     }
     let version = o.str_at("spec.scaleTargetRef.apiVersion");
+    let grouped = |version: &str| version.split_once('/').is_some_and(|(group, _)| !group.is_empty());
     if version.matches('/').count() > 1 {
         e.invalid(target.child("apiVersion"), version, format!("unexpected GroupVersion string: {version}"));
-    } else if !version.contains('/')
-        && old.is_none_or(|o| o.str_at("spec.scaleTargetRef.apiVersion").contains('/'))
+    } else if !grouped(version)
+        && old.is_none_or(|o| grouped(o.str_at("spec.scaleTargetRef.apiVersion")))
         && !(version == "v1" && o.str_at("spec.scaleTargetRef.kind") == "ReplicationController")
     {
         // What is stored without a group may stay so.

@@ -23,6 +23,7 @@ fn decoded_len(s: &str) -> usize {
 }
 
 pub fn config_map(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    fixed(o, old, &["data", "binaryData"], e);
     let mut size = 0;
     for (key, value) in entries(o, "data") {
         e.all(ROOT.child("data").key(key), key, names::config_map_key(key));
@@ -38,7 +39,6 @@ pub fn config_map(o: &Value, old: Option<&Value>, e: &mut Errors) {
     if size > DATA_MAX {
         e.push(FieldError::too_long("[]", DATA_MAX));
     }
-    fixed(o, old, &["data", "binaryData"], e);
 }
 
 /// What an immutable config map or secret may not change.

@@ -88,6 +88,13 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
         "VolumeAttributesClass" => {
+            if let Some(old) = old {
+                for (field, ty) in [("driverName", "string"), ("parameters", "map:string")] {
+                    if !internal::same(ty, o.get(field), old.get(field)) {
+                        e.forbidden(ROOT.child(field), &format!("updates to {field} are forbidden."));
+                    }
+                }
+            }
             match o.str_at("driverName") {
                 "" => e.required(ROOT.child("driverName"), ""),
                 name => {
@@ -96,13 +103,6 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
                 }
             }
             parameters(o, false, e);
-            if let Some(old) = old {
-                for (field, ty) in [("driverName", "string"), ("parameters", "map:string")] {
-                    if !internal::same(ty, o.get(field), old.get(field)) {
-                        e.forbidden(ROOT.child(field), &format!("updates to {field} are forbidden."));
-                    }
-                }
-            }
         }
         "CSIDriver" => csi_driver(o, old, e),
         "CSINode" => csi_node(o, old, e),
@@ -278,8 +278,9 @@ fn csi_node(o: &Value, old: Option<&Value>, e: &mut Errors) {
                 d.remove_path(&["allocatable"]);
                 d
             };
-            if bare(before) != bare(driver) {
-                let shown = BadValue::internal("storage.CSINodeDriver", Some(driver));
+            let now = bare(driver);
+            if bare(before) != now {
+                let shown = BadValue::internal("storage.CSINodeDriver", Some(&now));
                 e.invalid(SPEC.child("drivers"), shown, IMMUTABLE);
             }
         }

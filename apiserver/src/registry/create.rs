@@ -102,7 +102,7 @@ impl Registry {
         hooks::prepare_create(judging, &mut object, call.namespace(), &suffix());
         let mut allocation = self.allocators.create(judging, &mut object, step.dry_run).await?;
         let judged = async {
-            hooks::validate_create(&call.row.kind, judging, &object)?;
+            hooks::validate_create(&call.row.kind, judging, &object, &call.empties.lock())?;
             hooks::warnings(judging, &object, None).into_iter().for_each(|w| call.warn(w));
             if self.admission_wanted(call, Operation::Create) {
                 let mut shown = convert::judged_to_row(&call.row, object.clone());

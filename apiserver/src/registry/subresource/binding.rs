@@ -45,6 +45,7 @@ impl Registry {
             headers: call.headers,
             accepted: call.accepted,
             warnings: Mutex::default(),
+            empties: Mutex::default(),
             series: None,
         };
         self.bind_pod(&call, &binding, &options).await
