@@ -276,6 +276,7 @@ impl Pipeline {
             headers: &parts.headers,
             accepted,
             warnings: Mutex::default(),
+            empties: Mutex::default(),
             series: parts.extensions.get::<Arc<Series>>().cloned(),
         };
         if let Some(text) = version::deprecation(&row.kind) {

@@ -75,6 +75,8 @@ pub struct Call<'a> {
     pub accepted: Accepted,
     /// Texts for `Warning:` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// What the body has that is empty and so not kept.
+    pub empties: Mutex<Vec<(String, &'static str)>>,
     /// Counters of the request; None for requests that are parts of others.
     pub series: Option<Arc<Series>>,
 }
