@@ -79,8 +79,11 @@ fn built_in_kinds(generator: &mut SchemaGenerator) {
     );
 }
 
+/// Fields with what they are for.
+type Fields = &'static [(&'static str, &'static str)];
+
 /// Types that are not in the crate, in words of our own.
-const OWN: &[(&str, &str, &[(&str, &str)])] = &[
+const OWN: &[(&str, &str, Fields)] = &[
     (
         "ContainerMetrics",
         "What one container uses.",
@@ -111,7 +114,7 @@ const OWN: &[(&str, &str, &[(&str, &str)])] = &[
 /// Where these types are.
 const OWN_PACKAGE: &str = "io.k8s.metrics.pkg.apis.metrics.v1beta1";
 /// Fields of every object.
-const OBJECT: &[(&str, &str)] = &[
+const OBJECT: Fields = &[
     ("apiVersion", "Group and version of the object's type."),
     ("kind", "Name of the object's type."),
     ("metadata", "Name, namespace and labels of what is measured."),

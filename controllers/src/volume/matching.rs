@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use super::{capacity, class_of_claim, class_of_volume, is_bound_to, modes_differ, requested};
 use crate::object;
 
-fn access<'a>(modes: Option<&'a Vec<String>>) -> &'a [String] {
+fn access(modes: Option<&Vec<String>>) -> &[String] {
     modes.map(Vec::as_slice).unwrap_or_default()
 }
 

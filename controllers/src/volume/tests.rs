@@ -552,7 +552,7 @@ fn volumes_are_attached_reported_and_detached() {
         "spec": {"attacher": "d", "nodeName": "n", "source": {"persistentVolumeName": "vol"}}}),
         &json!({}),
     ));
-    let cases = vec![
+    let cases = [
         ("needed", view(needs(&[]), Some(node(json!({}))), vec![], None), vec![create], vec![]),
         (
             "only one node may",
