@@ -152,7 +152,10 @@ fn object(ty: &'static Type, depth: u32, rng: &mut TestRng) -> Value {
         if type_meta || union || deeper || !rng.random_bool(if depth < 4 { 0.7 } else { 0.15 }) {
             continue;
         }
-        out.insert(field.name.into(), sample(field.ty, depth, rng));
+        // A string in JSON, a duration's nanoseconds in protobuf.
+        let duration = ty.name.contains("metrics") && field.name == "window";
+        let value = if duration { "15.1s".into() } else { sample(field.ty, depth, rng) };
+        out.insert(field.name.into(), value);
     }
     Value::Object(out)
 }
