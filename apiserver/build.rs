@@ -79,8 +79,11 @@ fn built_in_kinds(generator: &mut SchemaGenerator) {
     );
 }
 
+/// A type's name, what it is, and what its fields are.
+type Described = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
 /// Types that are not in the crate, in words of our own.
-const OWN: &[(&str, &str, &[(&str, &str)])] = &[
+const OWN: &[Described] = &[
     (
         "ContainerMetrics",
         "What one container uses.",
