@@ -40,7 +40,7 @@ impl Manager {
 
     /// Whether a holder's identity, `HOST_PID`, is this process'.
     fn is(&self, identity: &str) -> bool {
-        identity.rsplit('_').next() == Some(&self.0.id().to_string())
+        identity.rsplit('_').next().is_some_and(|pid| pid == self.0.id().to_string())
     }
 }
 

@@ -93,6 +93,7 @@ impl Registry {
             accepted: call.accepted,
             warnings: Mutex::default(),
             series: None,
+            empties: Mutex::default(),
         };
         let name = call.info.name.as_str();
         if !name.is_empty() {
