@@ -43,7 +43,7 @@ fn render(source: &str, issue: &Issue) -> String {
     // Nothing at all ends before its first character.
     let shown = column + usize::from(!source.is_empty());
     let mut text = format!("ERROR: <input>:{}:{shown}: {}", line + 1, issue.message);
-    if snippet.len() <= MAX_SNIPPET {
+    if !source.is_empty() && snippet.len() <= MAX_SNIPPET {
         // Wide marks keep the last one below a wide character.
         let wide = |c: Option<char>| c.is_some_and(|c| c.len_utf8() > 1);
         let mut chars = snippet.chars();

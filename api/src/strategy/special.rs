@@ -209,6 +209,7 @@ fn crd_created(o: &mut Value) {
 pub fn update(kind: &Kind, new: &mut Value, old: &Value, _now: Timestamp) {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Node") => pod_ranges(new),
+        ("", "ServiceAccount") => only_names(new),
         // A driver has no generation until it is changed.
         ("storage.k8s.io", "CSIDriver") if new.get("spec") != old.get("spec") => {
             let generation = old.generation().unwrap_or(0) + 1;

@@ -445,6 +445,7 @@ pub fn endpoints(o: &Value, e: &mut Errors) {
             for (j, address) in subset.items_at(field).iter().enumerate() {
                 let at = list.index(j);
                 let ip = address.str_at("ip");
+                let parsed = addresses::ip(at.child("ip"), ip, e);
                 let host = address.str_at("hostname");
                 if !host.is_empty() {
                     e.all(at.child("hostname"), host, names::dns1123_label(host));
@@ -452,7 +453,7 @@ pub fn endpoints(o: &Value, e: &mut Errors) {
                 if let Some(node) = address.get("nodeName").and_then(Value::as_str) {
                     e.all(at.child("nodeName"), node, names::dns1123_subdomain(node));
                 }
-                match addresses::ip(at.child("ip"), ip, e) {
+                match parsed {
                     Some(parsed) => endpoint_address(is_own(o), parsed, ip, at.child("ip"), e),
                     None => e.invalid(at.child("ip"), ip, "must be a valid IP address"),
                 }
@@ -501,6 +502,9 @@ fn hint_zones(hints: &Value, at: Path<'_>, e: &mut Errors) {
 
 /// A fully qualified domain name: one of at least two labels.
 fn fqdn(name: &str, at: Path<'_>, e: &mut Errors) {
+    if name.is_empty() {
+        return e.required(at, "");
+    }
     let name = name.strip_suffix('.').unwrap_or(name);
     let messages = names::dns1123_subdomain(name);
     if !messages.is_empty() {

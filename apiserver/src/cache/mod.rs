@@ -77,6 +77,8 @@ enum Phase {
 struct State {
     phase: Phase,
     objects: BTreeMap<Arc<str>, Arc<Entry>>,
+    /// How many of them each namespace has.
+    namespaces: HashMap<Box<str>, usize>,
     /// The same by the value of the indexed field.
     by_field: HashMap<Box<str>, BTreeMap<Arc<str>, Arc<Entry>>>,
     /// Position of the selectable field that `by_field` goes by.
@@ -178,6 +180,15 @@ impl ResourceCache {
     pub fn size(&self) -> (usize, usize) {
         let state = self.state.read();
         (state.objects.len(), state.bytes)
+    }
+
+    /// Number of objects held of a namespace, or of all.
+    pub fn count(&self, namespace: Option<&str>) -> usize {
+        let state = self.state.read();
+        match namespace {
+            Some(ns) => state.namespaces.get(ns).copied().unwrap_or(0),
+            None => state.objects.len(),
+        }
     }
 
     /// The revision of the newest change the cache has seen.
@@ -544,7 +555,10 @@ impl ResourceCache {
             state.revision = revision;
             state.bytes = entries.iter().map(|e| e.value.len()).sum();
             let entries: Vec<Arc<Entry>> = entries.into_iter().map(Arc::new).collect();
-            entries.iter().for_each(|e| state.index(e));
+            for entry in &entries {
+                state.index(entry);
+                state.count(entry);
+            }
             state.objects = entries.into_iter().map(|e| (e.key.clone(), e)).collect();
             events.extend(waiting.into_iter().filter_map(|change| state.apply(change)));
         }
@@ -558,7 +572,28 @@ impl ResourceCache {
 impl State {
     fn new(phase: Phase, indexed_field: Option<usize>) -> Self {
         let (objects, by_field) = (BTreeMap::new(), HashMap::new());
-        Self { phase, objects, by_field, indexed_field, revision: 0, bytes: 0 }
+        let namespaces = HashMap::new();
+        Self { phase, objects, namespaces, by_field, indexed_field, revision: 0, bytes: 0 }
+    }
+
+    fn count(&mut self, entry: &Entry) {
+        let namespace = entry.namespace_and_name().0;
+        match self.namespaces.get_mut(namespace) {
+            Some(count) => *count += 1,
+            None => {
+                self.namespaces.insert(namespace.into(), 1);
+            }
+        }
+    }
+
+    fn uncount(&mut self, entry: &Entry) {
+        let namespace = entry.namespace_and_name().0;
+        if let Some(count) = self.namespaces.get_mut(namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.namespaces.remove(namespace);
+            }
+        }
     }
 
     fn index(&mut self, entry: &Arc<Entry>) {
@@ -596,9 +631,12 @@ impl State {
             Applied::Put(entry) => {
                 self.bytes += entry.value.len();
                 let previous = self.objects.insert(entry.key.clone(), entry.clone());
-                if let Some(p) = &previous {
-                    self.bytes -= p.value.len();
-                    self.unindex(p);
+                match &previous {
+                    Some(p) => {
+                        self.bytes -= p.value.len();
+                        self.unindex(p);
+                    }
+                    None => self.count(&entry),
                 }
                 self.index(&entry);
                 let kind = if previous.is_some() { EventType::Modified } else { EventType::Added };
@@ -608,6 +646,7 @@ impl State {
                 let last = self.objects.remove(&key)?;
                 self.bytes -= last.value.len();
                 self.unindex(&last);
+                self.uncount(&last);
                 Some(Event::new(revision, EventType::Deleted, last.clone(), Some(last)))
             }
         }

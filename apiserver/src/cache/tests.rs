@@ -139,6 +139,7 @@ proptest! {
                 model.insert(key.clone(), revision);
                 put(&cache, &key, revision, "");
             }
+            prop_assert_eq!(cache.count(Some("ns")), model.len());
             history.push((revision, model.clone()));
         }
         let from = format!("ns/{from}");

@@ -252,8 +252,8 @@ fn scan(
     floor: u64,
 ) -> Result<Page, Reloading> {
     let filter = page.filter;
-    if start.is_none() && !filter.selects() && filter.namespace().is_none() {
-        let size = cache.size().0;
+    if start.is_none() && !filter.selects() {
+        let size = cache.count(filter.namespace());
         page.known = Some(size as u64);
         page.entries.reserve(if page.limit == 0 { size } else { size.min(page.limit) });
     }
