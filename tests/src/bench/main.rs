@@ -8,6 +8,7 @@ mod load;
 mod nodes;
 mod report;
 mod rollout;
+mod scheduler;
 mod services;
 mod steady;
 
@@ -43,6 +44,8 @@ enum Part {
     Nodes,
     /// Rolling updates under load
     Rollout,
+    /// The scheduler on 5,000 nodes that are objects only
+    Scheduler,
     /// The maps of many Services, and the choice of backend by load
     Services,
 }
@@ -106,7 +109,7 @@ async fn main() -> Result<()> {
 async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
     let wanted = |part| {
-        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Services | Part::Dns)
+        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Scheduler | Part::Services | Part::Dns)
             && parts.contains(&Part::Api);
         parts.is_empty() || parts.contains(&part) || of_api
     };
@@ -139,6 +142,9 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     }
     if wanted(Part::Rollout) {
         rollout::run(&binary, &mut report).await?;
+    }
+    if wanted(Part::Scheduler) {
+        scheduler::run(&binary, &mut report).await?;
     }
     if wanted(Part::Services) {
         services::run(&mut report)?;
