@@ -365,6 +365,10 @@ impl<'a> Attempt<'a> {
         if let Some(rejection) = &self.at_once {
             error.at_once = Some(rejection.message());
             error.plugins.push(rejection.plugin);
+            if self.framework.has_devices() {
+                // The plugin for devices is asked first, and has not seen the pod: all that it says is this.
+                error.preemption = "not found".into();
+            }
             return error;
         }
         for (rejection, count) in self.rejections() {
@@ -391,6 +395,12 @@ impl<'a> Attempt<'a> {
             error.plugins = self.framework.filters.iter().map(|plugin| plugin.name()).collect();
         }
         error
+    }
+
+    /// How preemption is to be tried, if it is.
+    pub fn preemption(&self) -> Option<crate::preempt::Args> {
+        let tried = !self.snapshot.is_empty() && (self.at_once.is_none() || !self.framework.has_devices());
+        self.framework.preemption.filter(|_| tried)
     }
 
     /// The nodes on which the departure of other pods could help.

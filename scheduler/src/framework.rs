@@ -312,11 +312,15 @@ impl Framework {
         }
     }
 
+    /// Whether the plugin for devices has a say.
+    pub(crate) fn has_devices(&self) -> bool {
+        self.filters.iter().any(|filter| filter.name() == "DynamicResources")
+    }
+
     /// What is said after the reasons when preemption was tried in vain. The plugin for devices is asked before, and
     /// never has a claim to give up.
     pub fn after_preemption(&self, text: &str) -> String {
-        let devices = self.filters.iter().any(|filter| filter.name() == "DynamicResources");
-        let first = if devices { "no new claims to deallocate, " } else { "" };
+        let first = if self.has_devices() { "no new claims to deallocate, " } else { "" };
         format!("{first}preemption: {text}")
     }
 

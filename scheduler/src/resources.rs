@@ -26,14 +26,15 @@ pub struct Amounts {
 impl Amounts {
     /// What a pod asks for by its spec and, when a resize is under way, by its status (KEP-1287).
     pub fn new(spec: &PodSpec, status: Option<&PodStatus>) -> Self {
-        let requests = requests(spec, status, (false, false));
-        let scoring = self::requests(spec, status, (true, true));
+        let requests = requests(spec, status, (false, false), true);
+        // kube-scheduler's strategies do not look at requests of the whole pod when they score it.
+        let scoring = self::requests(spec, status, (true, true), false);
         let own = spec.resources.as_ref().and_then(|r| r.requests.as_ref()).filter(|r| !r.is_empty());
         let counted = match own {
             None => (scoring.milli_cpu, scoring.memory),
             Some(_) => {
                 let missing = |name| !asks_for(spec, name);
-                let with = self::requests(spec, status, (missing("cpu"), missing("memory")));
+                let with = self::requests(spec, status, (missing("cpu"), missing("memory")), true);
                 (with.milli_cpu, with.memory)
             }
         };
@@ -124,7 +125,7 @@ type List = BTreeMap<String, ApiQuantity>;
 
 /// The sum over containers and sidecars, or the largest init container with the sidecars started before it, whichever is
 /// more; a request for the whole pod takes the place of the sum; plus the overhead (KEP-753, KEP-2837).
-fn requests(spec: &PodSpec, status: Option<&PodStatus>, stand_ins: (bool, bool)) -> Resources {
+fn requests(spec: &PodSpec, status: Option<&PodStatus>, stand_ins: (bool, bool), whole: bool) -> Resources {
     let infeasible = status.is_some_and(|s| {
         let pending = s.conditions.iter().flatten().find(|c| c.type_ == "PodResizePending");
         pending.is_some_and(|c| c.reason.as_deref() == Some("Infeasible"))
@@ -174,7 +175,7 @@ fn requests(spec: &PodSpec, status: Option<&PodStatus>, stand_ins: (bool, bool))
         }
     }
     total.raise_to(&peak);
-    if let Some(list) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
+    if let Some(list) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()).filter(|_| whole) {
         whole_pod(&mut total, list, status, infeasible);
     }
     if let Some(overhead) = &spec.overhead {

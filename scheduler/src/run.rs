@@ -476,7 +476,7 @@ impl Scheduler {
             None => {
                 let mut error = attempt.error();
                 let mut room = None;
-                if let Some(args) = framework.preemption.filter(|_| may_preempt && !snapshot.is_empty()) {
+                if let Some(args) = attempt.preemption().filter(|_| may_preempt) {
                     match preempt(&mut attempt, args, &mut rand::rng()) {
                         Outcome::Room(found) => room = Some(Some(found)),
                         Outcome::NotEligible(text) => error.preemption = framework.after_preemption(text),

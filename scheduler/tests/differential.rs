@@ -109,7 +109,7 @@ fn answer(situation: &Value) -> Value {
     if feasible.is_empty() {
         let mut error = attempt.error();
         let mut victims = Value::Null;
-        if let Some(args) = framework.preemption {
+        if let Some(args) = attempt.preemption() {
             match preempt(&mut attempt, args, &mut StdRng::seed_from_u64(1)) {
                 Outcome::Room(room) => {
                     let pods: Vec<&str> = room.victims.iter().map(|p| &*p.key.name).collect();

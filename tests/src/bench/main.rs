@@ -109,8 +109,9 @@ async fn main() -> Result<()> {
 async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
     let wanted = |part| {
-        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Scheduler | Part::Services | Part::Dns)
-            && parts.contains(&Part::Api);
+        let of_api =
+            !matches!(part, Part::Nodes | Part::Rollout | Part::Scheduler | Part::Services | Part::Dns)
+                && parts.contains(&Part::Api);
         parts.is_empty() || parts.contains(&part) || of_api
     };
     if wanted(Part::Start) {

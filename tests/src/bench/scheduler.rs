@@ -22,7 +22,8 @@ const CLIENTS: usize = 16;
 /// The longest that a part may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 const PODS_PATH: &str = "/api/v1/namespaces/default/pods";
-const UNBOUND: &str = "/api/v1/pods?fieldSelector=spec.nodeName%3D,spec.schedulerName%3Ddefault-scheduler&limit=1";
+const UNBOUND: &str =
+    "/api/v1/pods?fieldSelector=spec.nodeName%3D,spec.schedulerName%3Ddefault-scheduler&limit=1";
 
 /// A cluster without kubelets.
 struct Cluster {
@@ -155,7 +156,8 @@ pub async fn run(binary: &Path, report: &mut Report) -> Result<()> {
 /// Plain pods beside many that fit nowhere.
 async fn crowded(binary: &Path, alone: f64, report: &mut Report) -> Result<()> {
     let mut cluster = Cluster::new(binary, "32").await?;
-    let nowhere = |n: usize| pod(format!("nowhere{n}"), json!({}), json!({"nodeSelector": {"there": "none"}}));
+    let nowhere =
+        |n: usize| pod(format!("nowhere{n}"), json!({}), json!({"nodeSelector": {"there": "none"}}));
     cluster.create(PODS_PATH, UNSCHEDULABLE, nowhere).await?;
     cluster.start(binary)?;
     let mut wire = cluster.endpoint.connect().await?;
@@ -169,7 +171,12 @@ async fn crowded(binary: &Path, alone: f64, report: &mut Report) -> Result<()> {
         wait_for(&mut wire, &format!("p{n}")).await?;
     }
     let rate = PODS as f64 / begun.elapsed().as_secs_f64();
-    report.add("plain pods with 50,000 unschedulable ones, to without", rate / alone, "x", Target::AtLeast(0.9));
+    report.add(
+        "plain pods with 50,000 unschedulable ones, to without",
+        rate / alone,
+        "x",
+        Target::AtLeast(0.9),
+    );
     Ok(())
 }
 
@@ -233,6 +240,11 @@ async fn latency(binary: &Path, report: &mut Report) -> Result<()> {
         times.push(begun.elapsed());
     }
     report.add("one pod on an idle cluster, p50", ms(percentile(&mut times, 0.5)), "ms", Target::None);
-    report.add("one pod on an idle cluster, p99", ms(percentile(&mut times, 0.99)), "ms", Target::Below(10.0));
+    report.add(
+        "one pod on an idle cluster, p99",
+        ms(percentile(&mut times, 0.99)),
+        "ms",
+        Target::Below(10.0),
+    );
     Ok(())
 }
