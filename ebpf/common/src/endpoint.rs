@@ -65,7 +65,7 @@ map_types! {
 }
 
 /// Version of the map layouts. Maps pinned by another version are not adopted.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// This node (Cilium's `reserved:host`).
 pub const IDENTITY_HOST: u32 = 1;

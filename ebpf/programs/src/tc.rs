@@ -51,25 +51,14 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 pub fn from_uplink(ctx: TcContext) -> i32 {
     let outcome = match ctx.skb.protocol() {
         IP => dsr::accept(&ctx).and_then(|()| try_from_uplink::<V4>(&ctx)),
-        IPV6 => from_uplink6(&ctx),
+        IPV6 => match announce::solicitation(&ctx) {
+            Ok((NEXT, _)) => from_uplink6(&ctx),
+            answered => answered,
+        },
+        ARP => announce::arp(&ctx),
         _ => PASS,
     };
     finish(&ctx, direction::FROM_UPLINK, outcome)
-}
-
-/// For the uplink's ingress, before [`from_uplink`], where Services' addresses are announced.
-#[classifier]
-pub fn announce(ctx: TcContext) -> i32 {
-    let outcome = match ctx.skb.protocol() {
-        ARP => announce::arp(&ctx),
-        IPV6 => announce::solicitation(&ctx),
-        _ => return NEXT,
-    };
-    match outcome {
-        // What is left to the stack is not counted twice.
-        Ok((NEXT, _)) => NEXT,
-        outcome => finish(&ctx, direction::FROM_UPLINK, outcome),
-    }
 }
 
 #[classifier]

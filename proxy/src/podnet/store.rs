@@ -43,6 +43,9 @@ pub struct Record {
     pub address: Ipv4Addr,
     /// The node's end of the veth pair.
     pub interface: String,
+    /// The pod's network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
     /// Ports of the node that lead to the pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<PortMapping>,
@@ -110,6 +113,7 @@ mod tests {
             uid: "u".into(),
             address: Ipv4Addr::new(10, 0, 0, last),
             interface: "hws0".into(),
+            netns: None,
             host_ports: Vec::new(),
             released_at: None,
         }
