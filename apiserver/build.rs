@@ -79,11 +79,11 @@ fn built_in_kinds(generator: &mut SchemaGenerator) {
     );
 }
 
-/// A type's name, what it is, and what its fields are.
-type Described = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+/// Fields with what they are for.
+type Fields = &'static [(&'static str, &'static str)];
 
 /// Types that are not in the crate, in words of our own.
-const OWN: &[Described] = &[
+const OWN: &[(&str, &str, Fields)] = &[
     (
         "ContainerMetrics",
         "What one container uses.",

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use hawser_controllers::{Config, ControllerManager, SigningCa};
 use hawser_scheduler::Scheduler;
+use hawser_scheduler::plugins::Registry;
 
 use crate::flags::{ControllerManagerFlags, ControllerSettings, SchedulerFlags};
 use crate::{clients, signals};
@@ -15,7 +16,17 @@ use crate::{clients, signals};
 pub async fn scheduler(flags: SchedulerFlags) -> Result<()> {
     let stop = signals::stop_token()?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
-    Scheduler::new(hawser_scheduler::Config::default(), client)?.run(stop).await.context("scheduler")
+    let config = match &flags.config {
+        None => hawser_scheduler::Config::default(),
+        Some(path) => scheduler_config(path)?,
+    };
+    Scheduler::new(config, client)?.run(stop).await.context("scheduler")
+}
+
+fn scheduler_config(path: &Path) -> Result<hawser_scheduler::Config> {
+    let what = || format!("reading {}", path.display());
+    let document = serde_yaml_ng::from_str(&read(path)?).with_context(what)?;
+    hawser_scheduler::Config::read(document, &Registry::new()).with_context(what)
 }
 
 /// `hawser controller-manager`.

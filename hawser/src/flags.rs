@@ -161,6 +161,9 @@ pub struct SchedulerFlags {
     /// How to reach the API server
     #[arg(long)]
     pub kubeconfig: PathBuf,
+    /// A KubeSchedulerConfiguration file [default: kube-scheduler's default profile]
+    #[arg(long)]
+    pub config: Option<PathBuf>,
 }
 
 /// The cluster's names, which server and nodes must agree on.

@@ -1,36 +1,45 @@
 //! One scheduling cycle: filter, score, choose. Pure.
+//!
+//! [`Engine`] keeps what was found out for the pods of a class; [`Attempt`] is one pod's cycle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rand::Rng;
 
-use crate::framework::{Framework, Reason};
+use crate::framework::{Framework, Moved, Prepared, Reason, Rejection, State};
 use crate::pod::PodInfo;
-use crate::snapshot::{NodeInfo, Snapshot};
+use crate::preempt::DryRuns;
+use crate::snapshot::{NodeInfo, Slot, Snapshot};
+use crate::verdicts::Verdicts;
 
 /// Up to this many nodes all are looked at.
 const MIN_FEASIBLE_NODES: usize = 100;
 /// Never fewer than this share of a large cluster, in per cent.
 const MIN_FEASIBLE_PERCENT: usize = 5;
-
-/// What a cycle decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// The node to bind to.
-    Node(Box<str>),
-    /// No node fits.
-    Unschedulable(FitError),
-}
+/// For so many classes what was found out is kept.
+const MAX_CLASSES: usize = 256;
 
 /// Why no node fits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FitError {
     /// Nodes in the cluster.
     pub nodes: usize,
+    /// Why the pod fits nowhere, found before any node was looked at.
+    pub at_once: Option<String>,
     /// How many nodes each reason stands against.
     pub reasons: BTreeMap<Reason, usize>,
     /// The plugins that rejected a node. Only events that they wait for can help.
     pub plugins: Vec<&'static str>,
+    /// What preemption has to say.
+    pub preemption: String,
+}
+
+impl FitError {
+    /// A node that was chosen and then rejected by a later plugin.
+    pub fn of_chosen(rejection: &Rejection) -> Self {
+        let reasons = rejection.reasons.iter().map(|r| (r.clone(), 1)).collect();
+        FitError { nodes: 1, reasons, plugins: vec![rejection.plugin], ..FitError::default() }
+    }
 }
 
 impl std::fmt::Display for FitError {
@@ -39,115 +48,428 @@ impl std::fmt::Display for FitError {
         if self.nodes == 0 {
             return f.write_str("no nodes available to schedule pods");
         }
-        write!(f, "0/{} nodes are available", self.nodes)?;
-        let mut lines: Vec<String> =
-            self.reasons.iter().map(|(reason, count)| format!("{count} {}", reason.0)).collect();
-        lines.sort();
-        if !lines.is_empty() {
-            write!(f, ": {}.", lines.join(", "))?;
+        write!(f, "0/{} nodes are available:", self.nodes)?;
+        if let Some(text) = &self.at_once {
+            write!(f, " {text}.")?;
+        } else if !self.reasons.is_empty() {
+            let mut lines: Vec<String> =
+                self.reasons.iter().map(|(reason, count)| format!("{count} {}", reason.0)).collect();
+            lines.sort();
+            write!(f, " {}.", lines.join(", "))?;
+        }
+        if !self.preemption.is_empty() {
+            write!(f, " {}", self.preemption)?;
         }
         Ok(())
     }
 }
 
-/// Chooses a node for a pod. `start` is where to begin among the nodes, and is moved on, so that in large clusters,
-/// where not every node is looked at, all get their turn. Equal scores are decided by `random`.
-pub fn schedule(
-    framework: &Framework,
-    pod: &PodInfo,
-    snapshot: &Snapshot,
-    start: &mut usize,
-    random: &mut impl Rng,
-) -> Decision {
-    let nodes = snapshot.nodes();
-    let mut error = FitError { nodes: nodes.len(), ..FitError::default() };
-    if nodes.is_empty() {
-        return Decision::Unschedulable(error);
+/// What was found out for the pods of a class.
+#[derive(Default)]
+pub(crate) struct Kept {
+    filters: HashMap<usize, Box<dyn State>>,
+    scores: HashMap<usize, Box<dyn State>>,
+    /// What the filters said that come before the first one that is not local.
+    local: Verdicts,
+    pub(crate) dry_runs: DryRuns,
+    /// When it was used last.
+    used: u64,
+}
+
+/// What lasts from one cycle to the next.
+#[derive(Default)]
+pub struct Engine {
+    /// Where the next search begins.
+    start: usize,
+    kept: HashMap<u64, Kept>,
+    cycles: u64,
+}
+
+impl Engine {
+    /// Finds the nodes that a pod fits on, up to as many as are to be scored.
+    pub fn attempt<'a>(
+        &mut self,
+        framework: &'a Framework,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+    ) -> Attempt<'a> {
+        self.cycles += 1;
+        let kept = self.kept.remove(&pod.class.id).unwrap_or_default();
+        let mut attempt = Attempt {
+            framework,
+            pod,
+            snapshot,
+            looking: Vec::new(),
+            only: None,
+            at_once: None,
+            local_filters: 0,
+            rest: Verdicts::default(),
+            feasible: Vec::new(),
+            kept,
+        };
+        if !snapshot.is_empty() {
+            attempt.prepare();
+            attempt.search(&mut self.start);
+        }
+        attempt
     }
-    let feasible = feasible(framework, pod, snapshot, start, &mut error);
-    match feasible.as_slice() {
-        [] => Decision::Unschedulable(error),
-        [only] => Decision::Node(only.name.clone()),
-        _ => Decision::Node(best(framework, pod, &feasible, random).name.clone()),
+
+    /// Takes back what the next pod of the class can use.
+    pub fn keep(&mut self, attempt: Attempt<'_>) {
+        let Attempt { pod, looking, mut kept, .. } = attempt;
+        kept.filters.extend(looking);
+        kept.used = self.cycles;
+        if self.kept.len() >= MAX_CLASSES {
+            let oldest = self.cycles.saturating_sub(MAX_CLASSES as u64 / 2);
+            self.kept.retain(|_, kept| kept.used > oldest);
+        }
+        self.kept.insert(pod.class.id, kept);
+    }
+}
+
+/// A node and the total of its scores.
+pub type Scored = (Slot, i64);
+
+/// One pod's cycle.
+pub struct Attempt<'a> {
+    pub framework: &'a Framework,
+    pub pod: &'a PodInfo,
+    pub snapshot: &'a Snapshot,
+    /// The filters that have something to say, by their place, with what they know.
+    looking: Vec<(usize, Box<dyn State>)>,
+    /// The nodes that come into question at all, and the plugins that say so.
+    only: Option<(Vec<Slot>, BTreeSet<&'static str>)>,
+    at_once: Option<Rejection>,
+    /// So many of `looking`, the first ones, are local.
+    local_filters: usize,
+    /// What the other filters said, and extenders; holds for this cycle alone.
+    rest: Verdicts,
+    feasible: Vec<Slot>,
+    pub(crate) kept: Kept,
+}
+
+impl<'a> Attempt<'a> {
+    fn prepare(&mut self) {
+        let mut only: Option<BTreeSet<Box<str>>> = None;
+        let mut sayers = BTreeSet::new();
+        for (at, filter) in self.framework.filters.iter().enumerate() {
+            let kept = self.kept.filters.remove(&at);
+            match filter.prepare(self.pod, self.snapshot, kept) {
+                Prepared::Skip => {}
+                Prepared::Look(state) => self.looking.push((at, state)),
+                Prepared::Only(state, names) => {
+                    self.looking.push((at, state));
+                    sayers.insert(filter.name());
+                    only = Some(match only {
+                        None => names,
+                        Some(others) => others.intersection(&names).cloned().collect(),
+                    });
+                }
+                Prepared::Reject(rejection) => {
+                    self.at_once = Some(Rejection { plugin: filter.name(), ..rejection });
+                    return;
+                }
+            }
+        }
+        if let Some(names) = only {
+            if names.is_empty() {
+                let names: Vec<&str> = sayers.iter().copied().collect();
+                let text = match names.as_slice() {
+                    [one] => format!("node(s) didn't satisfy plugin {one}"),
+                    many => format!("node(s) didn't satisfy plugin(s) [{}] simultaneously", many.join(" ")),
+                };
+                self.at_once = Some(Rejection { plugin: names[0], ..Rejection::lasting(text) });
+                return;
+            }
+            let slots = names.iter().filter_map(|name| Some(self.snapshot.node(name)?.slot)).collect();
+            self.only = Some((slots, sayers));
+        }
+    }
+
+    /// Whether what is said about a node holds until the node changes.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local_filters == self.looking.len()
+    }
+
+    fn search(&mut self, start: &mut usize) {
+        if self.at_once.is_some() {
+            return;
+        }
+        let local = |(at, _): &(usize, _)| self.framework.filters[*at].is_local();
+        self.local_filters = self.looking.iter().take_while(|l| local(l)).count();
+        self.kept.local.refresh(self.snapshot);
+        // A node on which room was made for the pod goes before all others.
+        if let Some(node) = self.pod.nominated_node.as_deref().and_then(|name| self.snapshot.node(name))
+            && self.look(node)
+        {
+            self.feasible.push(node.slot);
+            return;
+        }
+        let own = self.only.take();
+        let order = own.as_ref().map_or(self.snapshot.order(), |(slots, _)| slots);
+        let all_rejected = self.kept.local.rejected() == self.snapshot.len();
+        if order.is_empty() || all_rejected && !self.snapshot.has_nominated() {
+            self.only = own;
+            return;
+        }
+        let wanted = enough(order.len(), self.framework);
+        let first = *start % order.len();
+        let mut looked = 0;
+        for slot in order[first..].iter().chain(&order[..first]) {
+            looked += 1;
+            let Some(node) = self.snapshot.at(*slot) else { continue };
+            if self.look(node) {
+                self.feasible.push(*slot);
+                if self.feasible.len() >= wanted {
+                    break;
+                }
+            }
+        }
+        *start = (first + looked) % self.snapshot.len();
+        self.only = own;
+    }
+
+    /// Whether the pod fits on a node, from memory if possible.
+    fn look(&mut self, node: &NodeInfo) -> bool {
+        let coming = self.snapshot.nominated(&node.name, self.pod).next().is_some();
+        if coming {
+            self.kept.local.forget(node.slot);
+            return self.note(node.slot, self.fits(node));
+        }
+        let (local, rest) = self.looking.split_at(self.local_filters);
+        let fits = match self.kept.local.get(node.slot) {
+            Some(fits) => fits,
+            None => {
+                let result = self.filter(local, node);
+                let fits = result.is_ok();
+                self.kept.local.note(node.slot, result);
+                fits
+            }
+        };
+        if !fits || rest.is_empty() {
+            return fits;
+        }
+        let result = self.filter(rest, node);
+        result.is_ok() || self.note(node.slot, result)
+    }
+
+    /// Notes what holds for this cycle alone.
+    fn note(&mut self, slot: Slot, result: Result<(), Rejection>) -> bool {
+        let fits = result.is_ok();
+        if !fits {
+            self.rest.size(self.snapshot);
+            self.rest.note(slot, result);
+        }
+        fits
+    }
+
+    /// Whether the pod fits on a node as it is, and with the pods that are to come there.
+    fn fits(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        let mut dry = DryRun::new(self, node);
+        for other in self.snapshot.nominated(&node.name, self.pod) {
+            dry.add(self, other);
+        }
+        self.filter(&dry.states, &dry.node)?;
+        self.filter(&self.looking, node)
+    }
+
+    fn filter(&self, states: &[(usize, Box<dyn State>)], node: &NodeInfo) -> Result<(), Rejection> {
+        for (at, state) in states {
+            let filter = &self.framework.filters[*at];
+            if let Err(rejection) = filter.filter(&**state, self.pod, node, self.snapshot) {
+                return Err(Rejection { plugin: filter.name(), ..rejection });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn states(&self) -> Vec<(usize, Box<dyn State>)> {
+        self.looking.iter().map(|(at, state)| (*at, (**state).copy())).collect()
+    }
+
+    /// The nodes that fit, as many as are to be scored.
+    pub fn feasible(&self) -> &[Slot] {
+        &self.feasible
+    }
+
+    /// Leaves of the nodes that fit those that an extender lets pass.
+    pub fn retain(&mut self, keep: impl Fn(Slot) -> Result<(), Rejection>) {
+        for slot in std::mem::take(&mut self.feasible) {
+            if self.note(slot, keep(slot)) {
+                self.feasible.push(slot);
+            }
+        }
+    }
+
+    /// Why a node does not fit. Of nodes that were not looked at nothing is known.
+    pub fn rejection(&self, slot: Slot) -> Option<&Rejection> {
+        self.rest.rejection(slot).or_else(|| self.kept.local.rejection(slot))
+    }
+
+    /// The rejections, with the number of nodes each stands against.
+    pub(crate) fn rejections(&self) -> impl Iterator<Item = (&Rejection, usize)> {
+        self.kept.local.counts().chain(self.rest.counts())
+    }
+
+    /// The scores of the nodes that fit: those of each plugin, weighted, in the order of [`Attempt::feasible`].
+    pub fn plugin_scores(&mut self) -> Vec<(&'static str, Vec<i64>)> {
+        let mut found = Vec::new();
+        for (at, (plugin, weight)) in self.framework.scores.iter().enumerate() {
+            let kept = self.kept.scores.remove(&at);
+            let Some(state) = plugin.prepare_score(self.pod, self.snapshot, &self.feasible, kept) else {
+                continue;
+            };
+            let nodes = self.feasible.iter().filter_map(|slot| self.snapshot.at(*slot));
+            let mut scores: Vec<i64> =
+                nodes.map(|node| plugin.score(&*state, self.pod, node, self.snapshot)).collect();
+            plugin.normalize(&*state, &self.feasible, &mut scores);
+            for score in &mut scores {
+                *score *= weight;
+            }
+            self.kept.scores.insert(at, state);
+            found.push((plugin.name(), scores));
+        }
+        found
+    }
+
+    /// The best of the nodes that fit; of equals any, by `random`. `further` are scores that extenders gave.
+    pub fn choose(&mut self, further: &HashMap<Slot, i64>, random: &mut impl Rng) -> Option<Slot> {
+        if self.feasible.len() <= 1 {
+            return self.feasible.first().copied();
+        }
+        let mut totals: Vec<i64> =
+            self.feasible.iter().map(|slot| further.get(slot).copied().unwrap_or(0)).collect();
+        for (_, scores) in self.plugin_scores() {
+            for (total, score) in totals.iter_mut().zip(scores) {
+                *total += score;
+            }
+        }
+        // Every one of the best with the same chance, in one pass.
+        let (mut chosen, mut ties) = (0, 1u32);
+        for at in 1..totals.len() {
+            if totals[at] > totals[chosen] {
+                (chosen, ties) = (at, 1);
+            } else if totals[at] == totals[chosen] {
+                ties += 1;
+                if random.random_range(0..ties) == 0 {
+                    chosen = at;
+                }
+            }
+        }
+        Some(self.feasible[chosen])
+    }
+
+    /// Why no node fits.
+    pub fn error(&self) -> FitError {
+        let mut error = FitError { nodes: self.snapshot.len(), ..FitError::default() };
+        if let Some(rejection) = &self.at_once {
+            error.at_once = Some(rejection.message());
+            error.plugins.push(rejection.plugin);
+            if self.framework.has_devices() {
+                // The plugin for devices is asked first, and has not seen the pod: all that it says is this.
+                error.preemption = "not found".into();
+            }
+            return error;
+        }
+        for (rejection, count) in self.rejections() {
+            for reason in &rejection.reasons {
+                *error.reasons.entry(reason.clone()).or_default() += count;
+            }
+            if !error.plugins.contains(&rejection.plugin) {
+                error.plugins.push(rejection.plugin);
+            }
+        }
+        if let Some((_, sayers)) = &self.only {
+            let names: Vec<&str> = sayers.iter().copied().collect();
+            let new: Vec<&'static str> =
+                sayers.iter().copied().filter(|name| !error.plugins.contains(name)).collect();
+            error.plugins.extend(new);
+            let absent = error.nodes - self.kept.local.rejected() - self.rest.rejected();
+            if absent > 0 {
+                let text = format!("node(s) didn't satisfy plugin(s) [{}]", names.join(" "));
+                error.reasons.insert(Reason::new(text), absent);
+            }
+        }
+        // Without any node, only a new one helps, and that every plugin waits for.
+        if error.plugins.is_empty() {
+            error.plugins = self.framework.filters.iter().map(|plugin| plugin.name()).collect();
+        }
+        error
+    }
+
+    /// How preemption is to be tried, if it is.
+    pub fn preemption(&self) -> Option<crate::preempt::Args> {
+        let tried = !self.snapshot.is_empty() && (self.at_once.is_none() || !self.framework.has_devices());
+        self.framework.preemption.filter(|_| tried)
+    }
+
+    /// The nodes on which the departure of other pods could help.
+    pub fn resolvable(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.snapshot
+            .order()
+            .iter()
+            .copied()
+            .filter(|slot| self.rejection(*slot).is_some_and(|r| r.resolvable))
+    }
+}
+
+/// A node as it would be.
+pub(crate) struct DryRun {
+    pub node: NodeInfo,
+    pub states: Vec<(usize, Box<dyn State>)>,
+}
+
+impl DryRun {
+    pub fn new(attempt: &Attempt<'_>, node: &NodeInfo) -> Self {
+        DryRun { node: node.clone(), states: attempt.states() }
+    }
+
+    pub fn add(&mut self, attempt: &Attempt<'_>, other: &std::sync::Arc<PodInfo>) {
+        self.node.add_pod(other);
+        self.follow(attempt, other, true);
+    }
+
+    pub fn remove(&mut self, attempt: &Attempt<'_>, other: &PodInfo) {
+        self.node.remove_pod(other);
+        self.follow(attempt, other, false);
+    }
+
+    fn follow(&mut self, attempt: &Attempt<'_>, other: &PodInfo, added: bool) {
+        for (at, state) in &mut self.states {
+            let moved = Moved { pod: other, node: &self.node, added };
+            attempt.framework.filters[*at].follow(&mut **state, attempt.pod, &moved, attempt.snapshot);
+        }
+    }
+
+    /// Whether the pod fits here, also with the pods that are to come.
+    pub fn fits(&mut self, attempt: &Attempt<'_>) -> Result<(), Rejection> {
+        let name = self.node.name.clone();
+        let coming: Vec<_> = attempt.snapshot.nominated(&name, attempt.pod).cloned().collect();
+        if !coming.is_empty() {
+            let mut with = DryRun {
+                node: self.node.clone(),
+                states: self.states.iter().map(|(at, state)| (*at, (**state).copy())).collect(),
+            };
+            for other in &coming {
+                with.add(attempt, other);
+            }
+            attempt.filter(&with.states, &with.node)?;
+        }
+        attempt.filter(&self.states, &self.node)
     }
 }
 
 /// How many feasible nodes are enough: all of a small cluster, a share between 50 and 5 per cent of a large one.
-fn enough(nodes: usize) -> usize {
-    if nodes <= MIN_FEASIBLE_NODES {
+fn enough(nodes: usize, framework: &Framework) -> usize {
+    if nodes < MIN_FEASIBLE_NODES {
         return nodes;
     }
-    let percent = 50usize.saturating_sub(nodes / 125).max(MIN_FEASIBLE_PERCENT);
+    if framework.scores.is_empty() {
+        return 1;
+    }
+    let percent = match framework.percentage_of_nodes_to_score {
+        0 => 50usize.saturating_sub(nodes / 125).max(MIN_FEASIBLE_PERCENT),
+        percent => percent.min(100),
+    };
     (nodes * percent / 100).max(MIN_FEASIBLE_NODES)
-}
-
-fn feasible<'a>(
-    framework: &Framework,
-    pod: &PodInfo,
-    snapshot: &'a Snapshot,
-    start: &mut usize,
-    error: &mut FitError,
-) -> Vec<&'a NodeInfo> {
-    let nodes = snapshot.nodes();
-    let filters: Vec<_> = framework.filters.iter().filter(|filter| filter.applies(pod)).collect();
-    let wanted = enough(nodes.len());
-    let first = *start % nodes.len();
-    let mut found = Vec::with_capacity(wanted.min(nodes.len()));
-    let mut looked = 0;
-    let (before, after) = nodes.split_at(first);
-    for node in after.iter().chain(before) {
-        looked += 1;
-        let seen = snapshot.with_nominated(node, pod);
-        // The first plugin that says no decides, as in kube-scheduler.
-        let rejected =
-            filters.iter().find_map(|filter| filter.filter(pod, &seen).err().map(|r| (filter.name(), r)));
-        let Some((plugin, reasons)) = rejected else {
-            found.push(&**node);
-            if found.len() >= wanted {
-                break;
-            }
-            continue;
-        };
-        for reason in reasons {
-            *error.reasons.entry(reason).or_default() += 1;
-        }
-        if !error.plugins.contains(&plugin) {
-            error.plugins.push(plugin);
-        }
-    }
-    *start = (first + looked) % nodes.len();
-    found
-}
-
-fn best<'a>(
-    framework: &Framework,
-    pod: &PodInfo,
-    nodes: &[&'a NodeInfo],
-    random: &mut impl Rng,
-) -> &'a NodeInfo {
-    let mut totals = vec![0i64; nodes.len()];
-    let mut scores = Vec::with_capacity(nodes.len());
-    for (plugin, weight) in framework.scores.iter().filter(|(plugin, _)| plugin.applies(pod)) {
-        scores.clear();
-        scores.extend(nodes.iter().map(|node| plugin.score(pod, node)));
-        plugin.normalize(&mut scores);
-        for (total, score) in totals.iter_mut().zip(&scores) {
-            *total += score * weight;
-        }
-    }
-    // Every one of the best with the same chance, in one pass.
-    let mut chosen = 0;
-    let mut ties = 1u32;
-    for at in 1..nodes.len() {
-        if totals[at] > totals[chosen] {
-            chosen = at;
-            ties = 1;
-        } else if totals[at] == totals[chosen] {
-            ties += 1;
-            if random.random_range(0..ties) == 0 {
-                chosen = at;
-            }
-        }
-    }
-    nodes[chosen]
 }

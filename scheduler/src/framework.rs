@@ -1,24 +1,60 @@
 //! The extension points, after kube-scheduler's framework: a plugin implements the traits of the points at which it
-//! has a say.
+//! has a say. `scheduler/tests/own_plugin.rs` is a plugin of one's own.
 //!
-//! A plugin never waits, reads no clock and draws no randomness; what it may look at is passed to it.
+//! A plugin never waits, reads no clock and draws no randomness; what it may look at is passed to it. What it would ask
+//! of the API server it answers as data ([`Write`]), which the driver carries out.
 
+use std::any::Any;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+
+use crate::objects::{Name, Object, Objects};
 use crate::pod::PodInfo;
-use crate::snapshot::{NodeInfo, Snapshot};
+use crate::snapshot::{NodeInfo, Slot, Snapshot};
 
 /// The highest score that a plugin gives.
 pub const MAX_SCORE: i64 = 100;
 
 /// Why a node does not fit, as text for the event: "0/5 nodes are available: 5 <reason>".
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Reason(pub Box<str>);
+pub struct Reason(pub Cow<'static, str>);
 
 impl Reason {
     /// A reason with this text.
-    pub fn new(text: impl Into<Box<str>>) -> Self {
+    pub fn new(text: impl Into<Cow<'static, str>>) -> Self {
         Reason(text.into())
+    }
+}
+
+/// A plugin's no.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rejection {
+    /// Whose it is. [`Framework`] fills it in.
+    pub plugin: &'static str,
+    /// Whether the departure of other pods could change it. If not, preemption is not tried there.
+    pub resolvable: bool,
+    pub reasons: Vec<Reason>,
+}
+
+impl Rejection {
+    /// One that may change when other pods leave.
+    pub fn resolvable(reason: impl Into<Cow<'static, str>>) -> Self {
+        Rejection { plugin: "", resolvable: true, reasons: vec![Reason::new(reason)] }
+    }
+
+    /// One that no other pod's departure changes.
+    pub fn lasting(reason: impl Into<Cow<'static, str>>) -> Self {
+        Rejection { plugin: "", resolvable: false, reasons: vec![Reason::new(reason)] }
+    }
+
+    /// The reasons in one line.
+    pub fn message(&self) -> String {
+        let texts: Vec<&str> = self.reasons.iter().map(|r| &*r.0).collect();
+        texts.join(", ")
     }
 }
 
@@ -29,19 +65,66 @@ pub enum ClusterEvent<'a> {
     NodeAdded(&'a NodeInfo),
     /// A node's labels, taints, `unschedulable` or allocatable amounts changed.
     NodeChanged { before: &'a NodeInfo, after: &'a NodeInfo },
-    /// A pod left its node, or gave up resources there.
-    PodFreed { pod: &'a PodInfo, node: &'a NodeInfo },
+    /// A node is gone.
+    NodeGone(&'a NodeInfo),
+    /// A pod was placed on a node, by whomever.
+    PodPlaced { pod: &'a PodInfo, node: &'a NodeInfo },
+    /// A placed pod's labels or amounts changed.
+    PodChanged { before: &'a PodInfo, after: &'a PodInfo, node: &'a NodeInfo },
+    /// A pod left its node.
+    PodGone { pod: &'a PodInfo, node: &'a NodeInfo },
+    /// A pod without a node appeared.
+    PodWaits(&'a PodInfo),
+    /// Another object appeared (`before` is `None`), changed, or is gone (`after` is `None`).
+    Object { name: &'a str, before: Option<&'a Object>, after: Option<&'a Object> },
 }
 
-impl ClusterEvent<'_> {
-    /// The node as it is now.
-    pub fn node(&self) -> &NodeInfo {
-        match self {
-            ClusterEvent::NodeAdded(node)
-            | ClusterEvent::NodeChanged { after: node, .. }
-            | ClusterEvent::PodFreed { node, .. } => node,
-        }
+/// What a plugin keeps in mind from one extension point to the next, and from one pod of a class to the next.
+pub trait State: Send {
+    /// A copy for a dry run.
+    fn copy(&self) -> Box<dyn State>;
+    fn as_any(&self) -> &dyn Any;
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<T: Any + Clone + Send> State for T {
+    fn copy(&self) -> Box<dyn State> {
+        Box::new(self.clone())
     }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+/// A state as the plugin made it. The framework hands every plugin its own.
+///
+/// # Panics
+/// If it is another plugin's, which would be the framework's error.
+pub fn state<T: 'static>(state: &dyn State) -> &T {
+    state.as_any().downcast_ref().expect("the plugin's own state")
+}
+
+/// The same, to change it.
+///
+/// # Panics
+/// As [`state`].
+pub fn state_mut<T: 'static>(state: &mut dyn State) -> &mut T {
+    state.as_any_mut().downcast_mut().expect("the plugin's own state")
+}
+
+/// A kept state as the plugin made it; `None` if there is none.
+pub fn kept<T: 'static>(kept: Option<Box<dyn State>>) -> Option<T> {
+    kept?.into_any().downcast().ok().map(|state| *state)
 }
 
 /// What every plugin has.
@@ -50,7 +133,7 @@ pub trait Plugin: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Whether `event` may let `pod`, which this plugin rejected, fit now (a queueing hint, KEP-4247).
-    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>) -> bool;
+    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, snapshot: &Snapshot) -> bool;
 }
 
 /// The order of the active queue.
@@ -62,44 +145,93 @@ pub trait QueueSort: Send + Sync {
 /// Whether a pod may enter the queue at all.
 pub trait PreEnqueue: Plugin {
     /// The reason to hold it back.
-    fn admit(&self, pod: &PodInfo) -> Result<(), Reason>;
+    fn admit(&self, pod: &PodInfo, objects: &Objects) -> Result<(), Reason>;
+}
+
+/// A pod that a dry run put on a node, or took away from it.
+pub struct Moved<'a> {
+    pub pod: &'a PodInfo,
+    pub node: &'a NodeInfo,
+    pub added: bool,
+}
+
+/// What a filter knows before it looks at nodes.
+pub enum Prepared {
+    /// It has nothing to say on this pod.
+    Skip,
+    /// It looks at nodes with this state.
+    Look(Box<dyn State>),
+    /// It looks at these nodes only.
+    Only(Box<dyn State>, BTreeSet<Box<str>>),
+    /// The pod fits nowhere.
+    Reject(Rejection),
+}
+
+impl Prepared {
+    /// It looks at nodes and needs no state.
+    pub fn stateless() -> Self {
+        Prepared::Look(Box::new(()))
+    }
 }
 
 /// Whether a pod may go to a node.
 pub trait Filter: Plugin {
-    /// Reasons against the node; none if the pod fits.
-    fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>>;
+    /// Called once before the nodes. `kept` is the state of the last pod of the same class.
+    fn prepare(&self, pod: &PodInfo, snapshot: &Snapshot, kept: Option<Box<dyn State>>) -> Prepared {
+        let _ = (pod, snapshot, kept);
+        Prepared::stateless()
+    }
 
-    /// Whether this plugin has anything to say on this pod. Saves a call per node.
-    fn applies(&self, pod: &PodInfo) -> bool {
-        let _ = pod;
+    /// Reasons against the node; none if the pod fits.
+    fn filter(
+        &self,
+        state: &dyn State,
+        pod: &PodInfo,
+        node: &NodeInfo,
+        snapshot: &Snapshot,
+    ) -> Result<(), Rejection>;
+
+    /// Whether the answer depends on nothing but the pod's class and the node with its pods, so that it holds until the
+    /// node changes.
+    fn is_local(&self) -> bool {
         true
+    }
+
+    /// Follows a dry run.
+    fn follow(&self, state: &mut dyn State, pod: &PodInfo, other: &Moved<'_>, snapshot: &Snapshot) {
+        let _ = (state, pod, other, snapshot);
     }
 }
 
 /// How well a node suits a pod.
 pub trait Score: Plugin {
-    /// Any scale, if `normalize` brings it to 0 to [`MAX_SCORE`].
-    fn score(&self, pod: &PodInfo, node: &NodeInfo) -> i64;
-
-    /// Brings the scores of all feasible nodes to 0 to [`MAX_SCORE`].
-    fn normalize(&self, scores: &mut [i64]) {
-        let _ = scores;
+    /// Called once before the nodes that fit. `None`: nothing to say on this pod.
+    fn prepare_score(
+        &self,
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        feasible: &[Slot],
+        kept: Option<Box<dyn State>>,
+    ) -> Option<Box<dyn State>> {
+        let _ = (pod, snapshot, feasible, kept);
+        Some(Box::new(()))
     }
 
-    /// Whether this plugin has anything to say on this pod.
-    fn applies(&self, pod: &PodInfo) -> bool {
-        let _ = pod;
-        true
+    /// Any scale, if `normalize` brings it to 0 to [`MAX_SCORE`].
+    fn score(&self, state: &dyn State, pod: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64;
+
+    /// Brings the scores of all feasible nodes to 0 to [`MAX_SCORE`].
+    fn normalize(&self, state: &dyn State, nodes: &[Slot], scores: &mut [i64]) {
+        let _ = (state, nodes, scores);
     }
 }
 
 /// Told of a choice before it is carried out.
 pub trait Reserve: Plugin {
     /// Takes what the plugin keeps account of. An error undoes the choice.
-    fn reserve(&self, pod: &PodInfo, node: &str, snapshot: &Snapshot) -> Result<(), Reason>;
+    fn reserve(&self, pod: &PodInfo, node: &NodeInfo, objects: &mut Objects) -> Result<(), Rejection>;
     /// Gives it back. May be called without a reservation before.
-    fn unreserve(&self, pod: &PodInfo, node: &str);
+    fn unreserve(&self, pod: &PodInfo, node: &str, objects: &mut Objects);
 }
 
 /// A plugin's answer on whether a reserved pod may be bound now.
@@ -113,7 +245,30 @@ pub enum Permission {
 
 /// Whether a reserved pod may be bound now.
 pub trait Permit: Plugin {
-    fn permit(&self, pod: &PodInfo, node: &str) -> Permission;
+    fn permit(&self, pod: &PodInfo, node: &str, objects: &Objects) -> Permission;
+}
+
+/// Something to write to the API before a pod is bound.
+#[derive(Clone, Debug)]
+pub enum Write {
+    Claim(Arc<PersistentVolumeClaim>),
+    Volume(Arc<PersistentVolume>),
+}
+
+/// Whether what was written has taken effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// Asked again when one of these objects changes; given up after the time.
+    Wait(Vec<Name>, Duration),
+    Failed(Reason),
+}
+
+/// What must be written, and take effect, before a pod is bound.
+pub trait PreBind: Plugin {
+    /// Nothing, for most pods.
+    fn writes(&self, pod: &PodInfo, node: &str, objects: &Objects) -> Vec<Write>;
+    fn ready(&self, pod: &PodInfo, node: &NodeInfo, objects: &Objects) -> Readiness;
 }
 
 /// A profile: the plugins of each extension point, in order.
@@ -121,22 +276,57 @@ pub struct Framework {
     /// Pods name the profile that they want by `spec.schedulerName`.
     pub scheduler_name: Box<str>,
     pub queue_sort: Box<dyn QueueSort>,
-    pub pre_enqueue: Vec<Box<dyn PreEnqueue>>,
-    pub filters: Vec<Box<dyn Filter>>,
+    pub pre_enqueue: Vec<Arc<dyn PreEnqueue>>,
+    pub filters: Vec<Arc<dyn Filter>>,
     /// With weights.
-    pub scores: Vec<(Box<dyn Score>, i64)>,
-    pub reserves: Vec<Box<dyn Reserve>>,
-    pub permits: Vec<Box<dyn Permit>>,
+    pub scores: Vec<(Arc<dyn Score>, i64)>,
+    pub reserves: Vec<Arc<dyn Reserve>>,
+    pub permits: Vec<Arc<dyn Permit>>,
+    pub pre_binds: Vec<Arc<dyn PreBind>>,
+    /// Preemption, unless the profile has none.
+    pub preemption: Option<crate::preempt::Args>,
+    /// How many of the nodes that fit are scored, in per cent; 0: it depends on their number.
+    pub percentage_of_nodes_to_score: usize,
+    /// By name, for queueing hints.
+    pub(crate) hints: HashMap<&'static str, Hint>,
 }
 
+/// A plugin's queueing hint.
+pub(crate) type Hint = Arc<dyn Fn(&PodInfo, &ClusterEvent<'_>, &Snapshot) -> bool + Send + Sync>;
+
 impl Framework {
+    /// A profile of this name without any plugin.
+    pub fn empty(scheduler_name: &str, queue_sort: Box<dyn QueueSort>) -> Self {
+        Framework {
+            scheduler_name: scheduler_name.into(),
+            queue_sort,
+            pre_enqueue: Vec::new(),
+            filters: Vec::new(),
+            scores: Vec::new(),
+            reserves: Vec::new(),
+            permits: Vec::new(),
+            pre_binds: Vec::new(),
+            preemption: None,
+            percentage_of_nodes_to_score: 0,
+            hints: HashMap::new(),
+        }
+    }
+
+    /// Whether the plugin for devices has a say.
+    pub(crate) fn has_devices(&self) -> bool {
+        self.filters.iter().any(|filter| filter.name() == "DynamicResources")
+    }
+
+    /// What is said after the reasons when preemption was tried in vain. The plugin for devices is asked before, and
+    /// never has a claim to give up.
+    pub fn after_preemption(&self, text: &str) -> String {
+        let first = if self.has_devices() { "no new claims to deallocate, " } else { "" };
+        format!("{first}preemption: {text}")
+    }
+
     /// Whether the event may let a pod fit that was rejected by the plugin of this name.
-    pub fn wakes(&self, plugin: &str, pod: &PodInfo, event: &ClusterEvent<'_>) -> bool {
-        let filter = self.filters.iter().find(|p| p.name() == plugin).map(|p| p.wakes(pod, event));
-        let gate = || self.pre_enqueue.iter().find(|p| p.name() == plugin).map(|p| p.wakes(pod, event));
-        let reserve = || self.reserves.iter().find(|p| p.name() == plugin).map(|p| p.wakes(pod, event));
-        let permit = || self.permits.iter().find(|p| p.name() == plugin).map(|p| p.wakes(pod, event));
+    pub fn wakes(&self, plugin: &str, pod: &PodInfo, event: &ClusterEvent<'_>, snapshot: &Snapshot) -> bool {
         // A name that no plugin has: better one try too many than a pod that stays for ever.
-        filter.or_else(gate).or_else(reserve).or_else(permit).unwrap_or(true)
+        self.hints.get(plugin).is_none_or(|wakes| wakes(pod, event, snapshot))
     }
 }

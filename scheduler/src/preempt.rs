@@ -1,104 +1,236 @@
 //! Preemption: which pods of lower priority must go so that a pod fits. Pure.
 //!
-//! The rules are kube-scheduler's: on each node all pods of lower priority are taken away; if the pod fits then, as
-//! many as possible are put back, the most important first; what stays away are the victims. The node is chosen
-//! whose victims matter least. (PodDisruptionBudgets are not weighed.)
+//! The rules are kube-scheduler's (DefaultPreemption): on each node on which it can help, all pods of lower priority are
+//! taken away; if the pod fits then, as many as possible are put back, those first whose going would violate a
+//! PodDisruptionBudget, and of each kind the most important first; what stays away are the victims. The node is chosen
+//! whose victims matter least.
 
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rand::Rng;
 
-use crate::framework::Framework;
+use crate::cycle::{Attempt, DryRun, FitError};
+use crate::framework::{Reason, Rejection};
+use crate::objects::{Kind, Objects};
 use crate::pod::PodInfo;
-use crate::snapshot::{NodeInfo, Snapshot};
+use crate::selector::selects;
+use crate::snapshot::{NodeInfo, Slot};
 
-/// At least this many candidate nodes are compared, if there are so many.
-const MIN_CANDIDATES: usize = 100;
-/// Or this share of the nodes, in per cent.
-const CANDIDATES_PERCENT: usize = 10;
+const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
+const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
+
+/// DefaultPreemptionArgs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Args {
+    /// So many candidates are compared, if there are so many.
+    pub min_candidates: usize,
+    /// Or this share of the nodes, in per cent.
+    pub candidates_percent: usize,
+}
+
+impl Default for Args {
+    fn default() -> Self {
+        Args { min_candidates: 100, candidates_percent: 10 }
+    }
+}
 
 /// Which pods are to leave which node.
 #[derive(Clone, Debug)]
 pub struct Preemption {
     /// Where there will be room.
-    pub node: Box<str>,
+    pub node: Arc<str>,
     /// Who must go, the most important first. Never empty.
     pub victims: Vec<Arc<PodInfo>>,
 }
 
-/// Finds room for a pod that fits nowhere. `start` is where to begin among the nodes.
-pub fn preempt(
-    framework: &Framework,
-    pod: &PodInfo,
-    snapshot: &Snapshot,
-    start: usize,
-) -> Option<Preemption> {
-    if pod.preempts_never || still_waiting(pod, snapshot) {
-        return None;
+/// What preemption comes to.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// There will be room.
+    Room(Preemption),
+    /// Room is being made already, or the pod may not have any made.
+    NotEligible(&'static str),
+    /// It does not help; room that was kept for the pod is not needed any more.
+    NoUse(String),
+}
+
+/// Who would have to leave a node, and how many of them against a budget; or why that does not help.
+type Found = Result<(Vec<Arc<PodInfo>>, usize), Rejection>;
+
+/// What dry runs said, with the change of the node that they saw.
+#[derive(Default)]
+pub(crate) struct DryRuns {
+    by_slot: HashMap<Slot, (u64, Found)>,
+    budgets: u64,
+}
+
+/// Finds room for a pod that fits nowhere.
+pub fn preempt(attempt: &mut Attempt<'_>, args: Args, random: &mut impl Rng) -> Outcome {
+    let (pod, snapshot) = (attempt.pod, attempt.snapshot);
+    if pod.preempts_never {
+        return Outcome::NotEligible("not eligible due to preemptionPolicy=Never.");
     }
-    let nodes = snapshot.nodes();
-    let filters: Vec<_> = framework.filters.iter().filter(|filter| filter.applies(pod)).collect();
-    let fits = |node: &NodeInfo| filters.iter().all(|filter| filter.filter(pod, node).is_ok());
-    let wanted = (nodes.len() * CANDIDATES_PERCENT / 100).max(MIN_CANDIDATES);
-    let (before, after) = nodes.split_at(start.checked_rem(nodes.len()).unwrap_or(0));
-    let candidates = after.iter().chain(before).filter_map(|node| {
-        let victims = victims(pod, &snapshot.with_nominated(node, pod), &fits)?;
-        Some(Preemption { node: node.name.clone(), victims })
-    });
-    // Of equals the first one.
-    candidates.take(wanted).reduce(|best, next| if dearness(&next) < dearness(&best) { next } else { best })
+    if still_waiting(attempt) {
+        return Outcome::NotEligible("not eligible due to a terminating pod on the nominated node.");
+    }
+    let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
+    let mut best: Option<(Dearness, Slot, Vec<Arc<PodInfo>>)> = None;
+    if snapshot.has_lower_priority(pod.priority) {
+        let potential: Vec<Slot> = attempt.resolvable().collect();
+        let wanted = (potential.len() * args.candidates_percent / 100).max(args.min_candidates);
+        let budgets = snapshot.objects.version(Kind::PodDisruptionBudget);
+        if !attempt.is_local() || attempt.kept.dry_runs.budgets != budgets {
+            attempt.kept.dry_runs = DryRuns { by_slot: HashMap::new(), budgets };
+        }
+        let offset = if potential.is_empty() { 0 } else { random.random_range(0..potential.len()) };
+        let (mut keeping, mut violating) = (0, 0);
+        for slot in potential[offset..].iter().chain(&potential[..offset]) {
+            let Some(node) = snapshot.at(*slot) else { continue };
+            let known = attempt.kept.dry_runs.by_slot.remove(slot).filter(|(seen, _)| *seen == node.changed);
+            let found = known.map_or_else(|| victims(attempt, node), |(_, found)| found);
+            match &found {
+                Err(rejection) => {
+                    for reason in &rejection.reasons {
+                        *reasons.entry(reason.clone()).or_default() += 1;
+                    }
+                }
+                Ok((victims, violations)) => {
+                    let dearness = dearness(victims, *violations);
+                    if best.as_ref().is_none_or(|(least, ..)| dearness < *least) {
+                        best = Some((dearness, *slot, victims.clone()));
+                    }
+                    if *violations == 0 { keeping += 1 } else { violating += 1 }
+                }
+            }
+            attempt.kept.dry_runs.by_slot.insert(*slot, (node.changed, found));
+            if keeping > 0 && keeping + violating >= wanted {
+                break;
+            }
+        }
+    } else {
+        let candidates: usize =
+            attempt.rejections().filter(|(r, _)| r.resolvable).map(|(_, count)| count).sum();
+        if candidates > 0 {
+            reasons.insert(Reason::new(NO_VICTIMS), candidates);
+        }
+    }
+    if let Some((_, slot, victims)) = best
+        && let Some(node) = snapshot.at(slot)
+    {
+        return Outcome::Room(Preemption { node: node.name.clone(), victims });
+    }
+    let looked: usize = if reasons.is_empty() {
+        0
+    } else if snapshot.has_lower_priority(pod.priority) {
+        attempt.resolvable().count()
+    } else {
+        reasons.values().sum()
+    };
+    if looked < snapshot.len() {
+        *reasons.entry(Reason::new(NOT_HELPFUL)).or_default() += snapshot.len() - looked;
+    }
+    Outcome::NoUse(FitError { nodes: snapshot.len(), reasons, ..FitError::default() }.to_string())
 }
 
 /// Whether room was made for the pod before and the victims are still ending.
-pub fn still_waiting(pod: &PodInfo, snapshot: &Snapshot) -> bool {
-    let node = pod.nominated_node.as_deref().and_then(|name| snapshot.node(name));
-    node.is_some_and(|node| node.residents().iter().any(|p| p.deleting && p.priority < pod.priority))
+fn still_waiting(attempt: &Attempt<'_>) -> bool {
+    let Some(name) = attempt.pod.nominated_node.as_deref() else { return false };
+    let Some(node) = attempt.snapshot.node(name) else { return false };
+    if attempt.rejection(node.slot).is_some_and(|r| !r.resolvable) {
+        return false;
+    }
+    node.residents().iter().any(|p| p.deleting && p.preempted && p.priority < attempt.pod.priority)
 }
 
-/// The pods that must leave a node so that `pod` fits; none if that does not help, or is not needed.
-fn victims(pod: &PodInfo, node: &NodeInfo, fits: &dyn Fn(&NodeInfo) -> bool) -> Option<Vec<Arc<PodInfo>>> {
+/// The pods that must leave a node so that the pod fits.
+fn victims(attempt: &Attempt<'_>, node: &NodeInfo) -> Found {
+    let priority = attempt.pod.priority;
     let mut lower: Vec<Arc<PodInfo>> =
-        node.residents().iter().filter(|p| p.priority < pod.priority).cloned().collect();
+        node.residents().iter().filter(|p| p.priority < priority).cloned().collect();
     if lower.is_empty() {
-        return None;
+        return Err(Rejection::lasting(NO_VICTIMS));
     }
-    let mut node = node.clone();
+    let mut dry = DryRun::new(attempt, node);
     for resident in &lower {
-        node.remove_pod(resident);
+        dry.remove(attempt, resident);
     }
-    if !fits(&node) {
-        return None;
-    }
-    // The most important first, and of equally important ones the one that has run for longest.
-    lower.sort_by_key(|p| (Reverse(p.priority), p.started.unwrap_or(Timestamp::MAX)));
+    dry.fits(attempt)?;
+    lower.sort_by_key(importance);
+    let (against, free) = by_budgets(lower, &attempt.snapshot.objects);
+    let mixed = !against.is_empty() && !free.is_empty();
     let mut victims = Vec::new();
-    for resident in lower {
-        node.add_pod(&resident);
-        if !fits(&node) {
-            node.remove_pod(&resident);
+    let mut violations = 0;
+    for (resident, violates) in
+        against.into_iter().map(|p| (p, true)).chain(free.into_iter().map(|p| (p, false)))
+    {
+        dry.add(attempt, &resident);
+        if dry.fits(attempt).is_err() {
+            dry.remove(attempt, &resident);
             victims.push(resident);
+            violations += usize::from(violates);
         }
     }
-    (!victims.is_empty()).then_some(victims)
+    if victims.is_empty() {
+        return Err(Rejection::lasting(NOT_HELPFUL));
+    }
+    if mixed {
+        victims.sort_by_key(importance);
+    }
+    Ok((victims, violations))
 }
 
-/// How much is lost: the highest priority among the victims, the sum of their priorities (each counted from the
-/// lowest there is), their number, and how early the first of the most important ones started (the later, the less).
-fn dearness(choice: &Preemption) -> (i32, i64, usize, Reverse<Timestamp>) {
-    let highest = choice.victims.iter().map(|p| p.priority).max().unwrap_or(i32::MIN);
-    let sum = choice.victims.iter().map(|p| i64::from(p.priority) - i64::from(i32::MIN)).sum();
-    let most_important = choice.victims.iter().filter(|p| p.priority == highest);
-    let earliest = most_important.filter_map(|p| p.started).min().unwrap_or(Timestamp::MAX);
-    (highest, sum, choice.victims.len(), Reverse(earliest))
+/// The most important first, and of equally important ones the one that has run for longest.
+fn importance(pod: &Arc<PodInfo>) -> (Reverse<i32>, Timestamp) {
+    (Reverse(pod.priority), pod.started.unwrap_or(Timestamp::MAX))
+}
+
+/// Tells apart the pods whose going, one after the other, would violate a budget.
+fn by_budgets(pods: Vec<Arc<PodInfo>>, objects: &Objects) -> (Vec<Arc<PodInfo>>, Vec<Arc<PodInfo>>) {
+    let mut used: HashMap<&str, i32> = HashMap::new();
+    pods.into_iter().partition(|pod| {
+        let mut violates = false;
+        if pod.labels.is_empty() {
+            return false;
+        }
+        for (name, budget) in objects.budgets.get(&*pod.key.namespace).into_iter().flatten() {
+            let selected = !budget.selector.is_everything() && selects(&budget.selector, &pod.labels);
+            if !selected || budget.disrupted.contains(&*pod.key.name) {
+                continue;
+            }
+            let used = used.entry(name).or_default();
+            *used += 1;
+            violates |= *used > budget.allowed;
+        }
+        violates
+    })
+}
+
+/// How much is lost: budgets violated, the highest priority among the victims, the sum of their priorities (each counted
+/// from the lowest there is), their number, and how early the first of the most important ones started (the later, the
+/// less).
+type Dearness = (usize, i32, i64, usize, Reverse<Timestamp>);
+
+fn dearness(victims: &[Arc<PodInfo>], violations: usize) -> Dearness {
+    let highest = victims.iter().map(|p| p.priority).max().unwrap_or(i32::MIN);
+    let sum = victims.iter().map(|p| i64::from(p.priority) - i64::from(i32::MIN)).sum();
+    let most_important = victims.iter().filter(|p| p.priority == highest);
+    let earliest =
+        most_important.map(|p| p.started.unwrap_or(Timestamp::MAX)).min().unwrap_or(Timestamp::MAX);
+    (violations, highest, sum, victims.len(), Reverse(earliest))
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
     use serde_json::json;
 
     use super::*;
+    use crate::cycle::Engine;
     use crate::plugins::default_profile;
     use crate::plugins::tests::{node, pod};
     use crate::snapshot::Cache;
@@ -124,17 +256,23 @@ mod tests {
     }
 
     fn names(choice: Option<Preemption>) -> Option<(String, Vec<String>)> {
-        choice.map(|c| (c.node.into(), c.victims.iter().map(|p| p.key.name.to_string()).collect()))
+        choice.map(|c| (c.node.to_string(), c.victims.iter().map(|p| p.key.name.to_string()).collect()))
     }
 
-    fn ask(cache: &Cache, pod: &PodInfo) -> Option<(String, Vec<String>)> {
-        names(preempt(&default_profile(), pod, cache.snapshot(), 0))
+    fn ask(cache: &mut Cache, pod: &PodInfo) -> Option<(String, Vec<String>)> {
+        let framework = default_profile();
+        let mut engine = Engine::default();
+        let mut attempt = engine.attempt(&framework, pod, cache.snapshot());
+        match preempt(&mut attempt, Args::default(), &mut StdRng::seed_from_u64(1)) {
+            Outcome::Room(room) => names(Some(room)),
+            _ => None,
+        }
     }
 
     #[test]
     fn the_least_important_pods_go_and_no_more_than_needed() {
         // Each node has 4 CPUs.
-        let cache = cluster(
+        let mut cache = cluster(
             &["a", "b"],
             &[
                 with("a-low", 1, 2, Some("a")),
@@ -146,31 +284,54 @@ mod tests {
         let expect = |node: &str, victims: &[&str]| {
             Some((node.to_owned(), victims.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>()))
         };
-        assert_eq!(ask(&cache, &with("x", 100, 2, None)), expect("a", &["a-low"]));
-        assert_eq!(ask(&cache, &with("x", 100, 4, None)), expect("a", &["a-high", "a-low"]));
-        assert_eq!(ask(&cache, &with("x", 50, 4, None)), None, "equals are not preempted");
-        assert_eq!(ask(&cache, &with("x", 100, 5, None)), None, "no node is large enough");
-        let never = PodInfo { preempts_never: true, ..with("x", 100, 2, None) };
-        assert_eq!(ask(&cache, &never), None);
+        assert_eq!(ask(&mut cache, &with("x", 100, 2, None)), expect("a", &["a-low"]));
+        assert_eq!(ask(&mut cache, &with("x", 100, 4, None)), expect("a", &["a-high", "a-low"]));
+        assert_eq!(ask(&mut cache, &with("x", 50, 4, None)), None, "equals are not preempted");
+        assert_eq!(ask(&mut cache, &with("x", 100, 5, None)), None, "no node is large enough");
+        let never = pod(
+            "x",
+            json!({"priority": 100, "preemptionPolicy": "Never", "containers": [
+            {"name": "c", "resources": {"requests": {"cpu": "2"}}}]}),
+        );
+        assert_eq!(ask(&mut cache, &never), None);
     }
 
     #[test]
     fn room_that_was_made_is_waited_for_and_kept() {
-        let leaving = PodInfo { deleting: true, ..with("low", 1, 4, Some("a")) };
+        let leaving = PodInfo { deleting: true, preempted: true, ..with("low", 1, 4, Some("a")) };
         let mut cache = cluster(&["a"], &[leaving]);
         let waiting = PodInfo { nominated_node: Some("a".into()), ..with("x", 100, 4, None) };
-        assert_eq!(ask(&cache, &waiting), None);
+        assert_eq!(ask(&mut cache, &waiting), None);
 
         // The room is the nominated pod's: one of lower priority does not take it, one of higher does.
         cache.remove_pod("uid-low");
         cache.nominate(Arc::new(waiting), "a");
         let framework = default_profile();
-        let fits = |pod: &PodInfo| {
-            let node = cache.snapshot().with_nominated(&cache.snapshot().nodes()[0], pod);
-            framework.filters.iter().all(|f| f.filter(pod, &node).is_ok())
+        let mut fits = |pod: &PodInfo| {
+            !Engine::default().attempt(&framework, pod, cache.snapshot()).feasible().is_empty()
         };
         assert!(!fits(&with("y", 50, 2, None)));
         assert!(fits(&with("z", 200, 2, None)));
+    }
+
+    #[test]
+    fn budgets_are_spared_if_possible() {
+        let labelled = |name: &str, on: &str| {
+            let pod = json!({"metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"),
+                "labels": {"app": name}}, "spec": {"nodeName": on, "priority": 1, "containers": [
+                {"name": "c", "resources": {"requests": {"cpu": "4"}}}]}});
+            Arc::new(crate::plugins::tests::whole_pod(pod))
+        };
+        let mut cache = cluster(&["a", "b"], &[]);
+        cache.set_pod(labelled("guarded", "a"));
+        cache.set_pod(labelled("free", "b"));
+        let budget = serde_json::from_value(json!({"metadata": {"name": "g", "namespace": "default"},
+            "spec": {"selector": {"matchLabels": {"app": "guarded"}}}, "status": {"disruptionsAllowed": 0,
+            "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}}))
+        .unwrap();
+        cache.objects().set("default/g".into(), crate::watch::budget(&budget).unwrap());
+        let (node, victims) = ask(&mut cache, &with("x", 100, 4, None)).unwrap();
+        assert_eq!((node.as_str(), victims.as_slice()), ("b", &["free".to_owned()][..]));
     }
 
     proptest! {
@@ -185,19 +346,24 @@ mod tests {
             let placed: Vec<PodInfo> = placed.iter().enumerate()
                 .map(|(i, (priority, cpu, on))| with(&format!("p{i}"), *priority, *cpu, Some(nodes[*on])))
                 .collect();
-            let cache = cluster(&nodes, &placed);
+            let mut cache = cluster(&nodes, &placed);
             let wants = with("x", priority, cpu, None);
-            let framework = default_profile();
-            let fits = |node: &NodeInfo| framework.filters.iter().all(|f| f.filter(&wants, node).is_ok());
-            if let Some(choice) = preempt(&framework, &wants, cache.snapshot(), 0) {
-                let mut node = NodeInfo::clone(cache.node(&choice.node).unwrap());
-                prop_assert!(choice.victims.iter().all(|v| v.priority < priority));
-                for victim in &choice.victims { node.remove_pod(victim); }
-                prop_assert!(fits(&node));
-                for victim in &choice.victims {
-                    let mut back = node.clone();
-                    back.add_pod(victim);
-                    prop_assert!(!fits(&back), "{} could have stayed", victim.key.name);
+            if let Some((name, victims)) = ask(&mut cache, &wants) {
+                let gone: Vec<&PodInfo> = placed.iter().filter(|p| victims.contains(&p.key.name.to_string())).collect();
+                prop_assert!(gone.iter().all(|v| v.priority < priority));
+                prop_assert!(gone.iter().all(|v| v.node_name.as_deref() == Some(name.as_str())));
+                // 4 CPUs, and what stays.
+                let stays = |back: Option<&PodInfo>| -> i64 {
+                    let here = placed.iter().filter(|p| p.node_name.as_deref() == Some(name.as_str()));
+                    let left = here.filter(|p| {
+                        let leaves = gone.iter().any(|g| g.key == p.key);
+                        !leaves || back.is_some_and(|b| b.key == p.key)
+                    });
+                    left.map(|p| p.amounts().requests.milli_cpu).sum()
+                };
+                prop_assert!(stays(None) + cpu * 1000 <= 4000);
+                for victim in &gone {
+                    prop_assert!(stays(Some(victim)) + cpu * 1000 > 4000, "{} could have stayed", victim.key.name);
                 }
             }
         }

@@ -1,4 +1,7 @@
 //! The scheduling queue: pods to try now, pods that back off, and pods that wait for something to change. Pure.
+//!
+//! Waiting pods are kept by the plugins that rejected them and by class: an event is put to a plugin once for all pods of
+//! a class.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -6,27 +9,44 @@ use std::time::{Duration, Instant};
 
 use crate::framework::{ClusterEvent, Framework, Reason};
 use crate::pod::{PodInfo, PodKey};
+use crate::snapshot::Snapshot;
 
-/// Back-off after the first failed attempt; it doubles with each further one.
-pub const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
-/// The longest back-off.
-pub const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A pod that no event has woken is tried again after this time, lest a missed event strands it.
 pub const MAX_UNSCHEDULABLE: Duration = Duration::from_secs(5 * 60);
+
+/// How long a pod is left alone after a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first; it doubles with each further one.
+    pub initial: Duration,
+    pub longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff { initial: Duration::from_secs(1), longest: Duration::from_secs(10) }
+    }
+}
 
 /// The place of a pod in the active queue: rank, then age (a number that counts up).
 type Place = (i64, u64);
 
+/// Pods that an event concerns alike: those of a class, but a pod whose claims are made for it stands alone.
+type Alike = (u64, Option<Arc<str>>);
+
 /// All pods without a node.
 #[derive(Default)]
 pub struct Queue {
+    times: Backoff,
     entries: HashMap<Arc<str>, Entry>,
     active: BTreeMap<Place, Arc<str>>,
     backoff: BTreeSet<(Instant, Arc<str>)>,
     /// Waiting pods by the plugin that rejected them, so that an event looks only at those that it can help.
-    rejected_by: HashMap<&'static str, HashSet<Arc<str>>>,
+    rejected_by: HashMap<&'static str, HashMap<Alike, HashSet<Arc<str>>>>,
     /// Waiting pods by the time at which they are tried again whatever happens.
     flush: BTreeSet<(Instant, Arc<str>)>,
+    /// Pods by their PodGroup.
+    groups: HashMap<String, BTreeSet<Arc<str>>>,
     next_age: u64,
     /// Counts cluster events, to notice those that came while a pod was being tried.
     event_count: u64,
@@ -42,6 +62,8 @@ struct Entry {
 }
 
 enum State {
+    /// In no structure.
+    Loose,
     Active(Place),
     /// Taken out by [`Queue::pop`]; the event count at that time.
     InFlight(u64),
@@ -50,56 +72,123 @@ enum State {
         plugins: Vec<&'static str>,
         flush: Instant,
     },
-    /// Held back before the queue (scheduling gates).
-    Gated,
+    /// Held back before the queue by a plugin.
+    Gated(&'static str),
+}
+
+fn alike(pod: &PodInfo) -> Alike {
+    let own = pod.volumes.iter().any(|v| v.ephemeral.is_some());
+    (pod.class.id, own.then(|| pod.key.uid.clone()))
 }
 
 impl Queue {
+    /// An empty queue with these back-offs.
+    pub fn new(times: Backoff) -> Self {
+        Queue { times, ..Queue::default() }
+    }
+
     /// A pod without a node was seen, for the first time or changed. Answers why it is held back, if it is.
-    pub fn set(&mut self, framework: &Framework, pod: Arc<PodInfo>) -> Option<Reason> {
+    pub fn set(&mut self, framework: &Framework, pod: Arc<PodInfo>, snapshot: &Snapshot) -> Option<Reason> {
         let uid = pod.key.uid.clone();
-        let held = framework.pre_enqueue.iter().find_map(|plugin| plugin.admit(&pod).err());
         if let Some(entry) = self.entries.get_mut(&uid) {
-            let same = placement_equal(&entry.pod, &pod);
-            entry.pod = pod;
-            match (&entry.state, &held) {
+            if Arc::ptr_eq(&entry.pod.class, &pod.class) {
                 // A status update, for example our own condition, is no reason to try again.
-                (State::InFlight(_) | State::Active(_), None) => return None,
-                (_, None) if same => return None,
-                _ => {}
+                entry.pod = pod;
+                return None;
             }
+            if let State::InFlight(seen) = &mut entry.state {
+                // It has changed since: to be tried again.
+                *seen = u64::MAX;
+                entry.pod = pod;
+                return None;
+            }
+            self.detach(&uid);
+            self.ungroup(&uid);
         } else {
-            let age = self.next_age;
             self.next_age += 1;
-            self.entries.insert(
-                uid.clone(),
-                Entry { pod, age, attempts: 0, last_attempt: None, state: State::Gated },
-            );
         }
-        self.detach(&uid);
-        if held.is_none() {
-            self.activate(framework, &uid);
-        } else if let Some(entry) = self.entries.get_mut(&uid) {
-            entry.state = State::Gated;
+        let age = self.entries.get(&uid).map_or(self.next_age, |entry| entry.age);
+        if let Some(group) = crate::plugins::group_of(&pod) {
+            self.groups.entry(group).or_default().insert(uid.clone());
         }
-        held
+        let entry = Entry { pod, age, attempts: 0, last_attempt: None, state: State::Loose };
+        let before = self.entries.insert(uid.clone(), entry);
+        if let (Some(before), Some(entry)) = (before, self.entries.get_mut(&uid)) {
+            (entry.attempts, entry.last_attempt) = (before.attempts, before.last_attempt);
+        }
+        self.admit(framework, &uid, snapshot)
+    }
+
+    /// Puts a pod in the active queue unless a plugin holds it back.
+    fn admit(&mut self, framework: &Framework, uid: &Arc<str>, snapshot: &Snapshot) -> Option<Reason> {
+        let entry = self.entries.get_mut(uid)?;
+        let held = framework
+            .pre_enqueue
+            .iter()
+            .find_map(|plugin| plugin.admit(&entry.pod, &snapshot.objects).err().map(|r| (plugin.name(), r)));
+        let Some((plugin, reason)) = held else {
+            self.activate(framework, uid);
+            return None;
+        };
+        entry.state = State::Gated(plugin);
+        let alike = alike(&entry.pod);
+        self.rejected_by.entry(plugin).or_default().entry(alike).or_default().insert(uid.clone());
+        Some(reason)
     }
 
     /// A pod is gone, or has a node now.
     pub fn remove(&mut self, uid: &str) {
         self.detach(uid);
+        self.ungroup(uid);
         self.entries.remove(uid);
     }
 
-    /// The next pod to try.
+    fn ungroup(&mut self, uid: &str) {
+        if let Some(group) = self.entries.get(uid).and_then(|entry| crate::plugins::group_of(&entry.pod))
+            && let Some(pods) = self.groups.get_mut(&group)
+        {
+            pods.remove(uid);
+            if pods.is_empty() {
+                self.groups.remove(&group);
+            }
+        }
+    }
+
+    /// The next pod to try. When there is none, one that backs off need not wait any longer.
     pub fn pop(&mut self, now: Instant) -> Option<Arc<PodInfo>> {
-        let (_, uid) = self.active.pop_first()?;
+        let uid = match self.active.pop_first() {
+            Some((_, uid)) => uid,
+            None => return None,
+        };
+        self.take(&uid, now)
+    }
+
+    fn take(&mut self, uid: &Arc<str>, now: Instant) -> Option<Arc<PodInfo>> {
         let events = self.event_count;
-        let entry = self.entries.get_mut(&uid)?;
+        let entry = self.entries.get_mut(uid)?;
         entry.attempts += 1;
         entry.last_attempt = Some(now);
         entry.state = State::InFlight(events);
         Some(entry.pod.clone())
+    }
+
+    /// Takes out the other pods of a group that could be tried, too, the oldest first; those that back off as well.
+    pub fn take_group(&mut self, group: &str, now: Instant) -> Vec<Arc<PodInfo>> {
+        let members = self.groups.get(group).cloned().unwrap_or_default();
+        let mut ready: Vec<(i64, u64, Arc<str>)> = Vec::new();
+        for uid in members {
+            let Some(entry) = self.entries.get(&uid) else { continue };
+            if !matches!(entry.state, State::InFlight(_) | State::Gated(_)) {
+                ready.push((-i64::from(entry.pod.priority), entry.age, uid));
+            }
+        }
+        ready.sort();
+        let mut taken = Vec::new();
+        for (_, _, uid) in ready {
+            self.detach(&uid);
+            taken.extend(self.take(&uid, now));
+        }
+        taken
     }
 
     /// The pod did not fit; these plugins rejected it.
@@ -114,9 +203,11 @@ impl Queue {
         }
         let flush = now + MAX_UNSCHEDULABLE;
         entry.state = State::Waiting { plugins: plugins.to_vec(), flush };
+        let alike = alike(&entry.pod);
         self.flush.insert((flush, key.uid.clone()));
         for plugin in plugins {
-            self.rejected_by.entry(plugin).or_default().insert(key.uid.clone());
+            let by_class = self.rejected_by.entry(plugin).or_default();
+            by_class.entry(alike.clone()).or_default().insert(key.uid.clone());
         }
     }
 
@@ -126,24 +217,40 @@ impl Queue {
     }
 
     /// Something happened in the cluster: pods that it may help are tried again, after their back-off.
-    pub fn event(&mut self, framework: &Framework, event: &ClusterEvent<'_>, now: Instant) {
+    pub fn event(
+        &mut self,
+        framework: &Framework,
+        event: &ClusterEvent<'_>,
+        snapshot: &Snapshot,
+        now: Instant,
+    ) {
         self.event_count += 1;
-        let mut woken: HashSet<Arc<str>> = HashSet::new();
-        for (plugin, pods) in &self.rejected_by {
-            for uid in pods {
-                if !woken.contains(uid)
-                    && let Some(entry) = self.entries.get(uid)
-                    && framework.wakes(plugin, &entry.pod, event)
+        let mut woken: Vec<Alike> = Vec::new();
+        for (plugin, classes) in &self.rejected_by {
+            for (alike, pods) in classes {
+                if !woken.contains(alike)
+                    && let Some(entry) = pods.iter().next().and_then(|uid| self.entries.get(uid))
+                    && framework.wakes(plugin, &entry.pod, event, snapshot)
                 {
-                    woken.insert(uid.clone());
+                    woken.push(alike.clone());
                 }
             }
         }
         if woken.is_empty() {
             return;
         }
-        for uid in woken {
-            self.back_off(&uid, now);
+        let of = |alike: &Alike| -> HashSet<Arc<str>> {
+            self.rejected_by.values().filter_map(|c| c.get(alike)).flatten().cloned().collect()
+        };
+        let pods: Vec<HashSet<Arc<str>>> = woken.iter().map(of).collect();
+        for uid in pods.into_iter().flatten() {
+            let gated = self.entries.get(&uid).is_some_and(|e| matches!(e.state, State::Gated(_)));
+            if gated {
+                self.detach(&uid);
+                self.admit(framework, &uid, snapshot);
+            } else {
+                self.back_off(&uid, now);
+            }
         }
         self.release(framework, now);
     }
@@ -170,9 +277,9 @@ impl Queue {
         times.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
-    /// Whether the pod is in the queue, in any state.
-    pub fn contains(&self, uid: &str) -> bool {
-        self.entries.contains_key(uid)
+    /// A pod in the queue, in any state.
+    pub fn get(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        self.entries.get(uid).map(|entry| &entry.pod)
     }
 
     /// The uids of all pods in the queue.
@@ -197,44 +304,41 @@ impl Queue {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let doublings = entry.attempts.saturating_sub(1).min(16);
         let since = entry.last_attempt.unwrap_or(now);
-        let until = since + INITIAL_BACKOFF.saturating_mul(1 << doublings).min(MAX_BACKOFF);
+        let until = since + self.times.initial.saturating_mul(1 << doublings).min(self.times.longest);
         entry.state = State::Backoff(until);
         self.backoff.insert((until, uid.clone()));
     }
 
     /// Takes a pod out of the structure that its state names.
     fn detach(&mut self, uid: &str) {
-        let Some(entry) = self.entries.get(uid) else { return };
-        match &entry.state {
-            State::Active(place) => {
-                self.active.remove(place);
-            }
-            State::Backoff(until) => {
-                self.backoff.remove(&(*until, entry.pod.key.uid.clone()));
-            }
-            State::Waiting { plugins, flush } => {
-                self.flush.remove(&(*flush, entry.pod.key.uid.clone()));
-                for plugin in plugins {
-                    if let Some(pods) = self.rejected_by.get_mut(plugin) {
-                        pods.remove(uid);
-                    }
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let alike = alike(&entry.pod);
+        let uid = &entry.pod.key.uid;
+        let mut unlist = |plugin: &'static str| {
+            if let Some(classes) = self.rejected_by.get_mut(plugin)
+                && let Some(pods) = classes.get_mut(&alike)
+            {
+                pods.remove(uid);
+                if pods.is_empty() {
+                    classes.remove(&alike);
                 }
             }
-            State::InFlight(_) | State::Gated => {}
+        };
+        match std::mem::replace(&mut entry.state, State::Loose) {
+            State::Active(place) => {
+                self.active.remove(&place);
+            }
+            State::Backoff(until) => {
+                self.backoff.remove(&(until, uid.clone()));
+            }
+            State::Waiting { plugins, flush } => {
+                self.flush.remove(&(flush, uid.clone()));
+                plugins.into_iter().for_each(unlist);
+            }
+            State::Gated(plugin) => unlist(plugin),
+            State::InFlight(_) | State::Loose => {}
         }
     }
-}
-
-/// Whether two versions of a pod are the same to the scheduler.
-fn placement_equal(a: &PodInfo, b: &PodInfo) -> bool {
-    a.requests == b.requests
-        && a.gated == b.gated
-        && a.tolerations == b.tolerations
-        && a.node_selector == b.node_selector
-        && a.required_affinity == b.required_affinity
-        && a.preferred_affinity == b.preferred_affinity
-        && a.host_ports == b.host_ports
-        && a.priority == b.priority
 }
 
 #[cfg(test)]
@@ -246,10 +350,13 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
+    const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
     fn add(queue: &mut Queue, name: &str, spec: serde_json::Value) -> PodKey {
         let pod = Arc::new(pod(name, spec));
         let key = pod.key.clone();
-        queue.set(&default_profile(), pod);
+        queue.set(&default_profile(), pod, &Snapshot::default());
         key
     }
 
@@ -281,10 +388,10 @@ mod tests {
         queue.pop(now).unwrap();
         queue.unschedulable(&key, &["NodeAffinity"], now);
         let plain = NodeInfo::new(&node("n", json!({})));
-        queue.event(&framework, &ClusterEvent::NodeAdded(&plain), now);
+        queue.event(&framework, &ClusterEvent::NodeAdded(&plain), &Snapshot::default(), now);
         assert_eq!(queue.next_release(), Some(now + MAX_UNSCHEDULABLE));
         let right = NodeInfo::new(&node("m", json!({"labels": {"disk": "ssd"}})));
-        queue.event(&framework, &ClusterEvent::NodeAdded(&right), now);
+        queue.event(&framework, &ClusterEvent::NodeAdded(&right), &Snapshot::default(), now);
         assert_eq!(queue.next_release(), Some(now + INITIAL_BACKOFF));
         queue.release(&framework, now + INITIAL_BACKOFF);
         assert!(queue.pop(now + INITIAL_BACKOFF).is_some());
@@ -297,7 +404,7 @@ mod tests {
         let key = add(&mut queue, "a", json!({}));
         queue.pop(now).unwrap();
         let node = NodeInfo::new(&node("n", json!({})));
-        queue.event(&framework, &ClusterEvent::NodeAdded(&node), now);
+        queue.event(&framework, &ClusterEvent::NodeAdded(&node), &Snapshot::default(), now);
         queue.unschedulable(&key, &["NodeAffinity"], now);
         assert_eq!(queue.next_release(), Some(now + INITIAL_BACKOFF));
     }
@@ -367,7 +474,7 @@ mod tests {
                     }
                     Step::Event => {
                         let node = NodeInfo::new(&node("n", json!({})));
-                        queue.event(&framework, &ClusterEvent::NodeAdded(&node), now);
+                        queue.event(&framework, &ClusterEvent::NodeAdded(&node), &Snapshot::default(), now);
                     }
                     Step::Pass(ms) => {
                         now += Duration::from_millis(ms.into());

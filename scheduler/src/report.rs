@@ -1,13 +1,96 @@
 //! What the scheduler tells about its decisions: events and the PodScheduled condition, worded as kube-scheduler's.
 
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::pod::{PodInfo, PodKey};
+
+/// How many reports may be under way. They never hold up scheduling.
+const MAX_REPORTS: usize = 16;
+/// An event's note is no longer.
+const MAX_NOTE: usize = 1024;
+
+/// Something to tell about a pod.
+pub enum Report {
+    /// It was bound.
+    Scheduled { key: PodKey, node: Arc<str> },
+    /// It could not be placed.
+    Failed {
+        pod: Arc<PodInfo>,
+        /// `Unschedulable`, or `SchedulerError` when the attempt itself failed.
+        reason: &'static str,
+        message: String,
+        /// Where room is being made for it; empty: nowhere any more; `None`: nothing has changed.
+        nominated: Option<String>,
+    },
+}
+
+/// Reports that wait and that are under way. Of one pod only the newest waits.
+pub struct Reports {
+    client: Client,
+    recorder: Recorder,
+    order: VecDeque<Arc<str>>,
+    waiting: HashMap<Arc<str>, Report>,
+    tasks: JoinSet<()>,
+}
+
+impl Reports {
+    /// None yet.
+    pub fn new(client: Client, recorder: Recorder) -> Self {
+        Reports { client, recorder, order: VecDeque::new(), waiting: HashMap::new(), tasks: JoinSet::new() }
+    }
+
+    /// Tells this as soon as may be.
+    pub fn add(&mut self, report: Report) {
+        let key = match &report {
+            Report::Scheduled { key, .. } => key,
+            Report::Failed { pod, .. } => &pod.key,
+        };
+        let uid = key.uid.clone();
+        if self.waiting.insert(uid.clone(), report).is_none() {
+            self.order.push_back(uid);
+        }
+        self.start();
+    }
+
+    /// Waits until one of them is done; for ever if none is under way.
+    pub async fn join_next(&mut self) {
+        if self.tasks.join_next().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        self.start();
+    }
+
+    fn start(&mut self) {
+        while self.tasks.len() < MAX_REPORTS
+            && let Some(uid) = self.order.pop_front()
+        {
+            let Some(report) = self.waiting.remove(&uid) else { continue };
+            self.tasks.spawn(tell(self.client.clone(), self.recorder.clone(), report));
+        }
+    }
+}
+
+async fn tell(client: Client, recorder: Recorder, report: Report) {
+    match report {
+        Report::Scheduled { key, node } => publish(&recorder, &scheduled(&key, &node), &key).await,
+        Report::Failed { pod, reason, message, nominated } => {
+            let told = set_condition(client, &pod, reason, &message, nominated, Timestamp::now()).await;
+            if let Err(error) = told {
+                tracing::debug!(%error, namespace = %pod.key.namespace, pod = %pod.key.name, "condition not set");
+            }
+            publish(&recorder, &failed(&message), &pod.key).await;
+        }
+    }
+}
 
 /// A reference to a pod, as events hold it.
 pub fn reference(key: &PodKey) -> ObjectReference {
@@ -22,7 +105,7 @@ pub fn reference(key: &PodKey) -> ObjectReference {
 }
 
 /// The event of a pod that was bound.
-pub fn scheduled(key: &PodKey, node: &str) -> Event {
+fn scheduled(key: &PodKey, node: &str) -> Event {
     Event {
         type_: EventType::Normal,
         reason: "Scheduled".into(),
@@ -33,11 +116,16 @@ pub fn scheduled(key: &PodKey, node: &str) -> Event {
 }
 
 /// The event of a pod that could not be placed.
-pub fn failed(message: &str) -> Event {
+fn failed(message: &str) -> Event {
+    let mut note = message.to_owned();
+    if note.len() > MAX_NOTE {
+        note.truncate(note.floor_char_boundary(MAX_NOTE - 4));
+        note.push_str(" ...");
+    }
     Event {
         type_: EventType::Warning,
         reason: "FailedScheduling".into(),
-        note: Some(message.into()),
+        note: Some(note),
         action: "Scheduling".into(),
         secondary: None,
     }
@@ -55,13 +143,18 @@ pub fn preempted(by: &PodKey, node: &str) -> Event {
 }
 
 /// Tells the victim why it has to go and deletes it. A victim that is gone already is as good.
-pub async fn evict(client: Client, victim: &PodKey, now: Timestamp) -> Result<(), kube::Error> {
+pub async fn evict(
+    client: Client,
+    victim: &PodKey,
+    scheduler: &str,
+    now: Timestamp,
+) -> Result<(), kube::Error> {
     let pods: Api<Pod> = Api::namespaced(client, &victim.namespace);
     let condition = json!({
         "type": "DisruptionTarget",
         "status": "True",
         "reason": "PreemptionByScheduler",
-        "message": "default-scheduler: preempting to accommodate a higher priority pod",
+        "message": format!("{scheduler}: preempting to accommodate a higher priority pod"),
         "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
     });
     let patch = json!({"metadata": {"uid": *victim.uid}, "status": {"conditions": [condition]}});
@@ -78,9 +171,9 @@ pub async fn evict(client: Client, victim: &PodKey, now: Timestamp) -> Result<()
     deleted.or_else(|error| if gone(&error) { Ok(()) } else { Err(error) })
 }
 
-/// Notes on the pod where room is being made for it.
-pub async fn nominate(client: Client, pod: &PodKey, node: &str) -> Result<(), kube::Error> {
-    let patch = json!({"metadata": {"uid": *pod.uid}, "status": {"nominatedNodeName": node}});
+/// Notes on a pod that no room is being made for it any more.
+pub async fn clear_nomination(client: Client, pod: &PodKey) -> Result<(), kube::Error> {
+    let patch = json!({"metadata": {"uid": *pod.uid}, "status": {"nominatedNodeName": null}});
     let pods: Api<Pod> = Api::namespaced(client, &pod.namespace);
     pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
 }
@@ -92,15 +185,20 @@ pub async fn publish(recorder: &Recorder, event: &Event, key: &PodKey) {
     }
 }
 
-/// Sets the condition PodScheduled=False unless it says the same already.
-pub async fn set_unschedulable(
+/// Sets the condition PodScheduled=False, and the node on which room is being made, unless all is said already.
+async fn set_condition(
     client: Client,
     pod: &PodInfo,
     reason: &str,
     message: &str,
+    nominated: Option<String>,
     now: Timestamp,
 ) -> Result<(), kube::Error> {
-    if pod.unschedulable_message.as_deref() == Some(message) {
+    let known = pod.condition.as_deref();
+    let same = known.is_some_and(|(r, m)| r == reason && m == message);
+    let before = pod.nominated_node.as_deref().unwrap_or_default();
+    let nominated = nominated.filter(|node| *node != *before);
+    if same && nominated.is_none() {
         return Ok(());
     }
     let mut condition = json!({
@@ -110,12 +208,16 @@ pub async fn set_unschedulable(
         "message": message,
         "observedGeneration": pod.generation,
     });
-    if pod.unschedulable_message.is_none() {
+    if known.is_none() {
         let second = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         condition["lastTransitionTime"] = second.into();
         condition["lastProbeTime"] = serde_json::Value::Null;
     }
-    let patch = json!({"metadata": {"uid": *pod.key.uid}, "status": {"conditions": [condition]}});
+    let mut patch = json!({"metadata": {"uid": *pod.key.uid}, "status": {"conditions": [condition]}});
+    if let Some(node) = nominated {
+        patch["status"]["nominatedNodeName"] =
+            if node.is_empty() { serde_json::Value::Null } else { node.into() };
+    }
     let pods: Api<Pod> = Api::namespaced(client, &pod.key.namespace);
     pods.patch_status(&pod.key.name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
 }

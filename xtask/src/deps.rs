@@ -13,7 +13,7 @@ const ARROWS: &[(&str, Option<&[&str]>)] = &[
     ("hawser-storage", Some(&["hawser-api"])),
     ("hawser-apiserver", Some(&["hawser-api", "hawser-storage"])),
     ("hawser-controllers", Some(&["hawser-api"])),
-    ("hawser-scheduler", Some(&["hawser-api"])),
+    ("hawser-scheduler", Some(&["hawser-api", "hawser-watch"])),
     ("hawser-kubelet", Some(&["hawser-api"])),
     ("hawser-runtime", Some(&[])),
     ("hawser-ebpf-common", Some(&[])),

@@ -56,7 +56,11 @@ impl From<SelectorError> for Status {
 impl Requirement {
     /// Whether the labels meet the requirement.
     pub fn matches(&self, labels: Labels<'_>) -> bool {
-        let value = labels.get(&self.key);
+        self.holds(labels.get(&self.key))
+    }
+
+    /// Whether a label with this value, or without one, meets the requirement.
+    pub fn holds(&self, value: Option<&str>) -> bool {
         let has = |v: &str| self.values.iter().any(|x| x == v);
         match self.operator {
             Operator::In | Operator::Equals => value.is_some_and(has),

@@ -1,51 +1,46 @@
 //! The plugins, one file each, and the default profile.
 
+mod claims;
+mod declared_features;
+mod gang_scheduling;
+mod image_locality;
+mod inter_pod_affinity;
 mod node_affinity;
 mod node_name;
 mod node_ports;
 mod node_resources;
 mod node_unschedulable;
+mod node_volume_limits;
 mod priority_sort;
+mod registry;
 mod scheduling_gates;
 mod taint_toleration;
+mod topology_spread;
+mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use declared_features::NodeDeclaredFeatures;
+pub use gang_scheduling::{GangScheduling, group_of};
+pub use image_locality::ImageLocality;
+pub use inter_pod_affinity::InterPodAffinity;
 pub use node_affinity::NodeAffinity;
 pub use node_name::NodeName;
 pub use node_ports::NodePorts;
-pub use node_resources::NodeResourcesFit;
+pub use node_resources::{BalancedAllocation, NodeResourcesFit, Strategy, Weighted};
 pub use node_unschedulable::NodeUnschedulable;
+pub use node_volume_limits::NodeVolumeLimits;
 pub use priority_sort::PrioritySort;
+pub use registry::{Built, DEFAULTS, Points, Registry, default_profile};
 pub use scheduling_gates::SchedulingGates;
 pub use taint_toleration::TaintToleration;
-
-use crate::framework::Framework;
-
-/// The profile that pods get by default, with kube-scheduler's weights.
-pub fn default_profile() -> Framework {
-    Framework {
-        scheduler_name: "default-scheduler".into(),
-        queue_sort: Box::new(PrioritySort),
-        pre_enqueue: vec![Box::new(SchedulingGates)],
-        filters: vec![
-            Box::new(NodeUnschedulable),
-            Box::new(NodeName),
-            Box::new(TaintToleration),
-            Box::new(NodeAffinity),
-            Box::new(NodePorts),
-            Box::new(NodeResourcesFit),
-        ],
-        scores: vec![
-            (Box::new(TaintToleration), 3),
-            (Box::new(NodeAffinity), 2),
-            (Box::new(NodeResourcesFit), 1),
-        ],
-        reserves: Vec::new(),
-        permits: Vec::new(),
-    }
-}
+pub use topology_spread::PodTopologySpread;
+pub use volume_binding::VolumeBinding;
+pub use volume_restrictions::VolumeRestrictions;
+pub use volume_zone::VolumeZone;
 
 /// Brings scores to 0 to 100 in proportion to the highest; reversed, the highest becomes 0.
 fn normalize_by_highest(scores: &mut [i64], reverse: bool) {

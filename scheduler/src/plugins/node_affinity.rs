@@ -1,96 +1,100 @@
 //! NodeAffinity: `nodeSelector` and node affinity.
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
+use std::collections::BTreeSet;
 
 use super::normalize_by_highest;
-use crate::framework::{ClusterEvent, Filter, Plugin, Reason, Score};
+use crate::framework::{ClusterEvent, Filter, Plugin, Prepared, Rejection, Score, State};
 use crate::pod::PodInfo;
-use crate::snapshot::NodeInfo;
+use crate::selector::{NodeTerm, NodeTerms};
+use crate::snapshot::{NodeInfo, Slot, Snapshot};
 
-/// The node must match `nodeSelector` and one of the required terms; preferred terms add their weight.
-pub struct NodeAffinity;
+/// The node must match `nodeSelector` and one of the required terms; preferred terms add their weight. NodeAffinityArgs
+/// can add to both.
+#[derive(Default)]
+pub struct NodeAffinity {
+    pub added_required: Option<NodeTerms>,
+    pub added_preferred: Vec<(i32, NodeTerm)>,
+}
+
+impl NodeAffinity {
+    fn enforced(&self, node: &NodeInfo) -> bool {
+        self.added_required.as_ref().is_none_or(|terms| terms.matches(&node.name, &node.labels))
+    }
+}
 
 impl Plugin for NodeAffinity {
     fn name(&self) -> &'static str {
         "NodeAffinity"
     }
 
-    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>) -> bool {
+    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, _: &Snapshot) -> bool {
         match event {
-            ClusterEvent::NodeAdded(node) => matches(pod, node),
+            ClusterEvent::NodeAdded(node) => self.enforced(node) && matches(pod, node),
             ClusterEvent::NodeChanged { before, after } => {
-                before.labels != after.labels && !matches(pod, before) && matches(pod, after)
+                let fits = |node| self.enforced(node) && matches(pod, node);
+                before.labels != after.labels && !fits(before) && fits(after)
             }
-            ClusterEvent::PodFreed { .. } => false,
+            _ => false,
         }
     }
 }
 
 impl Filter for NodeAffinity {
-    fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>> {
+    fn prepare(&self, pod: &PodInfo, _: &Snapshot, _: Option<Box<dyn State>>) -> Prepared {
+        let Some(required) = &pod.required_affinity else {
+            let any = !pod.node_selector.is_empty() || self.added_required.is_some();
+            return if any { Prepared::stateless() } else { Prepared::Skip };
+        };
+        let mut names: BTreeSet<Box<str>> = BTreeSet::new();
+        for term in required.terms() {
+            let Some(named) = term.node_names() else { return Prepared::stateless() };
+            names.extend(named.into_iter().map(Box::from));
+        }
+        match (required.terms().is_empty(), names.is_empty()) {
+            (true, _) => Prepared::stateless(),
+            (false, true) => Prepared::Reject(Rejection::lasting("pod affinity terms conflict")),
+            (false, false) => Prepared::Only(Box::new(()), names),
+        }
+    }
+
+    fn filter(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> Result<(), Rejection> {
+        if !self.enforced(node) {
+            return Err(Rejection::lasting("node(s) didn't match scheduler-enforced node affinity"));
+        }
         if matches(pod, node) {
             return Ok(());
         }
-        Err(vec![Reason::new("node(s) didn't match Pod's node affinity/selector")])
-    }
-
-    fn applies(&self, pod: &PodInfo) -> bool {
-        !pod.node_selector.is_empty() || pod.required_affinity.is_some()
+        Err(Rejection::lasting("node(s) didn't match Pod's node affinity/selector"))
     }
 }
 
 impl Score for NodeAffinity {
-    fn score(&self, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        pod.preferred_affinity
-            .iter()
-            .filter(|term| term.weight != 0 && term_matches(&term.preference, node))
-            .map(|term| i64::from(term.weight))
+    fn prepare_score(
+        &self,
+        pod: &PodInfo,
+        _: &Snapshot,
+        _: &[Slot],
+        _: Option<Box<dyn State>>,
+    ) -> Option<Box<dyn State>> {
+        let any = !pod.preferred_affinity.is_empty() || !self.added_preferred.is_empty();
+        any.then(|| Box::new(()) as Box<dyn State>)
+    }
+
+    fn score(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
+        let terms = pod.preferred_affinity.iter().chain(&self.added_preferred);
+        terms
+            .filter(|(weight, term)| *weight != 0 && term.matches(&node.name, &node.labels))
+            .map(|(weight, _)| i64::from(*weight))
             .sum()
     }
 
-    fn normalize(&self, scores: &mut [i64]) {
+    fn normalize(&self, _: &dyn State, _: &[Slot], scores: &mut [i64]) {
         normalize_by_highest(scores, false);
     }
-
-    fn applies(&self, pod: &PodInfo) -> bool {
-        !pod.preferred_affinity.is_empty()
-    }
 }
 
-fn matches(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let selected = pod.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value));
-    let affine = pod
-        .required_affinity
-        .as_ref()
-        .is_none_or(|required| required.node_selector_terms.iter().any(|term| term_matches(term, node)));
-    selected && affine
-}
-
-/// A term without any requirement matches nothing.
-fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
-    let labels = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if labels.is_empty() && fields.is_empty() {
-        return false;
-    }
-    labels.iter().all(|r| requirement_holds(r, node.labels.get(&r.key).map(String::as_str)))
-        && fields.iter().all(|r| r.key == "metadata.name" && requirement_holds(r, Some(&node.name)))
-}
-
-fn requirement_holds(requirement: &NodeSelectorRequirement, found: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = |found: &str| values.iter().any(|value| value == found);
-    match requirement.operator.as_str() {
-        "In" => found.is_some_and(listed),
-        "NotIn" => !found.is_some_and(listed),
-        "Exists" => found.is_some(),
-        "DoesNotExist" => found.is_none(),
-        "Gt" => compare(found, values).is_some_and(|(found, bound)| found > bound),
-        "Lt" => compare(found, values).is_some_and(|(found, bound)| found < bound),
-        _ => false,
-    }
-}
-
-fn compare(found: Option<&str>, values: &[String]) -> Option<(i64, i64)> {
-    Some((found?.parse().ok()?, values.first()?.parse().ok()?))
+/// Whether a node is what the pod's selector and required affinity ask for.
+pub fn matches(pod: &PodInfo, node: &NodeInfo) -> bool {
+    pod.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+        && pod.required_affinity.as_ref().is_none_or(|required| required.matches(&node.name, &node.labels))
 }

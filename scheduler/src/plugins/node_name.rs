@@ -1,8 +1,8 @@
 //! NodeName: a pod that names a node goes there.
 
-use crate::framework::{ClusterEvent, Filter, Plugin, Reason};
+use crate::framework::{ClusterEvent, Filter, Plugin, Prepared, Rejection, State};
 use crate::pod::PodInfo;
-use crate::snapshot::NodeInfo;
+use crate::snapshot::{NodeInfo, Snapshot};
 
 /// `spec.nodeName` must be the node's name.
 pub struct NodeName;
@@ -12,22 +12,27 @@ impl Plugin for NodeName {
         "NodeName"
     }
 
-    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>) -> bool {
-        matches!(event, ClusterEvent::NodeAdded(node) if self.filter(pod, node).is_ok())
+    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, _: &Snapshot) -> bool {
+        matches!(event, ClusterEvent::NodeAdded(node) if pod.node_name.as_ref().is_none_or(|n| *n == node.name))
     }
 }
 
 impl Filter for NodeName {
-    fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>> {
+    fn prepare(&self, pod: &PodInfo, _: &Snapshot, _: Option<Box<dyn State>>) -> Prepared {
+        if pod.node_name.is_some() { Prepared::stateless() } else { Prepared::Skip }
+    }
+
+    fn filter(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> Result<(), Rejection> {
         match &pod.node_name {
             Some(name) if *name != node.name => {
-                Err(vec![Reason::new("node(s) didn't match the requested node name")])
+                Err(Rejection::lasting("node(s) didn't match the requested node name"))
             }
             _ => Ok(()),
         }
     }
 
-    fn applies(&self, pod: &PodInfo) -> bool {
-        pod.node_name.is_some()
+    /// The name is the pod's own, not its class'.
+    fn is_local(&self) -> bool {
+        false
     }
 }

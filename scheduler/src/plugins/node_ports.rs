@@ -1,8 +1,8 @@
 //! NodePorts: two pods of one node cannot have the same host port.
 
-use crate::framework::{ClusterEvent, Filter, Plugin, Reason};
+use crate::framework::{ClusterEvent, Filter, Plugin, Prepared, Rejection, State};
 use crate::pod::{HostPort, PodInfo};
-use crate::snapshot::NodeInfo;
+use crate::snapshot::{NodeInfo, Snapshot};
 
 const ANY_ADDRESS: &str = "0.0.0.0";
 
@@ -14,27 +14,27 @@ impl Plugin for NodePorts {
         "NodePorts"
     }
 
-    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>) -> bool {
+    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, _: &Snapshot) -> bool {
         match event {
             ClusterEvent::NodeAdded(_) => true,
-            ClusterEvent::NodeChanged { .. } => false,
-            ClusterEvent::PodFreed { pod: gone, .. } => {
+            ClusterEvent::PodGone { pod: gone, .. } => {
                 gone.host_ports.iter().any(|freed| pod.host_ports.iter().any(|want| conflict(want, freed)))
             }
+            _ => false,
         }
     }
 }
 
 impl Filter for NodePorts {
-    fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>> {
-        if pod.host_ports.iter().any(|want| node.used_ports.keys().any(|used| conflict(want, used))) {
-            return Err(vec![Reason::new("node(s) didn't have free ports for the requested pod ports")]);
-        }
-        Ok(())
+    fn prepare(&self, pod: &PodInfo, _: &Snapshot, _: Option<Box<dyn State>>) -> Prepared {
+        if pod.host_ports.is_empty() { Prepared::Skip } else { Prepared::stateless() }
     }
 
-    fn applies(&self, pod: &PodInfo) -> bool {
-        !pod.host_ports.is_empty()
+    fn filter(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> Result<(), Rejection> {
+        if pod.host_ports.iter().any(|want| node.used_ports.keys().any(|used| conflict(want, used))) {
+            return Err(Rejection::resolvable("node(s) didn't have free ports for the requested pod ports"));
+        }
+        Ok(())
     }
 }
 

@@ -1,74 +1,278 @@
-//! NodeResourcesFit: the node must have what the pod asks for; emptier nodes are better (LeastAllocated).
+//! NodeResourcesFit: the node must have what the pod asks for; which node is better a strategy tells.
+//! NodeResourcesBalancedAllocation: a node whose resources are used in like shares is better.
 
-use crate::framework::{ClusterEvent, Filter, MAX_SCORE, Plugin, Reason, Score};
+use std::collections::BTreeSet;
+
+use crate::framework::{ClusterEvent, Filter, MAX_SCORE, Plugin, Reason, Rejection, Score, State, state};
 use crate::pod::PodInfo;
-use crate::snapshot::NodeInfo;
+use crate::resources::Resources;
+use crate::snapshot::{NodeInfo, Slot, Snapshot};
+
+/// A resource and how much it counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weighted {
+    pub name: Box<str>,
+    pub weight: i64,
+}
+
+/// CPU and memory alike.
+pub fn default_resources() -> Vec<Weighted> {
+    ["cpu", "memory"].map(|name| Weighted { name: name.into(), weight: 1 }).into()
+}
+
+/// Which node is better.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// The emptier one.
+    LeastAllocated,
+    /// The fuller one.
+    MostAllocated,
+    /// By a function of how full it is: points of utilization, 0 to 100, and score, 0 to [`MAX_SCORE`].
+    RequestedToCapacityRatio(Vec<(i64, i64)>),
+}
 
 /// CPU, memory, ephemeral storage, extended resources, and the number of pods.
-pub struct NodeResourcesFit;
+pub struct NodeResourcesFit {
+    pub strategy: Strategy,
+    pub resources: Vec<Weighted>,
+    /// Extended resources that are not looked at.
+    pub ignored: BTreeSet<String>,
+    /// Likewise, by what is before the slash of their names.
+    pub ignored_groups: BTreeSet<String>,
+}
+
+impl Default for NodeResourcesFit {
+    fn default() -> Self {
+        NodeResourcesFit {
+            strategy: Strategy::LeastAllocated,
+            resources: default_resources(),
+            ignored: BTreeSet::new(),
+            ignored_groups: BTreeSet::new(),
+        }
+    }
+}
+
+impl NodeResourcesFit {
+    fn fits(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+        let mut short: Vec<Reason> = Vec::new();
+        let mut resolvable = true;
+        if node.residents().len() as i64 + 1 > node.allowed_pods {
+            short.push(Reason::new("Too many pods"));
+        }
+        let wanted = &pod.class.amounts.requests;
+        let mut check = |reason: &dyn Fn() -> Reason, wanted: i64, has: i64, used: i64| {
+            if wanted > 0 && wanted > has - used {
+                short.push(reason());
+                resolvable &= wanted <= has;
+            }
+        };
+        let (has, used) = (&node.allocatable, &node.requested);
+        check(&|| Reason::new("Insufficient cpu"), wanted.milli_cpu, has.milli_cpu, used.milli_cpu);
+        check(&|| Reason::new("Insufficient memory"), wanted.memory, has.memory, used.memory);
+        check(
+            &|| Reason::new("Insufficient ephemeral-storage"),
+            wanted.ephemeral_storage,
+            has.ephemeral_storage,
+            used.ephemeral_storage,
+        );
+        for (name, amount) in wanted.scalar.iter().filter(|(name, _)| !self.is_ignored(name)) {
+            let of = |list: &Resources| list.scalar.get(name).copied().unwrap_or(0);
+            check(&|| Reason::new(format!("Insufficient {name}")), *amount, of(has), of(used));
+        }
+        if short.is_empty() {
+            return Ok(());
+        }
+        Err(Rejection { plugin: "", resolvable, reasons: short })
+    }
+
+    fn is_ignored(&self, name: &str) -> bool {
+        let extended = name.contains('/') && !name.contains("kubernetes.io/");
+        let group = name.split('/').next().unwrap_or_default();
+        extended && (self.ignored.contains(name) || self.ignored_groups.contains(group))
+    }
+}
 
 impl Plugin for NodeResourcesFit {
     fn name(&self) -> &'static str {
         "NodeResourcesFit"
     }
 
-    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>) -> bool {
+    /// Kubernetes wakes for any pod that leaves; here the pod must fit on the node then.
+    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, _: &Snapshot) -> bool {
         match event {
+            ClusterEvent::NodeAdded(node) | ClusterEvent::PodGone { node, .. } => {
+                self.fits(pod, node).is_ok()
+            }
             ClusterEvent::NodeChanged { before, after } => {
                 (before.allocatable != after.allocatable || before.allowed_pods != after.allowed_pods)
-                    && self.filter(pod, after).is_ok()
+                    && self.fits(pod, after).is_ok()
             }
-            _ => self.filter(pod, event.node()).is_ok(),
+            ClusterEvent::PodChanged { before, after, node } => {
+                before.amounts() != after.amounts() && self.fits(pod, node).is_ok()
+            }
+            _ => false,
         }
     }
 }
 
 impl Filter for NodeResourcesFit {
-    fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>> {
-        let mut short = Vec::new();
-        if node.residents().len() as i64 + 1 > node.allowed_pods {
-            short.push(Reason::new("Too many pods"));
-        }
-        let wanted = &pod.requests;
-        let mut check = |name: &str, wanted: i64, allocatable: i64, requested: i64| {
-            if wanted > 0 && wanted > allocatable - requested {
-                short.push(Reason::new(format!("Insufficient {name}")));
-            }
-        };
-        let (has, used) = (&node.allocatable, &node.requested);
-        check("cpu", wanted.milli_cpu, has.milli_cpu, used.milli_cpu);
-        check("memory", wanted.memory, has.memory, used.memory);
-        check("ephemeral-storage", wanted.ephemeral_storage, has.ephemeral_storage, used.ephemeral_storage);
-        for (name, amount) in &wanted.scalar {
-            let of = |list: &std::collections::BTreeMap<Box<str>, i64>| list.get(name).copied().unwrap_or(0);
-            check(name, *amount, of(&has.scalar), of(&used.scalar));
-        }
-        if short.is_empty() { Ok(()) } else { Err(short) }
+    fn filter(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> Result<(), Rejection> {
+        self.fits(pod, node)
     }
+}
+
+/// What a pod asks for of a list of resources.
+fn asked(amounts: &Resources, resources: &[Weighted]) -> Vec<i64> {
+    resources.iter().map(|r| of(amounts, &r.name)).collect()
+}
+
+fn of(amounts: &Resources, name: &str) -> i64 {
+    match name {
+        "cpu" => amounts.milli_cpu,
+        "memory" => amounts.memory,
+        "ephemeral-storage" => amounts.ephemeral_storage,
+        other => amounts.scalar.get(other).copied().unwrap_or(0),
+    }
+}
+
+fn is_scalar(name: &str) -> bool {
+    !matches!(name, "cpu" | "memory" | "ephemeral-storage" | "pods")
+}
+
+/// Of each resource that the node has: what is used, what will be, and how much there is.
+fn shares<'a>(
+    node: &'a NodeInfo,
+    resources: &'a [Weighted],
+    asked: &'a [i64],
+    counted: bool,
+) -> impl Iterator<Item = (&'a Weighted, i64, i64, i64)> {
+    resources.iter().zip(asked).filter_map(move |(resource, asked)| {
+        if *asked == 0 && is_scalar(&resource.name) {
+            return None;
+        }
+        let capacity = of(&node.allocatable, &resource.name);
+        if capacity == 0 {
+            return None;
+        }
+        let used = match &*resource.name {
+            "cpu" if counted => node.counted.0,
+            "memory" if counted => node.counted.1,
+            name => of(&node.requested, name),
+        };
+        Some((resource, used, used + asked, capacity))
+    })
 }
 
 impl Score for NodeResourcesFit {
-    /// LeastAllocated with weight 1 for CPU and memory: the mean of the shares that stay free.
-    fn score(&self, pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let cpu = free_share(
-            node.scoring_requested.milli_cpu + pod.scoring_requests.milli_cpu,
-            node.allocatable.milli_cpu,
-        );
-        let memory =
-            free_share(node.scoring_requested.memory + pod.scoring_requests.memory, node.allocatable.memory);
-        match (cpu, memory) {
-            (Some(cpu), Some(memory)) => (cpu + memory) / 2,
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => 0,
+    fn prepare_score(
+        &self,
+        pod: &PodInfo,
+        _: &Snapshot,
+        _: &[Slot],
+        _: Option<Box<dyn State>>,
+    ) -> Option<Box<dyn State>> {
+        Some(Box::new(asked(&pod.class.amounts.scoring, &self.resources)))
+    }
+
+    fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
+        let (mut sum, mut weights) = (0i64, 0i64);
+        for (resource, _, wanted, capacity) in shares(node, &self.resources, state::<Vec<i64>>(known), true) {
+            let score = match &self.strategy {
+                Strategy::LeastAllocated if wanted > capacity => 0,
+                Strategy::LeastAllocated => share(capacity - wanted, capacity),
+                Strategy::MostAllocated => share(wanted.min(capacity), capacity),
+                Strategy::RequestedToCapacityRatio(shape) => {
+                    let full = if wanted > capacity { 100 } else { share(wanted, capacity) };
+                    let score = broken_line(shape, full);
+                    if score <= 0 {
+                        continue;
+                    }
+                    score
+                }
+            };
+            sum += score * resource.weight;
+            weights += resource.weight;
+        }
+        match (weights, &self.strategy) {
+            (0, _) => 0,
+            (_, Strategy::RequestedToCapacityRatio(_)) => (sum as f64 / weights as f64).round() as i64,
+            _ => sum / weights,
         }
     }
 }
 
-/// 0 to 100; `None` for a resource that the node does not have.
-fn free_share(requested: i64, capacity: i64) -> Option<i64> {
-    match capacity {
-        0 => None,
-        _ if requested > capacity => Some(0),
-        _ => Some(((i128::from(capacity - requested) * i128::from(MAX_SCORE)) / i128::from(capacity)) as i64),
+/// A part in hundredths of the whole.
+fn share(part: i64, whole: i64) -> i64 {
+    (i128::from(part) * i128::from(MAX_SCORE) / i128::from(whole)) as i64
+}
+
+/// The value at `x` of a line through points, constant before the first and after the last.
+fn broken_line(points: &[(i64, i64)], x: i64) -> i64 {
+    let Some(next) = points.iter().position(|(at, _)| x <= *at) else {
+        return points.last().map_or(0, |(_, value)| *value);
+    };
+    let (at, value) = points[next];
+    let Some((before, from)) = next.checked_sub(1).map(|i| points[i]) else { return value };
+    from + (value - from) * (x - before) / (at - before)
+}
+
+/// How much the shares in use differ with the pod, and how much they do without it.
+pub struct BalancedAllocation {
+    pub resources: Vec<Weighted>,
+}
+
+impl Default for BalancedAllocation {
+    fn default() -> Self {
+        BalancedAllocation { resources: default_resources() }
     }
+}
+
+impl Plugin for BalancedAllocation {
+    fn name(&self) -> &'static str {
+        "NodeResourcesBalancedAllocation"
+    }
+
+    /// It rejects nothing.
+    fn wakes(&self, _: &PodInfo, _: &ClusterEvent<'_>, _: &Snapshot) -> bool {
+        false
+    }
+}
+
+impl Score for BalancedAllocation {
+    fn prepare_score(
+        &self,
+        pod: &PodInfo,
+        _: &Snapshot,
+        _: &[Slot],
+        _: Option<Box<dyn State>>,
+    ) -> Option<Box<dyn State>> {
+        let asked = asked(&pod.class.amounts.requests, &self.resources);
+        asked.iter().any(|amount| *amount != 0).then(|| Box::new(asked) as Box<dyn State>)
+    }
+
+    fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
+        let shares = || shares(node, &self.resources, state::<Vec<i64>>(known), false);
+        let with = balance(|| shares().map(|(_, _, wanted, capacity)| (wanted, capacity)));
+        let without = balance(|| shares().map(|(_, used, _, capacity)| (used, capacity)));
+        MAX_SCORE / 2 + (MAX_SCORE / 2 + with - without) / 2
+    }
+}
+
+/// 100 less the standard deviation of the shares, in hundredths.
+fn balance<I: Iterator<Item = (i64, i64)>>(shares: impl Fn() -> I) -> i64 {
+    let fractions = || shares().map(|(part, whole)| (part as f64 / whole as f64).min(1.0));
+    let count = fractions().count();
+    let deviation = match count {
+        0 | 1 => 0.0,
+        2 => {
+            let mut both = fractions();
+            let (a, b) = (both.next().unwrap_or(0.0), both.next().unwrap_or(0.0));
+            ((a - b) / 2.0).abs()
+        }
+        _ => {
+            let mean = fractions().sum::<f64>() / count as f64;
+            (fractions().map(|f| (f - mean) * (f - mean)).sum::<f64>() / count as f64).sqrt()
+        }
+    };
+    ((1.0 - deviation) * MAX_SCORE as f64) as i64
 }

@@ -3,9 +3,9 @@
 use k8s_openapi::api::core::v1::Taint;
 
 use super::taint_toleration::tolerates;
-use crate::framework::{ClusterEvent, Filter, Plugin, Reason};
+use crate::framework::{ClusterEvent, Filter, Plugin, Rejection, State};
 use crate::pod::PodInfo;
-use crate::snapshot::NodeInfo;
+use crate::snapshot::{NodeInfo, Snapshot};
 
 const TAINT: &str = "node.kubernetes.io/unschedulable";
 
@@ -17,17 +17,17 @@ impl Plugin for NodeUnschedulable {
         "NodeUnschedulable"
     }
 
-    fn wakes(&self, _: &PodInfo, event: &ClusterEvent<'_>) -> bool {
+    fn wakes(&self, _: &PodInfo, event: &ClusterEvent<'_>, _: &Snapshot) -> bool {
         match event {
             ClusterEvent::NodeAdded(node) => !node.unschedulable,
             ClusterEvent::NodeChanged { before, after } => before.unschedulable && !after.unschedulable,
-            ClusterEvent::PodFreed { .. } => false,
+            _ => false,
         }
     }
 }
 
 impl Filter for NodeUnschedulable {
-    fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>> {
+    fn filter(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> Result<(), Rejection> {
         if !node.unschedulable {
             return Ok(());
         }
@@ -35,6 +35,6 @@ impl Filter for NodeUnschedulable {
         if pod.tolerations.iter().any(|toleration| tolerates(toleration, &taint)) {
             return Ok(());
         }
-        Err(vec![Reason::new("node(s) were unschedulable")])
+        Err(Rejection::lasting("node(s) were unschedulable"))
     }
 }

@@ -1,7 +1,9 @@
 //! SchedulingGates: a pod with gates waits until all are removed (KEP-3521).
 
 use crate::framework::{ClusterEvent, Plugin, PreEnqueue, Reason};
+use crate::objects::Objects;
 use crate::pod::PodInfo;
+use crate::snapshot::Snapshot;
 
 /// Holds back pods with `spec.schedulingGates`.
 pub struct SchedulingGates;
@@ -12,13 +14,13 @@ impl Plugin for SchedulingGates {
     }
 
     /// Only an update of the pod itself removes a gate, and that enqueues it anew.
-    fn wakes(&self, _: &PodInfo, _: &ClusterEvent<'_>) -> bool {
+    fn wakes(&self, _: &PodInfo, _: &ClusterEvent<'_>, _: &Snapshot) -> bool {
         false
     }
 }
 
 impl PreEnqueue for SchedulingGates {
-    fn admit(&self, pod: &PodInfo) -> Result<(), Reason> {
+    fn admit(&self, pod: &PodInfo, _: &Objects) -> Result<(), Reason> {
         if pod.gated {
             Err(Reason::new("Scheduling is blocked due to non-empty scheduling gates"))
         } else {

@@ -3,44 +3,49 @@
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::normalize_by_highest;
-use crate::framework::{ClusterEvent, Filter, Plugin, Reason, Score};
+use crate::framework::{ClusterEvent, Filter, Plugin, Rejection, Score, State};
 use crate::pod::PodInfo;
-use crate::snapshot::NodeInfo;
+use crate::snapshot::{NodeInfo, Slot, Snapshot};
 
 /// Taints `NoSchedule` and `NoExecute` forbid, `PreferNoSchedule` lowers the score.
 pub struct TaintToleration;
+
+/// Whether a node has a taint that forbids the pod.
+pub fn has_untolerated(pod: &PodInfo, node: &NodeInfo) -> bool {
+    node.taints
+        .iter()
+        .filter(|taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute")
+        .any(|taint| !pod.tolerations.iter().any(|toleration| tolerates(toleration, taint)))
+}
 
 impl Plugin for TaintToleration {
     fn name(&self) -> &'static str {
         "TaintToleration"
     }
 
-    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>) -> bool {
+    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, _: &Snapshot) -> bool {
         match event {
-            ClusterEvent::NodeAdded(node) => self.filter(pod, node).is_ok(),
+            ClusterEvent::NodeAdded(node) => !has_untolerated(pod, node),
             ClusterEvent::NodeChanged { before, after } => {
-                before.taints != after.taints && self.filter(pod, after).is_ok()
+                before.taints != after.taints && has_untolerated(pod, before) && !has_untolerated(pod, after)
             }
-            ClusterEvent::PodFreed { .. } => false,
+            _ => false,
         }
     }
 }
 
 impl Filter for TaintToleration {
-    fn filter(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>> {
-        let forbidding = |taint: &&Taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute";
-        let untolerated = node
-            .taints
-            .iter()
-            .filter(forbidding)
-            .any(|taint| !pod.tolerations.iter().any(|toleration| tolerates(toleration, taint)));
-        if untolerated { Err(vec![Reason::new("node(s) had untolerated taint(s)")]) } else { Ok(()) }
+    fn filter(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> Result<(), Rejection> {
+        if has_untolerated(pod, node) {
+            return Err(Rejection::lasting("node(s) had untolerated taint(s)"));
+        }
+        Ok(())
     }
 }
 
 impl Score for TaintToleration {
     /// The number of `PreferNoSchedule` taints that the pod does not tolerate.
-    fn score(&self, pod: &PodInfo, node: &NodeInfo) -> i64 {
+    fn score(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
         let intolerable =
             node.taints.iter().filter(|taint| taint.effect == "PreferNoSchedule").filter(|taint| {
                 !pod.tolerations
@@ -51,7 +56,7 @@ impl Score for TaintToleration {
         i64::try_from(intolerable.count()).unwrap_or(i64::MAX)
     }
 
-    fn normalize(&self, scores: &mut [i64]) {
+    fn normalize(&self, _: &dyn State, _: &[Slot], scores: &mut [i64]) {
         normalize_by_highest(scores, true);
     }
 }

@@ -1,14 +1,17 @@
 //! The plugins' rules, case by case.
 
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex};
+
 use k8s_openapi::api::core::v1::{Node, Pod};
 use rand::SeedableRng;
 use serde_json::{Value, json};
 
 use super::default_profile;
-use crate::cycle::{Decision, schedule};
-use crate::framework::{ClusterEvent, Filter};
-use crate::pod::PodInfo;
-use crate::snapshot::{Cache, NodeInfo};
+use crate::cycle::Engine;
+use crate::framework::ClusterEvent;
+use crate::pod::{Classes, PodInfo};
+use crate::snapshot::{Cache, NodeInfo, Snapshot};
 
 pub fn node(name: &str, mut with: Value) -> Node {
     let spec = with["spec"].take();
@@ -30,12 +33,16 @@ pub fn pod(name: &str, mut spec: Value) -> PodInfo {
     if spec["containers"].is_null() {
         spec["containers"] = json!([{"name": "c"}]);
     }
-    let pod: Pod = serde_json::from_value(json!({
+    whole_pod(json!({
         "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")},
         "spec": spec,
     }))
-    .unwrap();
-    PodInfo::new(pod).unwrap()
+}
+
+pub fn whole_pod(pod: Value) -> PodInfo {
+    static CLASSES: LazyLock<Mutex<Classes>> = LazyLock::new(Mutex::default);
+    let pod: Pod = serde_json::from_value(pod).unwrap();
+    CLASSES.lock().unwrap().pod(pod).unwrap()
 }
 
 fn decide(pod: &PodInfo, nodes: &[Node], placed: &[PodInfo]) -> Result<String, String> {
@@ -47,9 +54,13 @@ fn decide(pod: &PodInfo, nodes: &[Node], placed: &[PodInfo]) -> Result<String, S
         cache.set_pod(std::sync::Arc::new(pod.clone()));
     }
     let mut random = rand::rngs::StdRng::seed_from_u64(1);
-    match schedule(&default_profile(), pod, cache.snapshot(), &mut 0, &mut random) {
-        Decision::Node(name) => Ok(name.into()),
-        Decision::Unschedulable(error) => Err(error.to_string()),
+    let framework = default_profile();
+    let snapshot = cache.snapshot();
+    let mut engine = Engine::default();
+    let mut attempt = engine.attempt(&framework, pod, snapshot);
+    match attempt.choose(&HashMap::new(), &mut random) {
+        Some(slot) => Ok(snapshot.at(slot).unwrap().name.to_string()),
+        None => Err(attempt.error().to_string()),
     }
 }
 
@@ -203,10 +214,16 @@ fn hints_wake_only_pods_that_can_profit() {
     let small = NodeInfo::new(&node("a", json!({"allocatable": {"cpu": "1", "pods": "10"}})));
     let large = NodeInfo::new(&node("a", json!({"allocatable": {"cpu": "9", "pods": "10"}})));
     let wants = pod("p", asks("5"));
-    let fit = framework.filters.iter().find(|f| f.name() == "NodeResourcesFit").unwrap();
-    assert!(!fit.wakes(&wants, &ClusterEvent::NodeAdded(&small)));
-    assert!(fit.wakes(&wants, &ClusterEvent::NodeAdded(&large)));
-    assert!(fit.wakes(&wants, &ClusterEvent::NodeChanged { before: &small, after: &large }));
-    assert!(!fit.wakes(&wants, &ClusterEvent::NodeChanged { before: &large, after: &large }));
-    assert!(Filter::applies(&**fit, &wants));
+    let wakes = |event| framework.wakes("NodeResourcesFit", &wants, &event, &Snapshot::default());
+    assert!(!wakes(ClusterEvent::NodeAdded(&small)));
+    assert!(wakes(ClusterEvent::NodeAdded(&large)));
+    assert!(wakes(ClusterEvent::NodeChanged { before: &small, after: &large }));
+    assert!(!wakes(ClusterEvent::NodeChanged { before: &large, after: &large }));
+}
+
+#[test]
+fn pods_of_one_template_are_one_class() {
+    let (a, b) = (pod("a", asks("1")), pod("b", asks("1")));
+    assert!(std::sync::Arc::ptr_eq(&a.class, &b.class));
+    assert!(!std::sync::Arc::ptr_eq(&a.class, &pod("c", asks("2")).class));
 }

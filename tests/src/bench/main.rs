@@ -9,6 +9,7 @@ mod load;
 mod nodes;
 mod report;
 mod rollout;
+mod scheduler;
 mod services;
 mod steady;
 
@@ -46,6 +47,8 @@ enum Part {
     Nodes,
     /// Rolling updates under load
     Rollout,
+    /// The scheduler on 5,000 nodes that are objects only
+    Scheduler,
     /// The maps of many Services, and the choice of backend by load
     Services,
 }
@@ -109,8 +112,9 @@ async fn main() -> Result<()> {
 async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
     let wanted = |part| {
-        let of_api = !matches!(part, Part::Nodes | Part::Rollout | Part::Services | Part::Dns)
-            && parts.contains(&Part::Api);
+        let of_api =
+            !matches!(part, Part::Nodes | Part::Rollout | Part::Scheduler | Part::Services | Part::Dns)
+                && parts.contains(&Part::Api);
         parts.is_empty() || parts.contains(&part) || of_api
     };
     if wanted(Part::Start) {
@@ -145,6 +149,9 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     }
     if wanted(Part::Rollout) {
         rollout::run(&binary, &mut report).await?;
+    }
+    if wanted(Part::Scheduler) {
+        scheduler::run(&binary, &mut report).await?;
     }
     if wanted(Part::Services) {
         services::run(&mut report)?;

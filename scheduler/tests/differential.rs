@@ -1,0 +1,195 @@
+//! What kube-scheduler 1.36's plugins said about recorded situations: the nodes that fit, why the others do not, each
+//! plugin's weighted score, the message, and whom preemption would send away.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hawser_scheduler::config::Config;
+use hawser_scheduler::cycle::{Attempt, Engine};
+use hawser_scheduler::objects::Object;
+use hawser_scheduler::plugins::{Registry, default_profile};
+use hawser_scheduler::pod::{Classes, PodInfo};
+use hawser_scheduler::preempt::{Outcome, preempt};
+use hawser_scheduler::selector::compile;
+use hawser_scheduler::snapshot::Cache;
+use hawser_scheduler::watched;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+const RECORDED: &str = include_str!("data/situations.jsonl");
+
+fn list<T: DeserializeOwned>(situation: &Value, field: &str) -> Vec<T> {
+    serde_json::from_value(situation.get(field).cloned().unwrap_or(json!([]))).unwrap()
+}
+
+fn name(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Arc<str> {
+    let name = meta.name.as_deref().unwrap();
+    match &meta.namespace {
+        Some(namespace) => format!("{namespace}/{name}").into(),
+        None => name.into(),
+    }
+}
+
+fn cluster(situation: &Value, classes: &mut Classes) -> (Cache, PodInfo) {
+    use k8s_openapi::api::{core::v1 as core, policy::v1 as policy, storage::v1 as storage};
+    let mut cache = Cache::default();
+    list::<core::Node>(situation, "nodes").iter().for_each(|node| {
+        cache.set_node(node);
+    });
+    let mut pods = |field: &str| -> Vec<Arc<PodInfo>> {
+        list::<core::Pod>(situation, field).into_iter().map(|p| Arc::new(classes.pod(p).unwrap())).collect()
+    };
+    for pod in pods("placed") {
+        cache.set_pod(pod);
+    }
+    for pod in pods("nominated") {
+        let node = pod.nominated_node.clone().unwrap();
+        cache.nominate(pod, &node);
+    }
+    let objects = cache.objects();
+    for o in list::<core::Namespace>(situation, "namespaces") {
+        objects.set(name(&o.metadata), Object::Namespace(o.metadata.labels.unwrap_or_default()));
+    }
+    for o in list::<core::Service>(situation, "services") {
+        let namespace = o.metadata.namespace.as_deref().unwrap().into();
+        objects.set(name(&o.metadata), Object::Service(namespace, o.spec.unwrap().selector.unwrap()));
+    }
+    for o in situation["replicasets"].as_array().into_iter().flatten() {
+        let selector: Option<_> = serde_json::from_value(o["spec"]["selector"].clone()).unwrap();
+        let meta: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta =
+            serde_json::from_value(o["metadata"].clone()).unwrap();
+        objects
+            .set(format!("ReplicaSet/{}", name(&meta)).into(), Object::Workload(compile(selector.as_ref())));
+    }
+    for o in list::<core::PersistentVolumeClaim>(situation, "pvcs") {
+        objects.set(name(&o.metadata), Object::PersistentVolumeClaim(o.into()));
+    }
+    for o in list::<core::PersistentVolume>(situation, "pvs") {
+        objects.set(name(&o.metadata), Object::PersistentVolume(o.into()));
+    }
+    for o in list::<storage::StorageClass>(situation, "classes") {
+        objects.set(name(&o.metadata), Object::StorageClass(o.into()));
+    }
+    for o in list::<storage::CSINode>(situation, "csinodes") {
+        objects.set(name(&o.metadata), watched::csi_node(&o));
+    }
+    for o in list::<storage::CSIDriver>(situation, "csidrivers") {
+        objects.set(name(&o.metadata), watched::csi_driver(&o));
+    }
+    for o in list::<storage::CSIStorageCapacity>(situation, "capacities") {
+        objects.set(name(&o.metadata), Object::CsiStorageCapacity(o.into()));
+    }
+    for o in list::<policy::PodDisruptionBudget>(situation, "pdbs") {
+        objects.set(name(&o.metadata), watched::budget(&o).unwrap());
+    }
+    let pod = classes.pod(serde_json::from_value(situation["pod"].clone()).unwrap()).unwrap();
+    (cache, pod)
+}
+
+/// What we say, in the form of the recording.
+fn answer(situation: &Value) -> Value {
+    let mut classes = Classes::default();
+    let (mut cache, pod) = cluster(situation, &mut classes);
+    let framework = match situation.get("config") {
+        None => default_profile(),
+        Some(config) => Config::read(config.clone(), &Registry::new()).unwrap().profiles.remove(0),
+    };
+    let mut engine = Engine::default();
+    let snapshot = cache.snapshot();
+    // Twice: what is kept for the second pod of a class must not change the answer.
+    let first = engine.attempt(&framework, &pod, snapshot);
+    engine.keep(first);
+    let mut attempt = engine.attempt(&framework, &pod, snapshot);
+    let node = |slot: usize| snapshot.at(slot).unwrap().name.to_string();
+    let feasible: BTreeSet<String> = attempt.feasible().iter().map(|slot| node(*slot)).collect();
+    let mut said = json!({"feasible": feasible, "reasons": reasons(&attempt)});
+    if feasible.is_empty() {
+        let mut error = attempt.error();
+        let mut victims = Value::Null;
+        if let Some(args) = attempt.preemption() {
+            match preempt(&mut attempt, args, &mut StdRng::seed_from_u64(1)) {
+                Outcome::Room(room) => {
+                    let pods: Vec<&str> = room.victims.iter().map(|p| &*p.key.name).collect();
+                    victims = json!({"node": *room.node, "pods": pods});
+                }
+                Outcome::NotEligible(text) => error.preemption = framework.after_preemption(text),
+                Outcome::NoUse(text) => error.preemption = framework.after_preemption(&text),
+            }
+        }
+        said["message"] = error.to_string().into();
+        said["victims"] = victims;
+    } else {
+        let slots: Vec<usize> = attempt.feasible().to_vec();
+        let mut scores = json!({});
+        for (plugin, list) in attempt.plugin_scores() {
+            scores[plugin] =
+                slots.iter().zip(list).map(|(slot, score)| (node(*slot), json!(score))).collect();
+        }
+        said["scores"] = scores;
+    }
+    said
+}
+
+fn reasons(attempt: &Attempt<'_>) -> BTreeMap<String, Vec<String>> {
+    let nodes = attempt.snapshot.nodes().filter_map(|node| Some((node, attempt.rejection(node.slot)?)));
+    nodes
+        .map(|(node, rejection)| {
+            let mut texts: Vec<String> = rejection.reasons.iter().map(|r| r.0.to_string()).collect();
+            texts.sort();
+            (node.name.to_string(), texts)
+        })
+        .collect()
+}
+
+/// Where two answers differ.
+fn differences(recorded: &Value, said: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut differ = |what: &str, recorded: &Value, said: &Value| {
+        if recorded != said {
+            found.push(format!("{what}: recorded {recorded}, said {said}"));
+        }
+    };
+    differ("feasible", &recorded["feasible"], &said["feasible"]);
+    let none = json!({});
+    differ("reasons", recorded.get("reasons").unwrap_or(&none), &said["reasons"]);
+    if said.get("message").is_some() {
+        differ("message", &recorded["message"], &said["message"]);
+        // Of nodes that are equally good kube-scheduler takes any.
+        let choices = recorded["victims"].as_array().cloned().unwrap_or_default();
+        if !choices.contains(&said["victims"]) && !(choices.is_empty() && said["victims"].is_null()) {
+            differ("victims", &recorded["victims"], &said["victims"]);
+        }
+        return found;
+    }
+    // A plugin that has nothing to say gives 0 to all, or is not heard: that is the same.
+    let of = |all: &Value| -> BTreeMap<String, Value> {
+        let scores = all["scores"].as_object().cloned().unwrap_or_default();
+        let heard = |list: &Value| list.as_object().is_some_and(|l| l.values().any(|v| v != 0));
+        scores.into_iter().filter(|(_, list)| heard(list)).collect()
+    };
+    let (recorded, said) = (of(recorded), of(said));
+    for plugin in recorded.keys().chain(said.keys()).collect::<BTreeSet<_>>() {
+        let list = |all: &BTreeMap<String, Value>| all.get(plugin).cloned().unwrap_or(Value::Null);
+        differ(plugin, &list(&recorded), &list(&said));
+    }
+    found
+}
+
+#[test]
+fn decisions_are_those_of_kube_scheduler() {
+    let mut failed = Vec::new();
+    let mut count = 0;
+    for line in RECORDED.lines() {
+        let situation: Value = serde_json::from_str(line).unwrap();
+        count += 1;
+        let differences = differences(&situation["answer"], &answer(&situation));
+        if !differences.is_empty() {
+            failed.push(format!("{}:\n  {}", situation["name"], differences.join("\n  ")));
+        }
+    }
+    assert!(count >= 400, "only {count} situations");
+    assert!(failed.is_empty(), "{} of {count} differ:\n{}", failed.len(), failed.join("\n"));
+}
