@@ -32,6 +32,8 @@ pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
 pub mod types;
+pub mod tunnel;
+mod uplink;
 
 pub use agent::{Agent, Error};
 pub use config::Config;

@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod etcd;
 pub mod footprint;
+pub mod netns;
 pub mod pods;
 pub mod server;
 pub mod wire;

@@ -35,8 +35,10 @@ http {
     access_log /dev/stdout;
     server {
         listen 80;
+        listen [::]:80;
         root /usr/share/nginx/html;
         location = /hostname { default_type text/plain; return 200 \"$hostname\\n\"; }
+        location = /client { default_type text/plain; return 200 \"$remote_addr\\n\"; }
     }
 }
 ";

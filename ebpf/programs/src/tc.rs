@@ -378,9 +378,9 @@ fn try_to_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
 fn try_to_tunnel<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
     let packet = parse_aside::<F, _>(ctx)?;
     let prefix = F::ipcache(packet.tuple.daddr_be).ok_or(reason::NO_ROUTE)?;
-    if prefix.tunnel_be == 0 {
+    if !prefix.remote {
         return Err(reason::NO_ROUTE);
     }
-    forward::set_tunnel(ctx, prefix.tunnel_be)?;
+    forward::set_tunnel::<F>(ctx, &prefix)?;
     Ok((NEXT, reason::FORWARDED))
 }

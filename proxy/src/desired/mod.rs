@@ -151,6 +151,8 @@ pub struct Local {
     pub node_ips: Vec<IpAddr>,
     /// Subnets of the uplink: a node in one of them is reached without a router.
     pub links: Vec<IpNet>,
+    /// Other nodes' pods are reached by tunnels.
+    pub tunnel: bool,
     /// Addresses of Services.
     pub service_cidrs: Vec<IpNet>,
     /// Addresses that node ports are open on. Absent: the node's primary address of each family, and
@@ -405,15 +407,27 @@ impl Desired {
     fn node_prefixes(&self, node: &Node, local: bool) -> Vec<(IpNet, PrefixSpec)> {
         let mut claims = Vec::with_capacity(node.addresses.len() + node.pod_cidrs.len());
         let identity = if local { IDENTITY_HOST } else { IDENTITY_REMOTE_NODE };
-        claims.extend(node.addresses.iter().map(|to| (IpNet::from(*to), self.behind(*to, identity, local))));
+        let end = if self.local.tunnel && !local { self.tunnel_end(node) } else { None };
+        claims.extend(node.addresses.iter().map(|to| {
+            // Over the other family only when there is no way but that: the tunnel's end is another address then.
+            let via = end.filter(|end| end.is_ipv4() != to.is_ipv4()).unwrap_or(*to);
+            (IpNet::from(*to), self.behind(via, identity, local))
+        }));
         for cidr in &node.pod_cidrs {
             let known = if local { &self.local.node_ips } else { &node.addresses };
             // Pods of one family are reached by the node's primary address of that family.
             let same = |address: &&IpAddr| address.is_ipv4() == cidr.addr().is_ipv4();
             let Some(via) = known.iter().chain(&node.addresses).find(same) else { continue };
-            claims.push((cidr.trunc(), self.behind(*via, IDENTITY_PODS, local)));
+            claims.push((cidr.trunc(), self.behind(end.unwrap_or(*via), IDENTITY_PODS, local)));
         }
         claims
+    }
+
+    /// The address of another node at which its tunnel ends: of IPv4 where both nodes have one.
+    fn tunnel_end(&self, node: &Node) -> Option<IpAddr> {
+        let here = |v6: bool| self.local.node_ips.iter().any(|address| address.is_ipv6() == v6);
+        let there = |v6: bool| node.addresses.iter().find(|address| address.is_ipv6() == v6).copied();
+        [false, true].into_iter().find_map(|v6| there(v6).filter(|_| here(v6)))
     }
 
     /// What lies behind a node's address.

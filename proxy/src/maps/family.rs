@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData};
-use hawser_ebpf_common::endpoint::{IpcacheEntry4, IpcacheEntry6};
+use hawser_ebpf_common::endpoint::{Endpoint4, IpcacheEntry4, IpcacheEntry6};
 use hawser_ebpf_common::lb::{Address6, Backend, ReverseNat, ReverseSk, ServiceKey, ServiceValue, SocketKey};
 use hawser_ebpf_common::map_names as names;
 use ipnet::IpNet;
@@ -26,6 +26,7 @@ pub struct Names {
     reverse_nat: &'static str,
     reverse_sk: &'static str,
     ipcache: &'static str,
+    endpoints: &'static str,
 }
 
 /// An address as the maps hold it.
@@ -36,7 +37,8 @@ pub trait Address: Copy + Eq + Hash + Default + Send + Sync + 'static {
     const NAMES: Names;
     /// Bits of an address.
     const BITS: u8;
-    /// To the maps' form; the other family's addresses are never asked for and give the unspecified one.
+    /// To the maps' form. One of IPv4 is IPv4-mapped in IPv6; one of IPv6 is never asked for in IPv4 and gives the
+    /// unspecified one.
     fn of(address: IpAddr) -> Self;
     /// Back.
     fn ip(self) -> IpAddr;
@@ -54,6 +56,7 @@ impl Address for u32 {
         reverse_nat: names::REVERSE_NAT4,
         reverse_sk: names::REVERSE_SK4,
         ipcache: names::IPCACHE,
+        endpoints: names::ENDPOINTS,
     };
     const BITS: u8 = 32;
 
@@ -87,13 +90,14 @@ impl Address for Address6 {
         reverse_nat: names::REVERSE_NAT6,
         reverse_sk: names::REVERSE_SK6,
         ipcache: names::IPCACHE6,
+        endpoints: names::ENDPOINTS6,
     };
     const BITS: u8 = 128;
 
     fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V6(address) => address6_be(address),
-            IpAddr::V4(_) => [0; 4],
+            IpAddr::V4(address) => address6_be(address.to_ipv6_mapped()),
         }
     }
 
@@ -107,7 +111,7 @@ impl Address for Address6 {
     }
 
     fn prefix_spec(entry: &IpcacheEntry6) -> PrefixSpec {
-        let node = (entry.node_ip_be != [0; 4]).then(|| entry.node_ip_be.ip());
+        let node = (entry.node_ip_be != [0; 4]).then(|| entry.node_ip_be.ip().to_canonical());
         PrefixSpec { node, identity: entry.identity, flags: entry.flags }
     }
 }
@@ -135,6 +139,7 @@ where
     reverse_nat: HashMap<MapData, u32, ReverseNat<A>>,
     reverse_sk: HashMap<MapData, SocketKey<A>, ReverseSk>,
     ipcache: LpmTrie<MapData, A, A::Ipcache>,
+    endpoints: HashMap<MapData, A, Endpoint4>,
 }
 
 impl<A: Address> FamilyMaps<A>
@@ -152,6 +157,7 @@ where
             reverse_nat: open(dir, A::NAMES.reverse_nat)?,
             reverse_sk: open(dir, A::NAMES.reverse_sk)?,
             ipcache: open(dir, A::NAMES.ipcache)?,
+            endpoints: open(dir, A::NAMES.endpoints)?,
         })
     }
 
@@ -187,6 +193,14 @@ where
         deleted(A::NAMES.ipcache, self.ipcache.remove(&lpm_key(prefix)))
     }
 
+    pub fn put_endpoint(&mut self, address: IpAddr, value: &Endpoint4) -> Result<(), MapError> {
+        self.endpoints.insert(A::of(address), value, 0).map_err(kernel(A::NAMES.endpoints))
+    }
+
+    pub fn delete_endpoint(&mut self, address: IpAddr) -> Result<(), MapError> {
+        deleted(A::NAMES.endpoints, self.endpoints.remove(&A::of(address)))
+    }
+
     /// Backends, reverse translations and slots.
     pub fn fill(&mut self, all: &Filling) -> Result<(), MapError> {
         let backends = all.backends.iter().map(|(id, address, flags)| (*id, backend(address, *flags)));
@@ -220,6 +234,8 @@ where
                 into.reverse_nat.push((id, frontend));
             }
         }
+        let endpoints = dump(A::NAMES.endpoints, &self.endpoints)?;
+        into.endpoints.extend(endpoints.into_iter().map(|(address, value)| (address.ip(), value)));
         for item in self.ipcache.iter() {
             let (key, value) = item.map_err(kernel(A::NAMES.ipcache))?;
             let prefix_len = u8::try_from(key.prefix_len()).unwrap_or(A::BITS).min(A::BITS);

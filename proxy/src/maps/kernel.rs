@@ -8,7 +8,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray};
 use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
-use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
+use hawser_ebpf_common::endpoint::NodeConfig;
 use hawser_ebpf_common::lb::{
     Address6, AffinityMatch, AffinityMatchKey, CountedSocket, LbConfig, MaglevChunk, MaglevKey,
     SourceRangeKey,
@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use super::family::{FamilyMaps, Filling};
 use super::{MapError, Maps, Op, Snapshot};
 use crate::sys;
-use crate::types::{Family, address_be, address_from_be, address6_from_be, words_be};
+use crate::types::{Family, address_from_be, address6_from_be, words_be};
 
 /// `E2BIG`-free upper bound of a dump: an LRU map that others write to may never end.
 const MAX_DUMP: usize = 1 << 20;
@@ -50,7 +50,6 @@ pub struct KernelMaps {
     sockets: HashMap<MapData, u64, CountedSocket>,
     lb_config: Array<MapData, LbConfig>,
     ct: HashMap<MapData, CtKey4, CtEntry4>,
-    endpoints: HashMap<MapData, u32, Endpoint4>,
     metrics: PerCpuArray<MapData, MetricsValue>,
     config: Array<MapData, NodeConfig>,
 }
@@ -135,7 +134,6 @@ impl KernelMaps {
             sockets: open(dir, names::SOCKETS)?,
             lb_config: open(dir, names::LB_CONFIG)?,
             ct: open(dir, names::CT)?,
-            endpoints: open(dir, names::ENDPOINTS)?,
             metrics: open(dir, names::METRICS)?,
             config: open(dir, names::CONFIG)?,
         })
@@ -326,10 +324,10 @@ impl Maps for KernelMaps {
                 of_family!(self, Family::of(prefix.addr()), maps => maps.delete_prefix(*prefix))
             }
             Op::PutEndpoint { address, value } => {
-                self.endpoints.insert(address_be(*address), value, 0).map_err(kernel(names::ENDPOINTS))
+                of_family!(self, Family::of(*address), maps => maps.put_endpoint(*address, value))
             }
             Op::DeleteEndpoint { address } => {
-                deleted(names::ENDPOINTS, self.endpoints.remove(&address_be(*address)))
+                of_family!(self, Family::of(*address), maps => maps.delete_endpoint(*address))
             }
         }
     }
@@ -364,14 +362,9 @@ impl Maps for KernelMaps {
     }
 
     fn snapshot(&self) -> Result<Snapshot, MapError> {
-        let endpoints = dump(names::ENDPOINTS, &self.endpoints)?;
         let mut snapshot = Snapshot {
             members: dump(names::AFFINITY_MATCH, &self.members)?,
             maglev: self.maglev.keys().collect::<Result<_, _>>().map_err(kernel(names::MAGLEV))?,
-            endpoints: endpoints
-                .into_iter()
-                .map(|(address, value)| (address_from_be(address), value))
-                .collect(),
             ..Snapshot::default()
         };
         self.v4.snapshot(&mut snapshot)?;
