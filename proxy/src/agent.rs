@@ -11,6 +11,7 @@ use std::time::Duration;
 use aya::util::KernelVersion;
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
+use hawser_api::dataplane::Programmed;
 use hawser_ebpf_common::ct::{CtEntry, CtKey};
 use hawser_ebpf_common::endpoint::{CONFIG_CHECKSUM_IPV6, CONFIG_MASQUERADE, LAYOUT, NodeConfig};
 use hawser_ebpf_common::lb::{Address6, LbConfig};
@@ -119,7 +120,7 @@ pub struct Agent {
     podnet: Option<Arc<PodNet>>,
     cidrs: watch::Sender<Vec<IpNet>>,
     synced: watch::Sender<bool>,
-    programmed: watch::Sender<Option<u64>>,
+    programmed: watch::Sender<Option<Programmed>>,
     gone: broadcast::Sender<Arc<[Gone]>>,
     host_ports: (HostPorts, mpsc::UnboundedReceiver<HostPortsOf>),
     listener: UnixListener,
@@ -249,8 +250,9 @@ impl Agent {
         self.podnet.clone()
     }
 
-    /// Has it told, each time, up to which resourceVersion all EndpointSlices are in the maps.
-    pub fn tell_programmed(mut self, programmed: watch::Sender<Option<u64>>) -> Self {
+    /// Has it told, each time, up to which resourceVersions EndpointSlices and Nodes are in the maps and routes. Of Nodes
+    /// that changed in nothing that matters there the channel's readers are not woken.
+    pub fn tell_programmed(mut self, programmed: watch::Sender<Option<Programmed>>) -> Self {
         self.programmed = programmed;
         self
     }
@@ -302,6 +304,7 @@ impl Agent {
             cidrs,
             synced,
             programmed,
+            prefixes_untold: false,
             gone,
             host_ports,
             health: HealthChecks::default(),
@@ -352,8 +355,10 @@ struct Engine {
     routes: Option<Routes>,
     cidrs: watch::Sender<Vec<IpNet>>,
     synced: watch::Sender<bool>,
-    /// The resourceVersion up to which all EndpointSlices are in the maps.
-    programmed: watch::Sender<Option<u64>>,
+    /// Where maps and routes are.
+    programmed: watch::Sender<Option<Programmed>>,
+    /// Prefixes changed since that was told.
+    prefixes_untold: bool,
     gone: broadcast::Sender<Arc<[Gone]>>,
     host_ports: mpsc::UnboundedReceiver<HostPortsOf>,
     health: HealthChecks,
@@ -411,6 +416,7 @@ impl Engine {
                 merge(changes.into_iter().map(|change| self.on_node(&change.name, change.value.as_ref())))
             }
         };
+        self.prefixes_untold |= !touched.prefixes.is_empty();
         if !self.known_all() {
             return;
         }
@@ -455,11 +461,15 @@ impl Engine {
     }
 
     /// Says up to where the maps are. Nothing is said while they, or the routes, differ from what the API says.
-    fn tell_programmed(&self) {
+    fn tell_programmed(&mut self) {
         let whole = self.known_all() && self.retry.is_none();
-        if let Some(revision) = self.known.slices.revision().filter(|_| whole) {
-            self.programmed.send_if_modified(|told| told.replace(revision) != Some(revision));
-        }
+        let revisions = self.known.slices.revision().zip(self.known.nodes.revision());
+        let Some((slices, nodes)) = revisions.filter(|_| whole) else { return };
+        let untold = std::mem::take(&mut self.prefixes_untold);
+        self.programmed.send_if_modified(|told| {
+            let before = told.replace(Programmed { slices, nodes });
+            untold || before.is_none_or(|before| before.slices != slices)
+        });
     }
 
     /// What follows from the maps: answers to health checks, and flows that have lost their backend.

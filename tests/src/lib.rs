@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod dual;
 pub mod etcd;
 pub mod footprint;
 pub mod netns;
