@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use hawser_ebpf_common::endpoint::{TUNNEL_OVERHEAD, TUNNEL_OVERHEAD6};
+use hawser_ebpf_common::endpoint::TUNNEL_OVERHEAD;
 use ipnet::IpNet;
 
 /// Longest path of a unix socket (`sun_path` less its final NUL).
@@ -46,7 +46,7 @@ pub enum Tunnel {
     /// As they are: nodes share a link, or the network between them has routes to the pods' prefixes.
     #[default]
     Off,
-    /// In UDP between the nodes' addresses (RFC 7348). Every node of a cluster must do the same.
+    /// In UDP between the nodes' addresses of IPv4 (RFC 7348). Every node of a cluster must do the same.
     Vxlan,
 }
 
@@ -105,13 +105,11 @@ impl Config {
         MIN_MTU[usize::from(self.node_ip(true).is_some())]
     }
 
-    /// Bytes that a tunnel puts before a packet; 0 without one. The outer packets are IPv4 where nodes have such
-    /// addresses.
+    /// Bytes that a tunnel puts before a packet; 0 without one.
     pub fn overhead(&self) -> u32 {
         match self.tunnel {
             Tunnel::Off => 0,
-            Tunnel::Vxlan if self.node_ip(false).is_some() => TUNNEL_OVERHEAD,
-            Tunnel::Vxlan => TUNNEL_OVERHEAD6,
+            Tunnel::Vxlan => TUNNEL_OVERHEAD,
         }
     }
 }
@@ -162,6 +160,9 @@ impl Settings {
         if !config.cgroup.is_absolute() {
             return wrong("cgroup", "is not an absolute path");
         }
+        if config.pod_network && config.tunnel == Tunnel::Vxlan && config.node_ip(false).is_none() {
+            return wrong("tunnel", "goes over IPv4, and the node has no such address");
+        }
         let least = config.least_mtu();
         if config.mtu.is_some_and(|mtu| mtu < least) {
             return wrong("mtu", &format!("is below {least}"));
@@ -205,7 +206,7 @@ mod tests {
     fn wrong_fields_are_named() {
         assert!(Settings::check(good()).is_ok());
         type Change = fn(&mut Config);
-        let cases: [(&str, Change); 9] = [
+        let cases: [(&str, Change); 10] = [
             ("node_name", |c| c.node_name.clear()),
             ("node_ips", |c| c.node_ips.clear()),
             ("node_ips", |c| c.node_ips = vec![[0; 4].into()]),
@@ -213,6 +214,10 @@ mod tests {
             ("run_dir", |c| c.run_dir = "run".into()),
             ("run_dir", |c| c.run_dir = format!("/{}", "x".repeat(120)).into()),
             ("cgroup", |c| c.cgroup = "x".into()),
+            ("tunnel", |c| {
+                c.node_ips = vec![[0xfd00, 0, 0, 0, 0, 0, 0, 1].into()];
+                c.tunnel = Tunnel::Vxlan;
+            }),
             ("mtu", |c| c.mtu = Some(10)),
             ("mtu", |c| {
                 c.node_ips.push([0xfd00, 0, 0, 0, 0, 0, 0, 1].into());

@@ -128,7 +128,7 @@ pub async fn wait_for_slices(client: &Client, service: &str, endpoints: usize) -
         }
         false
     };
-    let found = tokio::time::timeout(hawser_tests::pods::TIMEOUT, found).await;
+    let found = tokio::time::timeout(crate::pods::TIMEOUT, found).await;
     ensure!(found == Ok(true), "{service} has no slice of IPv6 with {endpoints} ready endpoints");
     Ok(())
 }

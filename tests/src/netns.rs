@@ -47,3 +47,41 @@ pub fn of_pod(cluster: &Cluster, number: u8, address: &str) -> Result<PathBuf> {
     let id = found.and_then(|endpoint| endpoint["sandbox_id"].as_str().or(endpoint["sandboxId"].as_str()));
     Ok(run_dir.join("netns").join(id.with_context(|| format!("no endpoint {address} in {endpoints:?}"))?))
 }
+
+/// A network namespace that lives as long as this.
+pub struct Unshared {
+    path: PathBuf,
+    /// Its thread ends when this is dropped, and the namespace with it.
+    _keep: std::sync::mpsc::Sender<()>,
+}
+
+impl Unshared {
+    /// A new one, with nothing in it but loopback.
+    pub fn new() -> Result<Self> {
+        let (keep, kept) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let made = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET);
+            let _ = tell.send(made.map(|()| nix::unistd::gettid()));
+            let _ = kept.recv();
+        });
+        let thread = told.recv().context("the namespace's thread died")??;
+        let path = format!("/proc/{}/task/{thread}/ns/net", std::process::id());
+        Ok(Self { path: path.into(), _keep: keep })
+    }
+
+    /// A file that stands for it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Runs commands of `ip` in a network namespace, one per line.
+pub fn ip(namespace: &Path, commands: &str) -> Result<()> {
+    for command in commands.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let words: Vec<&str> = std::iter::once("ip").chain(command.split(' ')).collect();
+        let got = run(namespace, &words)?;
+        ensure!(got.code == 0, "ip {command}: {got:?}");
+    }
+    Ok(())
+}

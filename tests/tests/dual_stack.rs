@@ -39,6 +39,7 @@ async fn steps(cluster: &Cluster, client: &Client) -> Result<()> {
     what_a_pod_sees(client, &clients).await?;
     pods_reach_each_other(client, &servers, &clients).await?;
     services(cluster, client, &clients).await?;
+    from_a_nested_namespace(cluster, client).await?;
     a_family_is_added_later(client, &clients).await?;
     names(client, &servers, &clients).await?;
     out_of_the_cluster(cluster, client, &clients).await?;
@@ -125,6 +126,42 @@ async fn services(cluster: &Cluster, client: &Client, clients: &[Dual]) -> Resul
             ensure!(seen.len() == 2, "{node}: only backends of one node answered, none of node-{other}");
         }
     }
+    Ok(())
+}
+
+/// A network namespace inside a pod that has taken the pod's address: no socket hook of the node sees its processes.
+async fn from_a_nested_namespace(cluster: &Cluster, client: &Client) -> Result<()> {
+    let pod = run_busybox(client, "nest", json!({"nodeName": "node-1"}), "sleep 100000").await?;
+    let address = Dual::of(&pod, 1)?.v6;
+    let outer = netns::of_pod(cluster, 1, &address)?;
+    let inner = netns::Unshared::new()?;
+    let outer_end = format!(
+        "link add in0 type veth peer name eth0 netns {}
+         addr add fd99::1/128 dev in0 nodad
+         link set in0 up
+         addr del {address}/128 dev eth0
+         route add {address}/128 dev in0",
+        inner.path().display()
+    );
+    netns::ip(&outer, &outer_end)?;
+    let got = netns::run(&outer, &["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding"])?;
+    ensure!(got.code == 0, "{got:?}");
+    let inner_end = format!(
+        "addr add {address}/128 dev eth0 nodad
+         link set eth0 up
+         route add fd99::1 dev eth0
+         route add default via fd99::1 dev eth0 src {address}"
+    );
+    netns::ip(inner.path(), &inner_end)?;
+    let services: Api<Service> = Api::default_namespaced(client.clone());
+    let [_, web] = cluster_ips(&services.get("web").await?)?;
+    let [_, empty] = cluster_ips(&services.get("empty").await?)?;
+    for _ in 0..20 {
+        let got = netns::run(inner.path(), &["curl", "-sS", "-m", "5", &url(&web, 80)])?;
+        is_told(&got, "from a nested namespace", &[&address])?;
+    }
+    let got = netns::run(inner.path(), &["curl", "-sv", "-m", "5", &url(&empty, 80)])?;
+    ensure!(got.stderr.contains("refused"), "an empty Service from a nested namespace: {got:?}");
     Ok(())
 }
 

@@ -98,8 +98,6 @@ pub const GATEWAY_ADDRESS6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 pub const VXLAN_PORT: u16 = 8472;
 /// Bytes that VXLAN over IPv4 puts before a packet: outer IP, UDP, VXLAN and the inner Ethernet header.
 pub const TUNNEL_OVERHEAD: u32 = 50;
-/// The same over IPv6.
-pub const TUNNEL_OVERHEAD6: u32 = 70;
 /// Link-layer address of every node's tunnel interface.
 pub const TUNNEL_MAC: [u8; 6] = [0x0e, 0x58, b'h', b'a', b'w', b's'];
 /// Network identifier of the tunnels between nodes.

@@ -19,7 +19,7 @@ pub struct Prefix<A> {
     pub node_be: A,
     /// It is behind another node.
     pub remote: bool,
-    /// Where a tunnel to that node leads when it is over IPv4; 0 when it is over IPv6, and then to `node_be`.
+    /// Where a tunnel to that node leads; 0 when there is none. Tunnels go over IPv4.
     pub tunnel_be: u32,
     pub identity: u32,
     pub flags: u32,
@@ -141,7 +141,7 @@ impl Family for V4 {
     }
 }
 
-/// The IPv4 address in an IPv4-mapped one (RFC 4291, 2.5.5.2), which stands for a node that is reached over IPv4; else 0.
+/// The IPv4 address in an IPv4-mapped one (RFC 4291, 2.5.5.2), which stands for a node at the end of a tunnel; else 0.
 #[inline(always)]
 fn mapped(address_be: Address6) -> u32 {
     let is_mapped = address_be[0] | address_be[1] == 0 && address_be[2] == 0xffff_u32.to_be();

@@ -1,11 +1,11 @@
 //! Where a packet goes: to a pod of this node, to another node, or to the kernel's stack.
 
-use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, bpf_redir_neigh, bpf_tunnel_key};
+use aya_ebpf::bindings::{bpf_redir_neigh, bpf_tunnel_key};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_set_tunnel_key};
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::endpoint::{
     Endpoint4, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IDENTITY_SERVICES, IPCACHE_ON_LINK, NodeConfig,
-    TUNNEL_MAC, TUNNEL_OVERHEAD, TUNNEL_OVERHEAD6, VXLAN_VNI,
+    TUNNEL_MAC, TUNNEL_OVERHEAD, VXLAN_VNI,
 };
 use hawser_ebpf_common::metrics::reason;
 
@@ -86,11 +86,16 @@ pub fn is_tunnelled<F: Family>(
     saddr_be: F::Address,
 ) -> bool {
     config.vxlan_ifindex != 0
-        && prefix.remote
+        && prefix.tunnel_be != 0
         && (prefix.identity == IDENTITY_PODS || F::endpoint(saddr_be).is_some())
 }
 
-/// Sends to another node: through a tunnel, to the node itself when it is on the link, else where the routes say.
+/// What a step says that has found out that a packet goes through a tunnel: with the counted reason in the low bits of the
+/// code, and the tunnel's other end in the reason's place. Its caller sends the packet, and so with less on the stack.
+const TUNNEL: u32 = 0x100;
+
+/// Sends to another node: through a tunnel (see [`through_tunnel`]), to the node itself when it is on the link, else where
+/// the routes say.
 #[inline(always)]
 pub fn to_node<F: Family>(
     ctx: &TcContext,
@@ -100,42 +105,41 @@ pub fn to_node<F: Family>(
 ) -> Result<Verdict, u32> {
     let config = config();
     if is_tunnelled::<F>(&config, prefix, packet.tuple.saddr_be) {
-        return to_tunnel::<F>(ctx, packet, prefix, done);
+        return Ok(((TUNNEL | done) as i32, prefix.tunnel_be));
     }
     let on_link = prefix.flags & IPCACHE_ON_LINK != 0;
     to_uplink::<F>(ctx, packet, on_link.then_some(prefix.node_be), done)
 }
 
+/// Ends a step that may have called [`to_node`].
 #[inline(always)]
-fn to_tunnel<F: Family>(
+pub fn through_tunnel<F: Family>(
     ctx: &TcContext,
     packet: &Packet<F::Address>,
-    prefix: &Prefix<F::Address>,
-    done: u32,
+    outcome: Result<Verdict, u32>,
 ) -> Result<Verdict, u32> {
-    far::unpack(to_tunnel_far::<F>(ctx, packet, prefix, done))
+    match outcome {
+        Ok((code, node_be)) if code > 0 && code as u32 & TUNNEL != 0 => {
+            far::unpack(to_tunnel_far::<F>(ctx, packet, node_be, code as u32 & !TUNNEL))
+        }
+        outcome => outcome,
+    }
 }
 
 #[inline(never)]
-fn to_tunnel_far<F: Family>(
-    ctx: &TcContext,
-    packet: &Packet<F::Address>,
-    prefix: &Prefix<F::Address>,
-    done: u32,
-) -> u64 {
-    far::pack(to_tunnel_near::<F>(ctx, packet, prefix, done))
+fn to_tunnel_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, node_be: u32, done: u32) -> u64 {
+    far::pack(to_tunnel_near::<F>(ctx, packet, node_be, done))
 }
 
 #[inline(always)]
 fn to_tunnel_near<F: Family>(
     ctx: &TcContext,
     packet: &Packet<F::Address>,
-    prefix: &Prefix<F::Address>,
+    node_be: u32,
     done: u32,
 ) -> Result<Verdict, u32> {
     let config = config();
-    let overhead = if prefix.tunnel_be != 0 { TUNNEL_OVERHEAD } else { TUNNEL_OVERHEAD6 };
-    let mtu = u32::from(config.mtu).saturating_sub(overhead);
+    let mtu = u32::from(config.mtu).saturating_sub(TUNNEL_OVERHEAD);
     if config.mtu != 0
         && segment_len::<F>(ctx, packet) > mtu
         && packet.whole_only
@@ -144,7 +148,7 @@ fn to_tunnel_near<F: Family>(
         return reject::too_big::<F>(ctx, packet, mtu as u16);
     }
     decrement_ttl::<F, _>(ctx, packet)?;
-    set_tunnel::<F>(ctx, prefix)?;
+    set_tunnel(ctx, node_be)?;
     // The address of every node's tunnel interface, which the stack at the other end wants to see.
     Frame::store(ctx, 0, &TUNNEL_MAC)?;
     // SAFETY: the helper checks the interface.
@@ -153,21 +157,14 @@ fn to_tunnel_near<F: Family>(
 
 /// Names the other end of the tunnel.
 #[inline(always)]
-pub fn set_tunnel<F: Family>(ctx: &TcContext, prefix: &Prefix<F::Address>) -> Result<(), u32> {
+pub fn set_tunnel(ctx: &TcContext, node_be: u32) -> Result<(), u32> {
     // SAFETY: all zeroes is a value of this C struct.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     key.tunnel_id = VXLAN_VNI;
+    key.__bindgen_anon_1.remote_ipv4 = u32::from_be(node_be);
     key.tunnel_ttl = TUNNEL_TTL;
-    let flags = if prefix.tunnel_be != 0 {
-        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(prefix.tunnel_be);
-        0
-    } else {
-        key.__bindgen_anon_1.remote_ipv6 = F::words(prefix.node_be);
-        u64::from(BPF_F_TUNINFO_IPV6)
-    };
-    let size = size_of::<bpf_tunnel_key>() as u32;
     // SAFETY: pointer and length describe `key`.
-    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &mut key, size, flags) } {
+    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &mut key, size_of::<bpf_tunnel_key>() as u32, 0) } {
         0 => Ok(()),
         _ => Err(reason::WRITE_FAILED),
     }
@@ -187,7 +184,7 @@ fn segment_len<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u32 {
 /// Routes a packet that a pod sent. `Err(NO_SERVICE)` is for the caller to answer.
 #[inline(always)]
 pub fn route<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
-    far::unpack(route_far::<F>(ctx, packet, done))
+    through_tunnel::<F>(ctx, packet, far::unpack(route_far::<F>(ctx, packet, done)))
 }
 
 #[inline(never)]

@@ -51,25 +51,14 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 pub fn from_uplink(ctx: TcContext) -> i32 {
     let outcome = match ctx.skb.protocol() {
         IP => dsr::accept(&ctx).and_then(|()| try_from_uplink::<V4>(&ctx)),
-        IPV6 => from_uplink6(&ctx),
+        IPV6 => match announce::solicitation(&ctx) {
+            Ok((NEXT, _)) => from_uplink6(&ctx),
+            answered => answered,
+        },
+        ARP => announce::arp(&ctx),
         _ => PASS,
     };
     finish(&ctx, direction::FROM_UPLINK, outcome)
-}
-
-/// For the uplink's ingress, before [`from_uplink`], where Services' addresses are announced.
-#[classifier]
-pub fn announce(ctx: TcContext) -> i32 {
-    let outcome = match ctx.skb.protocol() {
-        ARP => announce::arp(&ctx),
-        IPV6 => announce::solicitation(&ctx),
-        _ => return NEXT,
-    };
-    match outcome {
-        // What is left to the stack is not counted twice.
-        Ok((NEXT, _)) => NEXT,
-        outcome => finish(&ctx, direction::FROM_UPLINK, outcome),
-    }
 }
 
 #[classifier]
@@ -285,7 +274,7 @@ fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
 /// Brings what came in to a pod, to another node, or to the stack.
 #[inline(always)]
 fn deliver<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
-    far::unpack(deliver_far::<F>(ctx, packet, done))
+    forward::through_tunnel::<F>(ctx, packet, far::unpack(deliver_far::<F>(ctx, packet, done)))
 }
 
 #[inline(never)]
@@ -378,9 +367,9 @@ fn try_to_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
 fn try_to_tunnel<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
     let packet = parse_aside::<F, _>(ctx)?;
     let prefix = F::ipcache(packet.tuple.daddr_be).ok_or(reason::NO_ROUTE)?;
-    if !prefix.remote {
+    if prefix.tunnel_be == 0 {
         return Err(reason::NO_ROUTE);
     }
-    forward::set_tunnel::<F>(ctx, &prefix)?;
+    forward::set_tunnel(ctx, prefix.tunnel_be)?;
     Ok((NEXT, reason::FORWARDED))
 }

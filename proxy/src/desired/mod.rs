@@ -407,10 +407,9 @@ impl Desired {
     fn node_prefixes(&self, node: &Node, local: bool) -> Vec<(IpNet, PrefixSpec)> {
         let mut claims = Vec::with_capacity(node.addresses.len() + node.pod_cidrs.len());
         let identity = if local { IDENTITY_HOST } else { IDENTITY_REMOTE_NODE };
-        let end = if self.local.tunnel && !local { self.tunnel_end(node) } else { None };
+        let end = if self.local.tunnel && !local { Self::tunnel_end(node) } else { None };
         claims.extend(node.addresses.iter().map(|to| {
-            // Over the other family only when there is no way but that: the tunnel's end is another address then.
-            let via = end.filter(|end| end.is_ipv4() != to.is_ipv4()).unwrap_or(*to);
+            let via = end.filter(|_| to.is_ipv6()).unwrap_or(*to);
             (IpNet::from(*to), self.behind(via, identity, local))
         }));
         for cidr in &node.pod_cidrs {
@@ -423,16 +422,16 @@ impl Desired {
         claims
     }
 
-    /// The address of another node at which its tunnel ends: of IPv4 where both nodes have one.
-    fn tunnel_end(&self, node: &Node) -> Option<IpAddr> {
-        let here = |v6: bool| self.local.node_ips.iter().any(|address| address.is_ipv6() == v6);
-        let there = |v6: bool| node.addresses.iter().find(|address| address.is_ipv6() == v6).copied();
-        [false, true].into_iter().find_map(|v6| there(v6).filter(|_| here(v6)))
+    /// The address of another node at which its tunnel ends: tunnels go over IPv4.
+    fn tunnel_end(node: &Node) -> Option<IpAddr> {
+        node.addresses.iter().find(|address| address.is_ipv4()).copied()
     }
 
     /// What lies behind a node's address.
     fn behind(&self, node: IpAddr, identity: u32, local: bool) -> PrefixSpec {
-        let on_link = !local && self.local.links.iter().any(|link| link.contains(&node));
+        // Behind a tunnel the address may be of the other family than the packets: the routes know the way.
+        let on_link =
+            !local && !self.local.tunnel && self.local.links.iter().any(|link| link.contains(&node));
         PrefixSpec {
             node: (!local).then_some(node),
             identity,
@@ -488,6 +487,38 @@ mod tests {
         assert!(touched.contains(&pods) && desired.prefix(&pods).is_none());
         assert_eq!(desired.endpoints_on.len(), 1);
         assert!(desired.departed.is_empty());
+    }
+
+    #[test]
+    fn tunnels_to_pods_of_both_families_end_at_an_address_of_ipv4() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
+        let dual = ["172.16.0.2", "fd00::2"];
+        // Addresses of this node and of the other; whether there are tunnels; where the other's pods are.
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], bool, [Option<&'a str>; 2]);
+        let cases: [Case<'_>; 3] = [
+            (&["172.16.0.1", "fd00::1"], &dual, false, [Some("172.16.0.2"), Some("fd00::2")]),
+            (&["172.16.0.1", "fd00::1"], &dual, true, [Some("172.16.0.2"), Some("172.16.0.2")]),
+            (&["172.16.0.1"], &dual[..1], true, [Some("172.16.0.2"), None]),
+        ];
+        for (here, there, tunnel, ends) in cases {
+            let mut desired = Desired::new(Local {
+                node_name: "node-1".into(),
+                node_ips: here.iter().map(|address| ip(address)).collect(),
+                tunnel,
+                ..Local::default()
+            });
+            let other = Node {
+                addresses: there.iter().map(|address| ip(address)).collect(),
+                pod_cidrs: vec![net("10.244.2.0/24"), net("fd01::/64")],
+                zone: None,
+            };
+            desired.set_node(&"node-2".into(), Some(&other));
+            for (prefix, end) in other.pod_cidrs.iter().zip(ends) {
+                let at = desired.prefix(prefix).and_then(|spec| spec.node);
+                assert_eq!(at, end.map(ip), "{here:?} {prefix}");
+            }
+        }
     }
 
     #[test]

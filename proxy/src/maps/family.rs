@@ -293,3 +293,26 @@ fn l4<A: Address>(address: A, port_be: u16, protocol: u8) -> Option<L4Addr> {
 fn lpm_key<A: Address + Pod>(prefix: IpNet) -> Key<A> {
     Key::new(u32::from(prefix.prefix_len()), A::of(prefix.network()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_comes_back_as_it_was_written() {
+        let spec = |node: Option<&str>| PrefixSpec {
+            node: node.map(|node| node.parse().expect("an address")),
+            identity: 16,
+            flags: 1,
+        };
+        for node in [None, Some("10.0.0.1")] {
+            assert_eq!(u32::prefix_spec(&u32::ipcache(&spec(node))), spec(node));
+        }
+        for node in [None, Some("10.0.0.1"), Some("fd00::1")] {
+            assert_eq!(Address6::prefix_spec(&Address6::ipcache(&spec(node))), spec(node));
+        }
+        // The form that the programs look for.
+        let mapped = Address6::ipcache(&spec(Some("10.0.0.1"))).node_ip_be;
+        assert_eq!(mapped, [0, 0, 0xffff_u32.to_be(), address_be([10, 0, 0, 1].into())]);
+    }
+}
