@@ -1,6 +1,7 @@
 //! The verbs, and how they reach the agent.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -11,7 +12,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::proto::inspect_client::InspectClient;
 use crate::proto::{
-    ListCtRequest, ListEndpointsRequest, ListIpcacheRequest, ListLbRequest, ListMetricsRequest,
+    GetLbRequest, L4Addr, ListCtRequest, ListEndpointsRequest, ListIpcacheRequest, ListLbRequest,
+    ListMetricsRequest,
 };
 use crate::render;
 
@@ -23,7 +25,7 @@ const DEFAULT_SOCKET: &str = "/run/hawser/proxy.sock";
 pub enum BpfCommand {
     /// Services: frontends and their backends.
     #[command(subcommand)]
-    Lb(List),
+    Lb(Lb),
     /// Pods of this node.
     #[command(subcommand)]
     Endpoint(List),
@@ -43,6 +45,30 @@ pub enum BpfCommand {
 pub enum List {
     /// Lists all entries.
     List(ListArgs),
+}
+
+/// What to do with Services.
+#[derive(Debug, Subcommand)]
+pub enum Lb {
+    /// Lists all frontends.
+    List(ListArgs),
+    /// Looks one frontend up, at the cost of its backends alone.
+    Get {
+        /// ADDRESS:PORT or ADDRESS:PORT/PROTOCOL
+        #[arg(value_parser = frontend)]
+        frontend: L4Addr,
+        #[command(flatten)]
+        args: ListArgs,
+    },
+}
+
+/// Reads `10.96.0.1:443`, `[fd00::1]:53/UDP`; without a protocol it is TCP.
+fn frontend(text: &str) -> Result<L4Addr, String> {
+    let (address, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
+    let address: SocketAddr =
+        address.parse().map_err(|_| "write ADDRESS:PORT/PROTOCOL, as 10.96.0.1:443/TCP".to_string())?;
+    let protocol = protocol.to_ascii_uppercase();
+    Ok(L4Addr { address: address.ip().to_string(), port: u32::from(address.port()), protocol })
 }
 
 /// Flags of every list.
@@ -99,7 +125,7 @@ impl BpfCommand {
     /// # Errors
     /// See [`Error`].
     pub async fn run(self, out: &mut impl Write) -> Result<(), Error> {
-        let (Self::Lb(List::List(args))
+        let (Self::Lb(Lb::List(args) | Lb::Get { args, .. })
         | Self::Endpoint(List::List(args))
         | Self::Ipcache(List::List(args))
         | Self::Ct(List::List(args))
@@ -107,7 +133,12 @@ impl BpfCommand {
         let output = args.output;
         let mut client = connect(&args.socket).await?;
         match self {
-            Self::Lb(_) => {
+            Self::Lb(Lb::Get { frontend, .. }) => {
+                let request = GetLbRequest { address: Some(frontend) };
+                let frontend = client.get_lb(request).await?.into_inner();
+                print(out, output, &[frontend], render::lb)
+            }
+            Self::Lb(Lb::List(_)) => {
                 let frontends = client.list_lb(ListLbRequest {}).await?.into_inner().frontends;
                 print(out, output, &frontends, render::lb)
             }
@@ -196,6 +227,14 @@ mod tests {
             Ok(Response::new(ListLbResponse { frontends: vec![frontend] }))
         }
 
+        async fn get_lb(&self, request: Request<GetLbRequest>) -> Result<Response<Frontend>, Status> {
+            let address = request.into_inner().address.expect("an address");
+            if address.port == 1 {
+                return Err(Status::not_found("no Service has it"));
+            }
+            Ok(Response::new(Frontend { address: Some(address), rev_nat_id: 8, ..Default::default() }))
+        }
+
         async fn list_endpoints(
             &self,
             _: Request<ListEndpointsRequest>,
@@ -257,6 +296,11 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(json[0]["rev_nat_id"], 7);
         assert_eq!(json[0]["address"]["address"], "10.96.0.1");
+        let table = run("lb get [fd00::1]:53/udp", &socket).await.expect("a table");
+        assert!(table.contains("[fd00::1]:53/UDP"), "{table}");
+        let none = run("lb get 10.96.0.1:1", &socket).await.expect_err("is not there").to_string();
+        assert!(none.contains("no Service has it"), "{none}");
+        assert!(Cli::try_parse_from(["bpf", "lb", "get", "web"]).is_err());
         let json = run("ct list -o json", &socket).await.expect("JSON");
         let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!((json[0]["packets"].as_u64(), json[1]["packets"].as_u64()), (Some(1), Some(2)));

@@ -94,7 +94,8 @@ impl Keeper {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         };
-        let listen: Vec<_> = addresses.iter().flat_map(|ip| [at(ip, port), at(&loopback(ip), port)]).collect();
+        let listen: Vec<_> =
+            addresses.iter().flat_map(|ip| [at(ip, port), at(&loopback(ip), port)]).collect();
         let metrics: Vec<_> = addresses.iter().map(|ip| at(ip, flags.dns.dns_metrics_port)).collect();
         let service: Vec<_> = service.iter().map(IpAddr::to_string).collect();
         let ranges = flags.service_cluster_ip_range.iter().chain(&flags.cluster_cidr);

@@ -3,6 +3,7 @@
 //! One task owns the desired state. An event goes straight through to the maps; nothing is collected or
 //! delayed, because a write of the API must be in the kernel within milliseconds.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,15 +26,17 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::announcer;
 use crate::config::{Config, ConfigError, Settings, Tunnel};
 use crate::connections::Drift;
 use crate::convert;
+use crate::cuts::{self, Flows};
 use crate::dataplane::{Dataplane, node_netns_cookie};
 use crate::desired::{self, Local, ObjectName, Touched};
-use crate::diff::Gone;
+use crate::diff::Cut;
 use crate::healthcheck::HealthChecks;
 use crate::host_ports::{HostPorts, HostPortsOf};
 use crate::inspect::{self, InspectService};
@@ -53,10 +56,9 @@ use crate::uplink::{self, Uplink};
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 /// How often the counts of open connections are compared with the sockets.
 const RECOUNT: Duration = Duration::from_secs(30);
-/// How many events of lost backends a slow reader may be behind.
-const GONE_EVENTS: usize = 1024;
-/// How often connection tracking is swept.
+/// How often connection tracking is swept, and how soon after one sweep the next may begin.
 const CT_SWEEP: Duration = Duration::from_secs(15);
+const CT_SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why an agent could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +123,7 @@ pub struct Agent {
     cidrs: watch::Sender<Vec<IpNet>>,
     synced: watch::Sender<bool>,
     programmed: watch::Sender<Option<Programmed>>,
-    gone: broadcast::Sender<Arc<[Gone]>>,
+    link: Option<announcer::Link>,
     host_ports: (HostPorts, mpsc::UnboundedReceiver<HostPortsOf>),
     listener: UnixListener,
     /// Held for their effect.
@@ -203,7 +205,9 @@ impl Agent {
 
         let mut routes = None;
         let mut podnet = None;
+        let mut link = None;
         if let Some((netlink, uplink, tunnel)) = network {
+            link = Some(announcer::Link { index: uplink.index, mac: uplink.mac });
             let sources = config.node_ips.clone();
             let mtu = config.mtu.map_or_else(|| inner_mtu(config, &uplink), Ok)?;
             let node = NodeNet { node_ips: sources.clone(), mtu };
@@ -237,7 +241,7 @@ impl Agent {
             cidrs,
             synced: watch::Sender::new(false),
             programmed: watch::Sender::new(None),
-            gone: broadcast::Sender::new(GONE_EVENTS),
+            link,
             host_ports,
             listener,
             _programs: programs,
@@ -255,11 +259,6 @@ impl Agent {
     pub fn tell_programmed(mut self, programmed: watch::Sender<Option<Programmed>>) -> Self {
         self.programmed = programmed;
         self
-    }
-
-    /// Tells which backends frontends lose: their flows and sockets have nobody to speak to any more.
-    pub fn backends_gone(&self) -> broadcast::Receiver<Arc<[Gone]>> {
-        self.gone.subscribe()
     }
 
     /// For whoever makes pods with host ports.
@@ -286,7 +285,7 @@ impl Agent {
             cidrs,
             synced,
             programmed,
-            gone,
+            link,
             host_ports: (_host_ports, host_ports),
             listener,
             _programs,
@@ -295,6 +294,16 @@ impl Agent {
         let maps = Pins::new(settings.pins()).maps();
         let stop = token.child_token();
         let _stop_all = stop.clone().drop_guard();
+        let (cuts, told) = mpsc::unbounded_channel();
+        let flows = Arc::new(Flows::default());
+        let cutting = cuts::run(told, maps.clone(), podnet.clone(), flows.clone(), stop.clone());
+        let (announced, changes) = mpsc::unbounded_channel();
+        let announcing = async {
+            match link {
+                Some(link) => announcer::run(link, changes, stop.clone()).await,
+                None => stop.cancelled().await,
+            }
+        };
         let service = InspectService::new(maps.clone(), podnet).serve(listener, stop.clone());
         let node_name = settings.config.node_name.clone();
         let known = AllKnown::default();
@@ -305,7 +314,8 @@ impl Agent {
             synced,
             programmed,
             prefixes_untold: false,
-            gone,
+            cuts,
+            announced,
             host_ports,
             health: HealthChecks::default(),
             node_name,
@@ -314,12 +324,14 @@ impl Agent {
             retry: None,
         };
         let recount = recount(maps.clone(), stop.clone());
-        let sweep = sweep_ct(maps, stop.clone());
+        let sweep = sweep_ct(maps, flows, stop.clone());
         tokio::select! {
             result = service => result?,
             () = engine.run(client, stop.clone()) => {}
             () = sweep => {}
             () = recount => {}
+            () = cutting => {}
+            () = announcing => {}
         }
         Ok(())
     }
@@ -359,7 +371,8 @@ struct Engine {
     programmed: watch::Sender<Option<Programmed>>,
     /// Prefixes changed since that was told.
     prefixes_untold: bool,
-    gone: broadcast::Sender<Arc<[Gone]>>,
+    cuts: mpsc::UnboundedSender<Vec<Cut>>,
+    announced: mpsc::UnboundedSender<(IpAddr, bool)>,
     host_ports: mpsc::UnboundedReceiver<HostPortsOf>,
     health: HealthChecks,
     node_name: String,
@@ -446,8 +459,10 @@ impl Engine {
             let of_family = |node: &desired::Node, ip: &IpAddr| {
                 node.pod_cidrs.iter().find(|cidr| cidr.addr().is_ipv4() == ip.is_ipv4()).copied()
             };
-            let cidrs: Vec<IpNet> =
-                node.iter().flat_map(|node| self.node_ips.iter().filter_map(|ip| of_family(node, ip))).collect();
+            let cidrs: Vec<IpNet> = node
+                .iter()
+                .flat_map(|node| self.node_ips.iter().filter_map(|ip| of_family(node, ip)))
+                .collect();
             // A Node that is deleted and comes back keeps its pods meanwhile.
             self.cidrs.send_if_modified(|held| {
                 let changed = !cidrs.is_empty() && *held != cidrs;
@@ -472,17 +487,20 @@ impl Engine {
         });
     }
 
-    /// What follows from the maps: answers to health checks, and flows that have lost their backend.
+    /// What follows from the maps: answers to health checks, addresses that moved here, and what has lost its backend.
     fn tell_around(&mut self, services: &[ObjectName]) {
         self.health.set_in_order(self.dataplane.in_sync());
         for service in services {
             let check = self.dataplane.desired().health_check(service);
             self.health.set(service, check);
         }
-        let gone = self.dataplane.take_gone();
-        if !gone.is_empty() {
-            // Nobody has to listen.
-            let _ = self.gone.send(gone.into());
+        // Whoever listens ends with this agent only.
+        for change in self.dataplane.take_announced() {
+            let _ = self.announced.send(change);
+        }
+        let cuts = self.dataplane.take_cuts();
+        if !cuts.is_empty() {
+            let _ = self.cuts.send(cuts);
         }
     }
 
@@ -602,34 +620,45 @@ fn addresses_within(prefixes: &[IpNet]) -> std::io::Result<Vec<IpAddr>> {
     Ok(within)
 }
 
-/// Removes entries of connections that are over: one pass over both maps every [`CT_SWEEP`], in parts between which
-/// other work gets its turn.
-async fn sweep_ct(maps: PathBuf, token: CancellationToken) {
+/// Removes entries of connections that are over: one pass over both maps every [`CT_SWEEP`], or when a backend is gone,
+/// in parts between which other work gets its turn.
+async fn sweep_ct(maps: PathBuf, flows: Arc<Flows>, token: CancellationToken) {
     let mut tick = tokio::time::interval(CT_SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = token.cancelled() => return,
             _ = tick.tick() => {}
+            () = flows.changed() => {}
         }
+        let cut = flows.to_remove();
         let swept = async {
-            sweep_family::<u32>(&maps, map_names::CT).await?;
-            sweep_family::<Address6>(&maps, map_names::CT6).await
+            sweep_family::<u32>(&maps, map_names::CT, &cut).await?;
+            sweep_family::<Address6>(&maps, map_names::CT6, &cut).await
         };
-        if let Err(error) = swept.await {
-            tracing::warn!(%error, "sweeping connection tracking");
+        match swept.await {
+            Ok(()) => flows.removed(&cut),
+            Err(error) => tracing::warn!(%error, "sweeping connection tracking"),
+        }
+        tokio::select! {
+            () = token.cancelled() => return,
+            () = tokio::time::sleep(CT_SWEEP_PAUSE) => {}
         }
     }
 }
 
-async fn sweep_family<A: Copy + Default>(maps: &std::path::Path, name: &'static str) -> Result<(), MapError>
+async fn sweep_family<A: Address>(
+    maps: &std::path::Path,
+    name: &'static str,
+    cut: &HashSet<Cut>,
+) -> Result<(), MapError>
 where
     CtKey<A>: aya::Pod,
     CtEntry<A>: aya::Pod,
 {
     let mut sweep = Sweep::<A>::open(maps, name)?;
     loop {
-        match sweep.step(monotonic_ns())? {
+        match sweep.step(monotonic_ns(), cut)? {
             Step::More => tokio::task::yield_now().await,
             Step::Done { entries, capacity } => {
                 if entries * 10 > capacity * 9 {

@@ -23,6 +23,8 @@ pub const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!service.k
 pub const ALGORITHM: &str = "hawser.io/load-balancer-algorithm";
 /// Annotation of a Service: how packets from outside reach a backend on another node.
 pub const FORWARDING: &str = "hawser.io/forwarding-mode";
+/// Annotation of a Service: the node that answers for its load balancer's addresses.
+pub const ANNOUNCED_BY: &str = "hawser.io/announced-by";
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` when absent.
 const AFFINITY_TIMEOUT_S: u32 = 10_800;
 
@@ -76,6 +78,7 @@ pub fn service(object: &core::Service) -> Option<Service> {
             Some("hybrid") => Forwarding::Hybrid,
             _ => Forwarding::Snat,
         },
+        announced_by: annotation(ANNOUNCED_BY).filter(|node| balanced && !node.is_empty()).map(Arc::from),
     })
 }
 
@@ -136,7 +139,8 @@ pub fn slice(object: &discovery::EndpointSlice) -> Option<Slice> {
         Some(SliceEndpoint {
             address: endpoint.addresses.first()?.parse().ok().filter(is_of_type)?,
             ready,
-            serving_terminating: serving && terminating,
+            serving,
+            terminating,
             node: endpoint.node_name.as_deref().map(Arc::from),
             hints: hints(endpoint),
         })

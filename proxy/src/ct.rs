@@ -3,10 +3,15 @@
 //! A flow lives as long as either of its two entries saw a packet. Times are those of Linux'
 //! conntrack (Documentation/networking/nf_conntrack-sysctl.rst), rounded.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use hawser_ebpf_common::ct::{CT_CLOSING, CT_DSR, CT_REPLY, CT_SEEN, CtEntry, CtKey};
 use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
+
+use crate::diff::Cut;
+use crate::maps::Address;
+use crate::types::{L4Addr, Protocol};
 
 const TCP_OPENING: Duration = Duration::from_secs(60);
 const TCP_ESTABLISHED: Duration = Duration::from_secs(6 * 3600);
@@ -33,6 +38,15 @@ pub fn is_over<A: Copy>(
     let flags = entry.flags | partner.map_or(0, |partner| partner.flags);
     let last_seen = entry.last_seen_ns.max(partner.map_or(0, |partner| partner.last_seen_ns));
     idle(last_seen) > lifetime(key.protocol, flags)
+}
+
+/// Whether an entry belongs to a flow of datagrams whose backend is gone.
+pub fn is_cut<A: Address>(key: &CtKey<A>, entry: &CtEntry<A>, cut: &HashSet<Cut>) -> bool {
+    if cut.is_empty() || key.protocol != PROTO_UDP || entry.flags & CT_REPLY != 0 {
+        return false;
+    }
+    let backend = L4Addr::new(entry.new_daddr_be.ip(), u16::from_be(entry.new_dport_be), Protocol::Udp);
+    cut.contains(&Cut { rev_nat_id: entry.rev_nat_id, backend })
 }
 
 /// How long a flow may be idle, given the flags of both its entries.

@@ -3,12 +3,13 @@
 //! After a fault nothing is assumed about the maps: they are read back, and everything is compared
 //! (update, delete, prune). Between faults an event costs what it changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::desired::{Desired, Local, Touched};
-use crate::diff::{Gone, Table};
+use crate::diff::{Cut, Table};
 use crate::maps::{MapError, Maps, Op};
 use crate::types::{L4Addr, PrefixSpec};
 
@@ -30,6 +31,10 @@ pub struct Dataplane<M> {
     desired: Desired,
     table: Table,
     prefixes: HashMap<IpNet, PrefixSpec>,
+    announced: HashSet<IpAddr>,
+    /// Addresses whose announcement began or ended.
+    changed: Vec<(IpAddr, bool)>,
+    cuts: Vec<Cut>,
     maps: M,
     /// The maps are as `table` and `prefixes` say.
     in_sync: bool,
@@ -42,6 +47,9 @@ impl<M: Maps> Dataplane<M> {
             desired: Desired::new(local),
             table: Table::default(),
             prefixes: HashMap::new(),
+            announced: HashSet::new(),
+            changed: Vec::new(),
+            cuts: Vec::new(),
             maps,
             in_sync: false,
         }
@@ -62,9 +70,16 @@ impl<M: Maps> Dataplane<M> {
         self.in_sync
     }
 
-    /// Backends that frontends lost since the last call: their flows and sockets have nobody to speak to.
-    pub fn take_gone(&mut self) -> Vec<Gone> {
-        self.table.take_gone()
+    /// What has to be cut since the last call.
+    pub fn take_cuts(&mut self) -> Vec<Cut> {
+        let mut cuts = std::mem::take(&mut self.cuts);
+        cuts.extend(self.table.take_cuts());
+        cuts
+    }
+
+    /// Addresses that this node began (`true`) or ceased to answer for since the last call.
+    pub fn take_announced(&mut self) -> Vec<(IpAddr, bool)> {
+        std::mem::take(&mut self.changed)
     }
 
     /// Brings the maps to the desired state where an event touched it. Does nothing while a full
@@ -73,6 +88,7 @@ impl<M: Maps> Dataplane<M> {
     /// # Errors
     /// A map operation failed; a full reconcile is due.
     pub fn apply(&mut self, touched: &Touched) -> Result<(), MapError> {
+        self.note_departed(touched);
         if !self.in_sync {
             return Ok(());
         }
@@ -91,6 +107,7 @@ impl<M: Maps> Dataplane<M> {
         let (table, stale) = Table::adopt(&snapshot);
         self.table = table;
         self.prefixes = snapshot.prefixes.iter().copied().collect();
+        self.announced = snapshot.announced.iter().copied().collect();
         self.run(&stale)?;
         // Before any id is given away again.
         self.maps.forget_sockets()?;
@@ -103,15 +120,23 @@ impl<M: Maps> Dataplane<M> {
             .collect();
         let prefixes = self.desired.prefixes().map(|(prefix, _)| *prefix);
         let prefixes = prefixes.chain(self.prefixes.keys().copied()).collect();
-        self.apply_touched(&Touched {
-            frontends: [frontends, gone].concat(),
-            prefixes,
-            services: Vec::new(),
-        })?;
+        let announced = self.desired.announced().chain(&self.announced).copied().collect();
+        let frontends = [frontends, gone].concat();
+        self.apply_touched(&Touched { frontends, prefixes, announced, ..Touched::default() })?;
         let unused = self.table.sweep();
         self.run(&unused)?;
         self.in_sync = true;
         Ok(())
+    }
+
+    /// Endpoints that left, by the frontends of their Service.
+    fn note_departed(&mut self, touched: &Touched) {
+        for (service, backend) in &touched.departed {
+            let frontends = self.desired.frontends_of(service).iter();
+            let ids = frontends.filter(|frontend| frontend.protocol == backend.protocol);
+            let ids = ids.filter_map(|frontend| self.table.rev_nat_id(frontend));
+            self.cuts.extend(ids.map(|rev_nat_id| Cut { rev_nat_id, backend: *backend }));
+        }
     }
 
     fn apply_touched(&mut self, touched: &Touched) -> Result<(), MapError> {
@@ -144,6 +169,29 @@ impl<M: Maps> Dataplane<M> {
                 _ => drop(self.prefixes.remove(prefix)),
             }
         }
+        // Last: who is told where an address is finds its Service.
+        for address in &touched.announced {
+            self.announce(*address)?;
+        }
+        Ok(())
+    }
+
+    fn announce(&mut self, address: IpAddr) -> Result<(), MapError> {
+        let wanted = self.desired.announces(&address);
+        if wanted == self.announced.contains(&address) {
+            return Ok(());
+        }
+        match wanted {
+            true => {
+                self.maps.apply(&Op::PutAnnounced { address })?;
+                self.announced.insert(address);
+            }
+            false => {
+                self.maps.apply(&Op::DeleteAnnounced { address })?;
+                self.announced.remove(&address);
+            }
+        }
+        self.changed.push((address, wanted));
         Ok(())
     }
 

@@ -10,11 +10,13 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+mod announcer;
 mod claims;
 pub mod config;
 pub mod connections;
 pub mod convert;
 pub mod ct;
+mod cuts;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;
@@ -28,11 +30,12 @@ pub mod netlink;
 pub mod podnet;
 pub mod programs;
 mod routes;
+mod sockdiag;
 pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
-pub mod types;
 pub mod tunnel;
+pub mod types;
 mod uplink;
 
 pub use agent::{Agent, Error};

@@ -265,12 +265,7 @@ impl Netlink {
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn set_neighbour(
-        &self,
-        index: u32,
-        address: IpAddr,
-        mac: [u8; 6],
-    ) -> Result<(), NetlinkError> {
+    pub async fn set_neighbour(&self, index: u32, address: IpAddr, mac: [u8; 6]) -> Result<(), NetlinkError> {
         let request = self.handle.neighbours().add(index, address).link_layer_address(&mac);
         request.replace().execute().await.map_err(failed(format!("adding neighbour {address}")))
     }
@@ -291,7 +286,8 @@ impl Netlink {
     /// See [`NetlinkError`].
     pub async fn delete_route(&self, prefix: IpNet) -> Result<(), NetlinkError> {
         let what = || format!("deleting route {prefix}");
-        let mut message = destination(prefix).map_err(|source| NetlinkError { what: what(), source })?.build();
+        let mut message =
+            destination(prefix).map_err(|source| NetlinkError { what: what(), source })?.build();
         message.header.kind = RouteType::Unspec;
         message.header.scope = RouteScope::NoWhere;
         match self.handle.route().del(message).execute().await {

@@ -40,7 +40,7 @@ const SOCKET_PROGRAMS: [&str; 9] = [
 /// The program of the uplink's XDP hook.
 const XDP_PROGRAM: &str = "xdp_uplink";
 /// Loaded when they are first asked for: verifying them takes time, and not every node attaches them.
-const ON_DEMAND: [&str; 5] = [XDP_PROGRAM, "xdp_pass", "announce", "from_tunnel", "to_tunnel"];
+const ON_DEMAND: [&str; 4] = [XDP_PROGRAM, "xdp_pass", "from_tunnel", "to_tunnel"];
 /// Priority and handle of our filters: fixed, so that a restart finds them.
 const NETLINK_PRIORITY: u16 = 1;
 const NETLINK_HANDLE: TcHandle = TcHandle::new(0, 0x68);

@@ -94,7 +94,8 @@ impl Routes {
         self.in_sync = false;
         let ours = self.netlink.our_routes().await?;
         self.held = ours.into_iter().filter(|(_, target)| self.way.is_ours(target)).collect();
-        let wanted = all.iter().filter_map(|(prefix, spec)| Some((*prefix, self.way.wanted(*prefix, Some(spec))?)));
+        let wanted =
+            all.iter().filter_map(|(prefix, spec)| Some((*prefix, self.way.wanted(*prefix, Some(spec))?)));
         let desired: HashMap<IpNet, RouteTarget> = wanted.collect();
         let gone: Vec<IpNet> =
             self.held.keys().filter(|prefix| !desired.contains_key(*prefix)).copied().collect();
@@ -140,7 +141,8 @@ mod tests {
         let [v4, v6] = [Some(sources[0]), Some(sources[1])];
         let tunnel = Way::Tunnel { index: 9, sources };
         let uplink = Way::Uplink(2);
-        let through = |address: &str| RouteTarget::Gateway { address: address.parse().expect("one"), index: 2 };
+        let through =
+            |address: &str| RouteTarget::Gateway { address: address.parse().expect("one"), index: 2 };
         let cases = [
             ("10.1.0.0/24", spec(Some("172.16.0.2"), IDENTITY_PODS), through("172.16.0.2"), v4),
             ("fd01::/64", spec(Some("fd00::2"), IDENTITY_PODS), through("fd00::2"), v6),

@@ -1,21 +1,23 @@
 //! Removes what is over from connection tracking, a part of the map at a time.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData, MapError as AyaError};
+use aya::maps::{HashMap, Map, MapData};
 use hawser_ebpf_common::ct::{CtEntry, CtKey};
 
 use crate::ct;
-use crate::maps::MapError;
+use crate::diff::Cut;
+use crate::maps::{Address, MapError};
 use crate::sys;
 
 /// Entries per step: one system call, and well under a millisecond.
 const PART: usize = 4096;
 
 /// One family's map and how far it was swept.
-pub struct Sweep<A: Copy + Default>
+pub struct Sweep<A: Address>
 where
     CtKey<A>: Pod,
     CtEntry<A>: Pod,
@@ -45,7 +47,7 @@ pub enum Step {
     },
 }
 
-impl<A: Copy + Default> Sweep<A>
+impl<A: Address> Sweep<A>
 where
     CtKey<A>: Pod,
     CtEntry<A>: Pod,
@@ -64,11 +66,11 @@ where
         Ok(Self { name, map, raw, from: None, keys, entries, seen: 0, capacity })
     }
 
-    /// Looks at the next part.
+    /// Looks at the next part. `cut`: flows to remove although they are not over.
     ///
     /// # Errors
     /// The kernel refused; the next step begins a new pass.
-    pub fn step(&mut self, now_ns: u64) -> Result<Step, MapError> {
+    pub fn step(&mut self, now_ns: u64, cut: &HashSet<Cut>) -> Result<Step, MapError> {
         let from = self.from.take();
         if from.is_none() {
             self.seen = 0;
@@ -79,18 +81,25 @@ where
         self.seen += batch.count;
         self.from = batch.next;
         for (key, entry) in self.keys.iter().zip(&self.entries).take(batch.count) {
-            if ct::is_over(key, entry, now_ns, || self.map.get(&key.partner(entry), 0).ok()) {
-                match self.map.remove(key) {
-                    Ok(()) | Err(AyaError::KeyNotFound) => {}
-                    Err(AyaError::SyscallError(error))
-                        if error.io_error.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(source) => return Err(MapError::Kernel { name: self.name, source }),
-                }
+            if ct::is_cut(key, entry, cut) {
+                self.remove(&key.partner(entry))?;
+                self.remove(key)?;
+            } else if ct::is_over(key, entry, now_ns, || self.map.get(&key.partner(entry), 0).ok()) {
+                self.remove(key)?;
             }
         }
         Ok(match self.from {
             Some(_) => Step::More,
             None => Step::Done { entries: self.seen, capacity: self.capacity },
         })
+    }
+    /// It may be gone already.
+    fn remove(&self, key: &CtKey<A>) -> Result<(), MapError> {
+        match sys::map_delete(self.raw.fd().as_fd(), key) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(MapError::Batch { name: self.name, source })
+            }
+            _ => Ok(()),
+        }
     }
 }

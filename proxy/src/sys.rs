@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// `BPF_MAP_DELETE_ELEM` of `enum bpf_cmd`.
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 /// `BPF_OBJ_GET` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const BPF_OBJ_GET: libc::c_long = 7;
 /// `BPF_MAP_LOOKUP_BATCH`, since 5.6.
@@ -23,6 +25,16 @@ struct ObjectAttr {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+/// `union bpf_attr`, the part for `BPF_MAP_*_ELEM`.
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// `union bpf_attr`, the part for `BPF_LINK_UPDATE`.
@@ -126,6 +138,21 @@ pub fn lookup_batch<K: aya::Pod, V: aya::Pod>(
     }
 }
 
+/// Deletes an element of a map, whose keys are `K`.
+///
+/// # Errors
+/// `NotFound` when there is none.
+pub fn map_delete<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let attr = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: 0,
+        flags: 0,
+    };
+    bpf(BPF_MAP_DELETE_ELEM, &attr).map(drop)
+}
+
 /// Writes many elements of a map in one call, in order.
 ///
 /// # Errors
@@ -170,6 +197,56 @@ pub fn netns_cookie() -> io::Result<u64> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Sends whole Ethernet frames (packet(7)), and receives none.
+#[derive(Debug)]
+pub struct PacketSocket {
+    socket: OwnedFd,
+}
+
+impl PacketSocket {
+    /// In the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel refused: it takes CAP_NET_RAW.
+    pub fn open() -> io::Result<Self> {
+        // SAFETY: no pointers. Protocol 0: nothing is received.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+        Ok(Self { socket: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    /// Sends a frame out of an interface.
+    ///
+    /// # Errors
+    /// The kernel refused, for instance because the interface is down.
+    pub fn send(&self, interface: u32, frame: &[u8]) -> io::Result<()> {
+        let to = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: 0,
+            sll_ifindex: i32::try_from(interface).map_err(io::Error::other)?,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 6,
+            sll_addr: [0; 8],
+        };
+        // SAFETY: both pointers are to live memory of the lengths that go with them.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                std::ptr::from_ref(&to).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of `bpf_ktime_get_ns`.

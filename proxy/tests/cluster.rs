@@ -2,100 +2,17 @@
 
 mod common;
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::io;
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::cluster::{Cluster, TestNode, TestPod, service, slice};
+use common::traffic::{TIMEOUT, exchange, hooked, serve, starts, tcp, udp, udp_connected, unhooked};
 use common::{errno, eventually, isolated};
 use hawser_proxy::maps::Maps;
 
-const TIMEOUT: Duration = Duration::from_secs(3);
 const WEB: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 53);
-
-/// Echoes, with a name in front, on TCP and UDP, in a pod or on a node, until the test ends.
-fn serve(netns: &common::Netns, port: u16, name: &str) {
-    let (tcp, udp) = netns.run(|| {
-        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
-        (TcpListener::bind(any).expect("a listener"), UdpSocket::bind(any).expect("a socket"))
-    });
-    let greeting = name.to_string();
-    std::thread::spawn(move || {
-        for stream in tcp.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let greeting = greeting.clone();
-            std::thread::spawn(move || {
-                let mut buffer = [0; 4096];
-                let peer = stream.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
-                while let Ok(n) = stream.read(&mut buffer) {
-                    let answer = format!("{greeting} {peer} {}", String::from_utf8_lossy(&buffer[..n]));
-                    if n == 0 || stream.write_all(answer.as_bytes()).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    let greeting = name.to_string();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok((n, from)) = udp.recv_from(&mut buffer) {
-            let answer = format!("{greeting} {} {}", from.ip(), String::from_utf8_lossy(&buffer[..n]));
-            let _ = udp.send_to(answer.as_bytes(), from);
-        }
-    });
-}
-
-fn exchange(stream: &mut TcpStream, text: &str) -> io::Result<String> {
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.write_all(text.as_bytes())?;
-    let mut buffer = [0; 4096];
-    let n = stream.read(&mut buffer)?;
-    Ok(String::from_utf8_lossy(&buffer[..n]).into_owned())
-}
-
-fn tcp(to: Ipv4Addr, port: u16) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, port)), TIMEOUT)?;
-    exchange(&mut stream, "hello")
-}
-
-/// One datagram by `sendto` and its answer, with the address that it seems to come from.
-fn udp(to: Ipv4Addr, port: u16) -> io::Result<(String, SocketAddr)> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.set_read_timeout(Some(TIMEOUT))?;
-    socket.send_to(b"hello", (to, port))?;
-    let mut buffer = [0; 4096];
-    let (n, from) = socket.recv_from(&mut buffer)?;
-    Ok((String::from_utf8_lossy(&buffer[..n]).into_owned(), from))
-}
-
-/// The same through a connected socket, which also learns of refusals.
-fn udp_connected(to: Ipv4Addr, port: u16) -> io::Result<(String, SocketAddr)> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.set_read_timeout(Some(TIMEOUT))?;
-    socket.connect((to, port))?;
-    socket.send(b"hello")?;
-    let mut buffer = [0; 4096];
-    let n = socket.recv(&mut buffer)?;
-    Ok((String::from_utf8_lossy(&buffer[..n]).into_owned(), socket.peer_addr()?))
-}
-
-/// In a pod, with the node's socket hooks.
-fn hooked<T: Send>(node: &TestNode, pod: &TestPod, inside: impl FnOnce() -> T + Send) -> T {
-    pod.netns.run_in(Some(&node.cgroup), inside)
-}
-
-/// In a pod, outside the hooks' cgroup: what tc must translate.
-fn unhooked<T: Send>(pod: &TestPod, inside: impl FnOnce() -> T + Send) -> T {
-    pod.netns.run(inside)
-}
-
-fn starts(result: &io::Result<String>, names: &[&str], source: Ipv4Addr) -> bool {
-    result
-        .as_ref()
-        .is_ok_and(|text| names.iter().any(|name| text.starts_with(&format!("{name} {source} hello"))))
-}
 
 #[test]
 fn two_nodes() {
@@ -232,6 +149,14 @@ fn inspection(cluster: &Cluster, a: &TestPod) {
         let uri = format!("unix:{}", socket.display());
         let mut client = InspectClient::connect(uri).await.expect("connects");
         let lb = client.list_lb(ListLbRequest {}).await.expect("answers").into_inner().frontends;
+        for frontend in &lb {
+            let request = GetLbRequest { address: frontend.address.clone() };
+            let one = client.get_lb(request).await.expect("answers").into_inner();
+            assert_eq!(&one, frontend, "looked up as listed");
+        }
+        let absent = L4Addr { address: "10.96.9.9".into(), port: 1, protocol: "TCP".into() };
+        let absent = client.get_lb(GetLbRequest { address: Some(absent) }).await.expect_err("nothing there");
+        assert_eq!(absent.code(), tonic::Code::NotFound, "{absent}");
         let endpoints =
             client.list_endpoints(ListEndpointsRequest {}).await.expect("answers").into_inner().endpoints;
         let ipcache = client.list_ipcache(ListIpcacheRequest {}).await.expect("answers").into_inner().entries;

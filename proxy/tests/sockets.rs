@@ -60,7 +60,8 @@ impl Kit {
         let endpoint = |address: &IpAddr| SliceEndpoint {
             address: *address,
             ready: true,
-            serving_terminating: false,
+            serving: true,
+            terminating: false,
             node: None,
             hints: None,
         };

@@ -391,7 +391,8 @@ fn maps_of_another_layout_are_not_adopted() {
             || KernelMaps::open(&pins.maps()).expect("the maps").snapshot().expect("reads").endpoints.len();
         load();
         let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
-        maps.apply(&Op::PutEndpoint { address: POD.into(), value: Endpoint4::default() }).expect("an endpoint");
+        maps.apply(&Op::PutEndpoint { address: POD.into(), value: Endpoint4::default() })
+            .expect("an endpoint");
         load();
         assert_eq!(endpoints(), 1, "adopted");
         let config = maps.config().expect("reads");

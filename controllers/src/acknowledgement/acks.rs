@@ -46,11 +46,7 @@ struct Line {
 impl Line {
     /// The live node that is furthest behind; `None` without live nodes. Steps over those that are gone, which stay here
     /// until their Leases are deleted.
-    fn last<'a>(
-        &'a self,
-        nodes: &HashMap<String, Ack>,
-        now: Timestamp,
-    ) -> Option<(u64, &'a str, Timestamp)> {
+    fn last<'a>(&'a self, nodes: &HashMap<String, Ack>, now: Timestamp) -> Option<(u64, &'a str, Timestamp)> {
         self.by_revision.iter().find_map(|(revision, node)| {
             let ack = nodes.get(node)?;
             (ack.until > now).then_some((*revision, node.as_str(), ack.until))

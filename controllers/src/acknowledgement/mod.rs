@@ -7,9 +7,9 @@
 //! on nodes whose Leases carry these revisions are looked at.
 
 mod acks;
-mod ways;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 use std::net::IpAddr;
 use std::sync::Arc;

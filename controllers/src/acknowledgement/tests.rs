@@ -1,9 +1,7 @@
 //! Cases, and the promise itself: nothing is said that a live node has not acknowledged.
 
 use k8s_openapi::api::coordination::v1::LeaseSpec;
-use k8s_openapi::api::core::v1::{
-    Node, NodeSpec, ObjectReference, PodIP, PodSpec, PodStatus, ServiceSpec,
-};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, ObjectReference, PodIP, PodSpec, PodStatus, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proptest::prelude::*;

@@ -30,7 +30,7 @@ family_types! {
     }
 
     /// Value of `hawser_ct4` and `hawser_ct6`.
-    pub struct CtEntry<A> [56, 80] {
+    pub struct CtEntry<A> [64, 88] {
         /// `CLOCK_MONOTONIC` nanoseconds of the last packet.
         pub last_seen_ns: u64,
         /// Packets that matched.
@@ -56,6 +56,8 @@ family_types! {
         /// Link-layer address of the next hop on the uplink, as XDP found it at most a second before `last_seen_ns`;
         /// zeroes when it did not.
         pub next_hop: [u8; 6],
+        /// Zero. With it an element of IPv4's map is two cache lines: one with the key, one with the value.
+        pub pad: u64,
     }
 
     /// Key of `hawser_frag4` and `hawser_frag6`: what all fragments of a datagram have in common (RFC 791, RFC 8200).

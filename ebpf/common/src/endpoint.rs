@@ -66,7 +66,7 @@ map_types! {
 }
 
 /// Version of the map layouts. Maps pinned by another version are not adopted.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// This node (Cilium's `reserved:host`).
 pub const IDENTITY_HOST: u32 = 1;
@@ -100,5 +100,8 @@ pub const VXLAN_PORT: u16 = 8472;
 pub const TUNNEL_OVERHEAD: u32 = 50;
 /// Link-layer address of every node's tunnel interface.
 pub const TUNNEL_MAC: [u8; 6] = [0x0e, 0x58, b'h', b'a', b'w', b's'];
+/// Source of what a node's stack sends into a tunnel, in place of [`TUNNEL_MAC`]: an interface takes what comes from its own
+/// address for its own echo.
+pub const TUNNEL_SOURCE_MAC: [u8; 6] = [0x0a, 0x58, b'h', b'a', b'w', b's'];
 /// Network identifier of the tunnels between nodes.
 pub const VXLAN_VNI: u32 = 2;

@@ -109,11 +109,13 @@ map_types! {
     }
 
     /// Value of `hawser_lb4_revsk` and `hawser_lb6_revsk`.
-    pub struct ReverseSk [8] {
+    pub struct ReverseSk [16] {
         /// Key into the reverse translations.
         pub rev_nat_id: u32,
         /// Backend that was chosen.
         pub backend_id: u32,
+        /// `SO_NETNS_COOKIE` of the socket's network namespace, where it can be destroyed; 0 when it is not known.
+        pub netns_cookie: u64,
     }
 
     /// Value of `hawser_lb4_fwdsk` and `hawser_lb6_fwdsk`: keeps an unconnected UDP socket on one backend.

@@ -121,10 +121,12 @@ fn solicitation_far(ctx: &TcContext) -> u64 {
 #[inline(always)]
 fn solicitation_near(ctx: &TcContext) -> Result<Verdict, u32> {
     let pass = Ok((NEXT, reason::STACK));
-    let Ok(ip) = Frame::load::<Ipv6Header>(ctx, ETH_LEN) else { return pass };
-    if ip.next != PROTO_ICMP6 || ip.hops != HOPS {
+    // What tells solicitations from nearly all other packets first.
+    let Ok([next, hops]) = Frame::load::<[u8; 2]>(ctx, ETH_LEN + 6) else { return pass };
+    if next != PROTO_ICMP6 || hops != HOPS {
         return pass;
     }
+    let Ok(ip) = Frame::load::<Ipv6Header>(ctx, ETH_LEN) else { return pass };
     let Ok(asked) = Frame::load::<Neighbour>(ctx, ETH_LEN + IP6_LEN) else { return pass };
     // Without the sender's address this is a test for duplicates, which is for the stack to hear.
     if asked.kind != SOLICITATION || ip.saddr_be == [0; 4] {

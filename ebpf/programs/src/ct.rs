@@ -18,8 +18,9 @@ const PORT_ATTEMPTS: u32 = 32;
 /// A connection that both sides closed gives its port away after this time.
 const CLOSED_REUSE_NS: u64 = 2_000_000_000;
 const EEXIST: i32 = 17;
-/// What XDP found of the next hop holds until the clock's nanoseconds change above this bit: 1.07 s.
-const NEXT_HOP_SHIFT: u32 = 30;
+/// What was found for a flow (XDP's next hop, that its port is its own) holds until the clock's nanoseconds change above
+/// this bit: 1.07 s.
+const FOUND_SHIFT: u32 = 30;
 
 /// What a flow is translated to.
 #[derive(Clone, Copy)]
@@ -99,8 +100,9 @@ pub fn lookup<F: Family, P: Frame>(
     let now = now_ns();
     // SAFETY: the helper returned a valid element. Another CPU may write the same fields at
     // once: the counters may then miss a packet, and of the times and flags either is good.
-    let found = unsafe {
-        if (*entry).last_seen_ns >> NEXT_HOP_SHIFT != now >> NEXT_HOP_SHIFT {
+    let (found, anew) = unsafe {
+        let anew = (*entry).last_seen_ns >> FOUND_SHIFT != now >> FOUND_SHIFT;
+        if anew {
             (*entry).next_hop = [0; 6];
         }
         (*entry).last_seen_ns = now;
@@ -116,9 +118,9 @@ pub fn lookup<F: Family, P: Frame>(
         if flags != (*entry).flags {
             (*entry).flags = flags;
         }
-        Rewrite::of(&*entry)
+        (Rewrite::of(&*entry), anew)
     };
-    if found.flags & (CT_REPLY | CT_DSR | CT_INBOUND) == 0 {
+    if anew && found.flags & (CT_REPLY | CT_DSR | CT_INBOUND) == 0 {
         owns_port::<F>(&packet.tuple, &found)?;
     }
     Ok(Some(found))
@@ -126,7 +128,8 @@ pub fn lookup<F: Family, P: Frame>(
 
 /// Sees to it that answers of a flow come back to it. The map evicts what was not used for long, so the entry for
 /// answers can be gone while this one is there, and another flow may have taken its place since: then this flow is
-/// over, because what it would send went into the other's connection.
+/// over, because what it would send went into the other's connection. Once a second is enough: each look counts as a
+/// use, so the entry of a flow that sends that often is not what is evicted.
 #[inline(always)]
 fn owns_port<F: Family>(tuple: &CtKey<F::Address>, found: &Rewrite<F::Address>) -> Result<(), u32> {
     let key = answers(tuple, found);
@@ -188,6 +191,7 @@ fn reply_entry<F: Family>(
         backend_id,
         slot,
         next_hop: [0; 6],
+        pad: 0,
     }
 }
 
@@ -315,6 +319,7 @@ pub fn note<F: Family>(
         backend_id: 0,
         slot: 0,
         next_hop: [0; 6],
+        pad: 0,
     };
     // A failure means that another CPU was first, or that nothing is free: the next packet tries again.
     let _ = F::ct().insert(key, &entry, 0);

@@ -7,9 +7,8 @@
 //! | `sock_release` | cgroup | the connection is open no more |
 //! | `from_pod` | tc ingress of a pod's veth | translation for what the hooks do not see; routing |
 //! | `to_pod` | tc egress of a pod's veth | answers that come out of the node's stack |
-//! | `from_uplink` | tc ingress of the uplink | translation, delivery to pods |
+//! | `from_uplink` | tc ingress of the uplink | translation, delivery to pods; answers for addresses that this node announces |
 //! | `to_uplink` | tc egress of the uplink | masquerade, answers of the node itself |
-//! | `announce` | tc ingress of the uplink, before | answers for the addresses that this node announces |
 //! | `from_tunnel`, `to_tunnel` | tc of the VXLAN device | what comes from other nodes' pods; the other end's address |
 //! | `xdp_uplink` | XDP of the uplink | Services whose backend is on another node |
 //! | `xdp_pass` | XDP of a veth uplink's other end | nothing; without it veth drops what XDP sends |

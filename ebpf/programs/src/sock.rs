@@ -174,11 +174,16 @@ fn cookie(ctx: &SockAddrContext) -> u64 {
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
+#[inline(always)]
+fn netns_cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes the program's own context.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
 /// The network namespace of the socket: a pod's, or the node's own.
 #[inline(always)]
 fn client(ctx: &SockAddrContext) -> Client {
-    // SAFETY: the helper takes the program's own context.
-    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let cookie = netns_cookie(ctx);
     let node = LB_CONFIG.get(0).is_some_and(|config| config.node_netns_cookie == cookie);
     Client {
         id: [cookie as u32, (cookie >> 32) as u32, 0, 0],
@@ -225,7 +230,11 @@ fn translate<R: Remote>(ctx: &SockAddrContext, sticky: bool) -> i32 {
         connections::opened::<R::Family>(cookie, choice.backend_id, choice.rev_nat_id);
     }
     let key = SocketKey::new(cookie, choice.address_be, choice.port_be);
-    let value = ReverseSk { rev_nat_id: choice.rev_nat_id, backend_id: choice.backend_id };
+    let value = ReverseSk {
+        rev_nat_id: choice.rev_nat_id,
+        backend_id: choice.backend_id,
+        netns_cookie: netns_cookie(ctx),
+    };
     // A failure costs the socket the frontend's name, not the connection.
     let _ = R::Family::reverse_sk().insert(&key, &value, 0);
     if sticky && preferred.is_none_or(|(slot, id)| slot != choice.slot || id != choice.backend_id) {

@@ -55,7 +55,7 @@ impl Desired {
                 true => ready_or_terminating(&all, is_local, is_local),
                 false => Backends::default(),
             },
-            anywhere: all.iter().any(|(_, one)| one.ready || one.serving_terminating),
+            anywhere: all.iter().any(|(_, one)| one.ready || one.is_last_resort()),
         }
     }
 
@@ -109,7 +109,7 @@ fn ready_or_terminating(
     if !chosen.is_empty() {
         return chosen.into_iter().collect();
     }
-    let last = all.iter().filter(|(_, one)| !one.ready && one.serving_terminating && terminating(one));
+    let last = all.iter().filter(|(_, one)| !one.ready && one.is_last_resort() && terminating(one));
     let chosen: BTreeMap<L4Addr, u8> = last.map(|(address, _)| (*address, BACKEND_TERMINATING)).collect();
     chosen.into_iter().collect()
 }

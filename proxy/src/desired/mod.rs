@@ -5,6 +5,7 @@
 //! event grows with the one Service's ports and endpoints, not with the number of Services; only a change of
 //! this node's own addresses or zone looks at all of them.
 
+mod departed;
 mod endpoints;
 mod frontends;
 
@@ -47,6 +48,8 @@ pub struct Service {
     pub algorithm: u8,
     /// How packets from outside reach other nodes' backends.
     pub forwarding: Forwarding,
+    /// The node that answers for the load balancer's addresses on its link.
+    pub announced_by: Option<Arc<str>>,
 }
 
 /// How packets from outside reach a backend on another node.
@@ -99,12 +102,21 @@ pub struct SliceEndpoint {
     pub address: IpAddr,
     /// It may get new connections.
     pub ready: bool,
-    /// It may get them when none is ready, while it terminates.
-    pub serving_terminating: bool,
+    /// It answers, whether it terminates or not.
+    pub serving: bool,
+    /// Its pod is being deleted.
+    pub terminating: bool,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
     /// Who should use it.
     pub hints: Option<Box<Hints>>,
+}
+
+impl SliceEndpoint {
+    /// It may get new connections when none is ready.
+    fn is_last_resort(&self) -> bool {
+        self.serving && self.terminating
+    }
 }
 
 /// Where an endpoint should be used.
@@ -169,6 +181,10 @@ pub struct Touched {
     pub prefixes: Vec<IpNet>,
     /// Services.
     pub services: Vec<ObjectName>,
+    /// Addresses that this node answers for, or did.
+    pub announced: Vec<IpAddr>,
+    /// Endpoints of a Service that its frontends will not have again.
+    pub departed: Vec<(ObjectName, L4Addr)>,
 }
 
 impl Touched {
@@ -177,6 +193,8 @@ impl Touched {
         self.frontends.extend(other.frontends);
         self.prefixes.extend(other.prefixes);
         self.services.extend(other.services);
+        self.announced.extend(other.announced);
+        self.departed.extend(other.departed);
     }
 }
 
@@ -196,6 +214,8 @@ pub struct Desired {
     host_ports: HashMap<ObjectName, Vec<HostPort>>,
     frontends: Claims<L4Addr, ObjectName, FrontendSpec>,
     prefixes: Claims<IpNet, ObjectName, PrefixSpec>,
+    /// Addresses that this node answers for.
+    announced: Claims<IpAddr, ObjectName, ()>,
     /// How many endpoints the slices have on each node.
     endpoints_on: HashMap<Arc<str>, usize>,
     /// Nodes that were deleted while slices still lead to them, with their prefixes. These stay until the last such
@@ -223,6 +243,7 @@ impl Desired {
             host_ports: HashMap::new(),
             frontends: Claims::default(),
             prefixes,
+            announced: Claims::default(),
             endpoints_on: HashMap::new(),
             departed: HashMap::new(),
         }
@@ -253,6 +274,7 @@ impl Desired {
             None => self.slices.remove(name),
         };
         let released = self.release(old.as_ref());
+        let departed = old.as_ref().map(|old| self.departed_with(old)).unwrap_or_default();
         if let Some(old) = old
             && new_service.as_ref() != Some(&old.service)
         {
@@ -272,6 +294,7 @@ impl Desired {
             touched.merge(self.refresh(&service));
         }
         touched.prefixes.extend(released);
+        touched.departed.extend(departed);
         touched
     }
 
@@ -383,6 +406,21 @@ impl Desired {
         Some((port, addresses.len()))
     }
 
+    /// Whether this node answers for an address on its link.
+    pub fn announces(&self, address: &IpAddr) -> bool {
+        self.announced.get(address).is_some()
+    }
+
+    /// All addresses that this node answers for.
+    pub fn announced(&self) -> impl Iterator<Item = &IpAddr> {
+        self.announced.iter().map(|(address, ())| address)
+    }
+
+    /// The frontends that a Service claims.
+    pub fn frontends_of(&self, service: &ObjectName) -> &[L4Addr] {
+        self.frontends.of(service)
+    }
+
     /// Names of all Services.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
         self.services.keys()
@@ -399,9 +437,17 @@ impl Desired {
         };
         Touched {
             frontends: self.frontends.set(name, claims),
-            prefixes: Vec::new(),
             services: vec![name.clone()],
+            announced: self.announced.set(name, self.addresses_to_announce(name)),
+            ..Touched::default()
         }
+    }
+
+    /// A Service's load balancer addresses, when this node is to answer for them.
+    fn addresses_to_announce(&self, name: &ObjectName) -> Vec<(IpAddr, ())> {
+        let is_here = |service: &&Service| service.announced_by.as_deref() == Some(&*self.local.node_name);
+        let service = self.services.get(name).filter(is_here);
+        service.into_iter().flat_map(|service| &service.balancer_ips).map(|address| (*address, ())).collect()
     }
 
     fn node_prefixes(&self, node: &Node, local: bool) -> Vec<(IpNet, PrefixSpec)> {
@@ -458,7 +504,8 @@ mod tests {
         let endpoint = |node: &&str| SliceEndpoint {
             address: Ipv4Addr::new(10, 244, 2, 7).into(),
             ready: true,
-            serving_terminating: false,
+            serving: true,
+            terminating: false,
             node: Some(Arc::from(*node)),
             hints: None,
         };

@@ -21,7 +21,7 @@ use ipnet::IpNet;
 
 use crate::maglev;
 use crate::maps::{Op, SlotKey};
-use crate::types::{FrontendSpec, L4Addr};
+use crate::types::{FrontendSpec, L4Addr, Protocol};
 use slots::{Change, next_generation, place, slot_number};
 
 /// Most backends that one frontend can have: a slot's number has 16 bits.
@@ -39,20 +39,16 @@ pub struct Table {
     last_rev_nat_id: u32,
     /// Found in the maps, of no use, but perhaps still named by a slot until all is written anew.
     stale: Vec<Op>,
-    gone: Vec<Gone>,
+    cuts: Vec<Cut>,
 }
 
-/// A backend that a frontend leads to no more: its flows have nobody to speak to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gone {
-    /// The frontend.
-    pub frontend: L4Addr,
-    /// Its `rev_nat` id.
+/// A frontend that leads to a backend no more, for good: what still speaks to it through that frontend is to be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cut {
+    /// The frontend's `rev_nat` id.
     pub rev_nat_id: u32,
     /// The backend.
     pub backend: L4Addr,
-    /// Its id.
-    pub backend_id: u32,
 }
 
 /// Scope, generation and number of a slot.
@@ -162,9 +158,15 @@ impl Table {
         self.backends.len()
     }
 
-    /// Backends that frontends lost since the last call.
-    pub fn take_gone(&mut self) -> Vec<Gone> {
-        std::mem::take(&mut self.gone)
+    /// The `rev_nat` id of a frontend.
+    pub fn rev_nat_id(&self, frontend: &L4Addr) -> Option<u32> {
+        self.frontends.get(frontend).map(|installed| installed.master.rev_nat_id)
+    }
+
+    /// What frontends that were removed since the last call led to, as far as it must be cut: a connection goes on when
+    /// its Service is deleted, datagrams have nobody to answer under the frontend's name.
+    pub fn take_cuts(&mut self) -> Vec<Cut> {
+        std::mem::take(&mut self.cuts)
     }
 
     /// Brings one frontend to its specification, or removes it (`None`).
@@ -204,7 +206,11 @@ impl Table {
             ops.extend(installed.ranges.iter().map(|range| Op::DeleteSourceRange { id, range: *range }));
             ops.push(Op::DeleteReverseNat { id, family: frontend.family() });
         }
-        self.note_gone(frontend, id, &installed.slots, &Default::default());
+        if frontend.protocol == Protocol::Udp {
+            let backends: BTreeSet<u32> = installed.slots.iter().flatten().copied().collect();
+            let backends = backends.iter().filter_map(|backend| self.by_id.get(backend));
+            self.cuts.extend(backends.map(|backend| Cut { rev_nat_id: id, backend: *backend }));
+        }
         installed.slots.into_iter().flatten().for_each(|id| self.release(id, ops));
     }
 
@@ -260,7 +266,6 @@ impl Table {
             ops.push(Op::PutService { key, value: installed.master_value() });
         }
         ops.append(&mut after);
-        self.note_gone(frontend, installed.master.rev_nat_id, &old.slots, &installed.slots);
         installed.slots.iter().flatten().for_each(|id| self.retain(*id));
         old.slots.iter().flatten().for_each(|id| self.release(*id, ops));
         self.frontends.insert(*frontend, installed);
@@ -276,22 +281,6 @@ impl Table {
             let table = maglev::table(&backends);
             let keys = maglev::keys(installed.master.rev_nat_id, installed.master.generation, scope as u8);
             ops.extend(keys.zip(maglev::chunks(&table)).map(|(key, chunk)| Op::PutMaglev { key, chunk }));
-        }
-    }
-
-    fn note_gone(
-        &mut self,
-        frontend: &L4Addr,
-        rev_nat_id: u32,
-        old: &[Vec<u32>; SCOPES],
-        new: &[Vec<u32>; SCOPES],
-    ) {
-        let kept: BTreeSet<u32> = new.iter().flatten().copied().collect();
-        let lost: BTreeSet<u32> = old.iter().flatten().copied().filter(|id| !kept.contains(id)).collect();
-        for backend_id in lost {
-            if let Some(backend) = self.by_id.get(&backend_id) {
-                self.gone.push(Gone { frontend: *frontend, rev_nat_id, backend: *backend, backend_id });
-            }
         }
     }
 

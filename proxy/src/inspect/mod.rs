@@ -20,7 +20,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::maps::{KernelMaps, MapError, Maps};
+use crate::maps::{KernelMaps, MapError};
 use crate::podnet::PodNet;
 use crate::sys::monotonic_ns;
 use crate::types::address_from_be;
@@ -96,15 +96,22 @@ impl InspectService {
 #[tonic::async_trait]
 impl Inspect for InspectService {
     async fn list_lb(&self, _: Request<ListLbRequest>) -> Result<Response<ListLbResponse>, Status> {
-        let tables = self.read(|maps| Ok(lb::Tables::new(&maps.snapshot()?, maps.connections()?))).await?;
+        let tables = self.read(lb::Tables::read).await?;
         Ok(Response::new(ListLbResponse { frontends: tables.frontends() }))
+    }
+
+    async fn get_lb(&self, request: Request<GetLbRequest>) -> Result<Response<Frontend>, Status> {
+        let address = request.into_inner().address.unwrap_or_default();
+        let wanted = lb::parse(&address).map_err(Status::invalid_argument)?;
+        let found = self.read(move |maps| lb::Tables::read_one(maps, wanted)).await?.frontends().pop();
+        found.map(Response::new).ok_or_else(|| Status::not_found(format!("no Service has {wanted}")))
     }
 
     async fn list_endpoints(
         &self,
         _: Request<ListEndpointsRequest>,
     ) -> Result<Response<ListEndpointsResponse>, Status> {
-        let mut held = self.read(KernelMaps::snapshot).await?.endpoints;
+        let mut held = self.read(KernelMaps::endpoints).await?;
         held.sort_by_key(|(address, _)| *address);
         let records = self.podnet.as_ref().map(|podnet| podnet.records()).unwrap_or_default();
         let endpoints = held.into_iter().map(|(address, endpoint)| {
@@ -127,7 +134,7 @@ impl Inspect for InspectService {
         &self,
         _: Request<ListIpcacheRequest>,
     ) -> Result<Response<ListIpcacheResponse>, Status> {
-        let mut held = self.read(KernelMaps::snapshot).await?.prefixes;
+        let mut held = self.read(KernelMaps::prefixes).await?;
         held.sort_by_key(|(prefix, _)| *prefix);
         let entries = held.into_iter().map(|(prefix, entry)| IpcacheEntry {
             prefix: prefix.to_string(),

@@ -27,6 +27,7 @@ pub struct FakeMaps {
     source_ranges: BTreeSet<(u32, IpNet)>,
     maglev: BTreeMap<MaglevKey, Arc<MaglevChunk>>,
     prefixes: BTreeMap<IpNet, PrefixSpec>,
+    announced: BTreeSet<IpAddr>,
     endpoints: BTreeMap<IpAddr, Endpoint4>,
 }
 
@@ -142,6 +143,8 @@ impl Maps for FakeMaps {
             Op::DeleteMaglev { key } => drop(self.maglev.remove(&key)),
             Op::PutPrefix { prefix, value } => drop(self.prefixes.insert(prefix, value)),
             Op::DeletePrefix { prefix } => drop(self.prefixes.remove(&prefix)),
+            Op::PutAnnounced { address } => drop(self.announced.insert(address)),
+            Op::DeleteAnnounced { address } => drop(self.announced.remove(&address)),
             Op::PutEndpoint { address, value } => drop(self.endpoints.insert(address, value)),
             Op::DeleteEndpoint { address } => drop(self.endpoints.remove(&address)),
         }
@@ -157,6 +160,7 @@ impl Maps for FakeMaps {
             source_ranges: self.source_ranges.iter().copied().collect(),
             maglev: self.maglev.keys().copied().collect(),
             prefixes: self.prefixes.iter().map(|(key, value)| (*key, *value)).collect(),
+            announced: self.announced.iter().copied().collect(),
             endpoints: self.endpoints.iter().map(|(key, value)| (*key, *value)).collect(),
         })
     }

@@ -8,13 +8,13 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData};
-use hawser_ebpf_common::endpoint::{Endpoint4, IpcacheEntry4, IpcacheEntry6};
+use hawser_ebpf_common::endpoint::{Announce, Endpoint4, IpcacheEntry4, IpcacheEntry6};
 use hawser_ebpf_common::lb::{Address6, Backend, ReverseNat, ReverseSk, ServiceKey, ServiceValue, SocketKey};
 use hawser_ebpf_common::map_names as names;
 use ipnet::IpNet;
 
-use super::kernel::{deleted, dump, kernel, open, put_batch};
-use super::{MapError, SlotKey, Snapshot};
+use super::kernel::{deleted, dump, each, found, kernel, open, put_batch};
+use super::{MapError, SlotKey, Socket};
 use crate::types::{
     L4Addr, PrefixSpec, Protocol, address_be, address_from_be, address6_be, address6_from_be,
 };
@@ -27,6 +27,7 @@ pub struct Names {
     reverse_sk: &'static str,
     ipcache: &'static str,
     endpoints: &'static str,
+    announced: &'static str,
 }
 
 /// An address as the maps hold it.
@@ -57,6 +58,7 @@ impl Address for u32 {
         reverse_sk: names::REVERSE_SK4,
         ipcache: names::IPCACHE,
         endpoints: names::ENDPOINTS,
+        announced: names::ANNOUNCE,
     };
     const BITS: u8 = 32;
 
@@ -91,6 +93,7 @@ impl Address for Address6 {
         reverse_sk: names::REVERSE_SK6,
         ipcache: names::IPCACHE6,
         endpoints: names::ENDPOINTS6,
+        announced: names::ANNOUNCE6,
     };
     const BITS: u8 = 128;
 
@@ -140,6 +143,7 @@ where
     reverse_sk: HashMap<MapData, SocketKey<A>, ReverseSk>,
     ipcache: LpmTrie<MapData, A, A::Ipcache>,
     endpoints: HashMap<MapData, A, Endpoint4>,
+    announced: HashMap<MapData, A, Announce>,
 }
 
 impl<A: Address> FamilyMaps<A>
@@ -158,6 +162,7 @@ where
             reverse_sk: open(dir, A::NAMES.reverse_sk)?,
             ipcache: open(dir, A::NAMES.ipcache)?,
             endpoints: open(dir, A::NAMES.endpoints)?,
+            announced: open(dir, A::NAMES.announced)?,
         })
     }
 
@@ -201,6 +206,15 @@ where
         deleted(A::NAMES.endpoints, self.endpoints.remove(&A::of(address)))
     }
 
+    pub fn put_announced(&mut self, address: IpAddr) -> Result<(), MapError> {
+        let value = Announce::default();
+        self.announced.insert(A::of(address), value, 0).map_err(kernel(A::NAMES.announced))
+    }
+
+    pub fn delete_announced(&mut self, address: IpAddr) -> Result<(), MapError> {
+        deleted(A::NAMES.announced, self.announced.remove(&A::of(address)))
+    }
+
     /// Backends, reverse translations and slots.
     pub fn fill(&mut self, all: &Filling) -> Result<(), MapError> {
         let backends = all.backends.iter().map(|(id, address, flags)| (*id, backend(address, *flags)));
@@ -216,35 +230,94 @@ where
         put_batch(A::NAMES.services, &self.services, masters)
     }
 
-    /// Adds what this family's maps hold. Entries of no known protocol are nobody's: no lookup finds them.
-    pub fn snapshot(&self, into: &mut Snapshot) -> Result<(), MapError> {
+    /// A master entry or a slot.
+    pub fn service(&self, key: &SlotKey) -> Result<Option<ServiceValue>, MapError> {
+        found(A::NAMES.services, self.services.get(&service_key::<A>(key), 0))
+    }
+
+    /// A backend's address with its `BACKEND_*` flags.
+    pub fn backend(&self, id: u32) -> Result<Option<(L4Addr, u8)>, MapError> {
+        let value = found(A::NAMES.backends, self.backends.get(&id, 0))?;
+        Ok(value.and_then(|v| Some((l4(v.address_be, v.port_be, v.protocol)?, v.flags))))
+    }
+
+    /// Adds the master entries and slots. Entries of no known protocol are nobody's: no lookup finds them.
+    pub fn services(&self, into: &mut Vec<(SlotKey, ServiceValue)>) -> Result<(), MapError> {
         for (key, value) in dump(A::NAMES.services, &self.services)? {
             if let Some(frontend) = l4(key.address_be, key.port_be, key.protocol) {
                 let (scope, generation, slot) = (key.scope, key.generation, key.slot);
-                into.services.push((SlotKey { frontend, scope, generation, slot }, value));
+                into.push((SlotKey { frontend, scope, generation, slot }, value));
             }
         }
+        Ok(())
+    }
+
+    /// Adds the backends.
+    pub fn backends(&self, into: &mut Vec<(u32, L4Addr, u8)>) -> Result<(), MapError> {
         for (id, value) in dump(A::NAMES.backends, &self.backends)? {
             if let Some(address) = l4(value.address_be, value.port_be, value.protocol) {
-                into.backends.push((id, address, value.flags));
+                into.push((id, address, value.flags));
             }
         }
+        Ok(())
+    }
+
+    /// Adds the frontends by their `rev_nat` ids.
+    pub fn reverse_nat(&self, into: &mut Vec<(u32, L4Addr)>) -> Result<(), MapError> {
         for (id, value) in dump(A::NAMES.reverse_nat, &self.reverse_nat)? {
             if let Some(frontend) = l4(value.address_be, value.port_be, value.protocol) {
-                into.reverse_nat.push((id, frontend));
+                into.push((id, frontend));
             }
         }
+        Ok(())
+    }
+
+    /// Adds the pods.
+    pub fn endpoints(&self, into: &mut Vec<(IpAddr, Endpoint4)>) -> Result<(), MapError> {
         let endpoints = dump(A::NAMES.endpoints, &self.endpoints)?;
-        into.endpoints.extend(endpoints.into_iter().map(|(address, value)| (address.ip(), value)));
+        into.extend(endpoints.into_iter().map(|(address, value)| (address.ip(), value)));
+        Ok(())
+    }
+
+    /// Adds the addresses that the node answers for.
+    pub fn announced(&self, into: &mut Vec<IpAddr>) -> Result<(), MapError> {
+        into.extend(dump(A::NAMES.announced, &self.announced)?.into_iter().map(|(address, _)| address.ip()));
+        Ok(())
+    }
+
+    /// Adds the prefixes.
+    pub fn prefixes(&self, into: &mut Vec<(IpNet, PrefixSpec)>) -> Result<(), MapError> {
         for item in self.ipcache.iter() {
             let (key, value) = item.map_err(kernel(A::NAMES.ipcache))?;
             let prefix_len = u8::try_from(key.prefix_len()).unwrap_or(A::BITS).min(A::BITS);
             // The length fits the family, so this is always a prefix.
             if let Ok(prefix) = IpNet::new(key.data().ip(), prefix_len) {
-                into.prefixes.push((prefix, A::prefix_spec(&value)));
+                into.push((prefix, A::prefix_spec(&value)));
             }
         }
         Ok(())
+    }
+
+    /// Sockets that were translated to one of these backends by one of these frontends, by cookie.
+    pub fn sockets_of(
+        &self,
+        wanted: &HashSet<(u32, L4Addr)>,
+        into: &mut Vec<Socket>,
+    ) -> Result<(), MapError> {
+        let endpoints: HashSet<(IpAddr, u16)> = wanted.iter().map(|(_, b)| (b.address, b.port)).collect();
+        each(A::NAMES.reverse_sk, &self.reverse_sk, |key: &SocketKey<A>, value: &ReverseSk| {
+            let (address, port) = (key.address_be.ip(), u16::from_be(key.port_be));
+            if !endpoints.contains(&(address, port)) {
+                return;
+            }
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let backend = L4Addr::new(address, port, protocol);
+                if wanted.contains(&(value.rev_nat_id, backend)) {
+                    let cookie = u64::from(key.cookie[0]) | u64::from(key.cookie[1]) << 32;
+                    into.push(Socket { cookie, netns_cookie: value.netns_cookie, protocol });
+                }
+            }
+        })
     }
 
     pub fn forget_sockets(&mut self) -> Result<(), MapError> {

@@ -1,6 +1,7 @@
 //! The kernel's maps, opened from their pins.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -8,9 +9,9 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray};
 use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
-use hawser_ebpf_common::endpoint::NodeConfig;
+use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
 use hawser_ebpf_common::lb::{
-    Address6, AffinityMatch, AffinityMatchKey, CountedSocket, LbConfig, MaglevChunk, MaglevKey,
+    Address6, AffinityMatch, AffinityMatchKey, CountedSocket, LbConfig, MaglevChunk, MaglevKey, ServiceValue,
     SourceRangeKey,
 };
 use hawser_ebpf_common::map_names as names;
@@ -18,9 +19,9 @@ use hawser_ebpf_common::metrics::{MetricsValue, direction, index, reason};
 use ipnet::IpNet;
 
 use super::family::{FamilyMaps, Filling};
-use super::{MapError, Maps, Op, Snapshot};
+use super::{MapError, Maps, Op, SlotKey, Snapshot, Socket};
 use crate::sys;
-use crate::types::{Family, address_from_be, address6_from_be, words_be};
+use crate::types::{Family, L4Addr, PrefixSpec, address_from_be, address6_from_be, words_be};
 
 /// `E2BIG`-free upper bound of a dump: an LRU map that others write to may never end.
 const MAX_DUMP: usize = 1 << 20;
@@ -81,6 +82,18 @@ pub(super) fn deleted(name: &'static str, result: Result<(), aya::maps::MapError
     }
 }
 
+/// Reading what is not there is no failure.
+pub(super) fn found<V>(
+    name: &'static str,
+    result: Result<V, aya::maps::MapError>,
+) -> Result<Option<V>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(kernel(name)(error)),
+    }
+}
+
 /// Writes many elements in one system call.
 pub(super) fn put_batch<K: Pod, V: Pod>(
     name: &'static str,
@@ -96,6 +109,29 @@ pub(super) fn put_batch<K: Pod, V: Pod>(
     sys::map_update_batch(fd.as_fd(), &keys, &values).map_err(failed)
 }
 
+/// How many elements are read in one system call.
+const PART: usize = 4096;
+
+/// Shows every element of a hash map, many with one system call.
+pub(super) fn each<K: Pod + Default, V: Pod + Default>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+    mut seen: impl FnMut(&K, &V),
+) -> Result<(), MapError> {
+    let (mut keys, mut values) = (vec![K::default(); PART], vec![V::default(); PART]);
+    let mut from = None;
+    loop {
+        let fd = IterableMap::map(map).fd().as_fd();
+        let batch = sys::lookup_batch(fd, from, &mut keys, &mut values)
+            .map_err(|source| MapError::Batch { name, source })?;
+        keys.iter().zip(&values).take(batch.count).for_each(|(key, value)| seen(key, value));
+        from = batch.next;
+        if from.is_none() {
+            return Ok(());
+        }
+    }
+}
+
 /// Reads a hash map to its end; elements that vanish meanwhile are left out.
 pub(super) fn dump<K: Pod + Eq + std::hash::Hash, V: Pod>(
     name: &'static str,
@@ -109,11 +145,7 @@ pub(super) fn dump<K: Pod + Eq + std::hash::Hash, V: Pod>(
         if !seen.insert(key) {
             continue;
         }
-        match map.get(&key, 0) {
-            Ok(value) => all.push((key, value)),
-            Err(aya::maps::MapError::KeyNotFound) => {}
-            Err(error) => return Err(kernel(name)(error)),
-        }
+        all.extend(found(name, map.get(&key, 0))?.map(|value| (key, value)));
     }
     Ok(all)
 }
@@ -162,6 +194,17 @@ impl KernelMaps {
     /// The kernel refused.
     pub fn config(&self) -> Result<NodeConfig, MapError> {
         self.config.get(&0, 0).map_err(kernel(names::CONFIG))
+    }
+
+    /// The sockets that one of these frontends, by `rev_nat` id, translated to this backend of it.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn sockets_of(&self, wanted: &HashSet<(u32, L4Addr)>) -> Result<Vec<Socket>, MapError> {
+        let mut sockets = Vec::new();
+        self.v4.sockets_of(wanted, &mut sockets)?;
+        self.v6.sockets_of(wanted, &mut sockets)?;
+        Ok(sockets)
     }
 
     /// All connection tracking entries.
@@ -231,10 +274,13 @@ impl KernelMaps {
         deleted(names::CONNECTIONS, self.connections.remove(&id))
     }
 
-    /// The source ranges, by the family of their frontend.
-    fn source_ranges(&self, frontends: &Snapshot) -> Result<Vec<(u32, IpNet)>, MapError> {
+    /// The source ranges by `rev_nat` id; which family they are of, their frontends say.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn source_ranges(&self, frontends: &[(u32, L4Addr)]) -> Result<Vec<(u32, IpNet)>, MapError> {
         let families: std::collections::HashMap<u32, Family> =
-            frontends.reverse_nat.iter().map(|(id, frontend)| (*id, frontend.family())).collect();
+            frontends.iter().map(|(id, frontend)| (*id, frontend.family())).collect();
         let mut ranges = Vec::new();
         for item in self.source_ranges.iter() {
             let (key, _) = item.map_err(kernel(names::SOURCE_RANGE))?;
@@ -249,6 +295,80 @@ impl KernelMaps {
             ranges.extend(range.ok().map(|range| (data.rev_nat_id, range)));
         }
         Ok(ranges)
+    }
+
+    /// Master entries and slots.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn services(&self) -> Result<Vec<(SlotKey, ServiceValue)>, MapError> {
+        let mut all = Vec::new();
+        self.v4.services(&mut all)?;
+        self.v6.services(&mut all)?;
+        Ok(all)
+    }
+
+    /// One master entry or slot.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn service(&self, key: &SlotKey) -> Result<Option<ServiceValue>, MapError> {
+        match key.frontend.family() {
+            Family::V4 => self.v4.service(key),
+            Family::V6 => self.v6.service(key),
+        }
+    }
+
+    /// Backends by id, with their `BACKEND_*` flags.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn backends(&self) -> Result<Vec<(u32, L4Addr, u8)>, MapError> {
+        let mut all = Vec::new();
+        self.v4.backends(&mut all)?;
+        self.v6.backends(&mut all)?;
+        Ok(all)
+    }
+
+    /// One backend of a family, with its `BACKEND_*` flags.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn backend(&self, id: u32, family: Family) -> Result<Option<(L4Addr, u8)>, MapError> {
+        match family {
+            Family::V4 => self.v4.backend(id),
+            Family::V6 => self.v6.backend(id),
+        }
+    }
+
+    /// Prefixes.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn prefixes(&self) -> Result<Vec<(IpNet, PrefixSpec)>, MapError> {
+        let mut all = Vec::new();
+        self.v4.prefixes(&mut all)?;
+        self.v6.prefixes(&mut all)?;
+        Ok(all)
+    }
+
+    /// Pods of this node.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn endpoints(&self) -> Result<Vec<(IpAddr, Endpoint4)>, MapError> {
+        let mut all = Vec::new();
+        self.v4.endpoints(&mut all)?;
+        self.v6.endpoints(&mut all)?;
+        Ok(all)
+    }
+
+    /// Open connections to one backend; 0 where none were counted.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn connections_to(&self, backend_id: u32) -> Result<u64, MapError> {
+        Ok(found(names::CONNECTIONS, self.connections.get(&backend_id, 0))?.unwrap_or(0))
     }
 
     /// Tells the load balancer's programs about this node.
@@ -323,6 +443,12 @@ impl Maps for KernelMaps {
             Op::DeletePrefix { prefix } => {
                 of_family!(self, Family::of(prefix.addr()), maps => maps.delete_prefix(*prefix))
             }
+            Op::PutAnnounced { address } => {
+                of_family!(self, Family::of(*address), maps => maps.put_announced(*address))
+            }
+            Op::DeleteAnnounced { address } => {
+                of_family!(self, Family::of(*address), maps => maps.delete_announced(*address))
+            }
             Op::PutEndpoint { address, value } => {
                 of_family!(self, Family::of(*address), maps => maps.put_endpoint(*address, value))
             }
@@ -362,15 +488,23 @@ impl Maps for KernelMaps {
     }
 
     fn snapshot(&self) -> Result<Snapshot, MapError> {
-        let mut snapshot = Snapshot {
+        let mut reverse_nat = Vec::new();
+        self.v4.reverse_nat(&mut reverse_nat)?;
+        self.v6.reverse_nat(&mut reverse_nat)?;
+        let mut announced = Vec::new();
+        self.v4.announced(&mut announced)?;
+        self.v6.announced(&mut announced)?;
+        Ok(Snapshot {
+            announced,
+            services: self.services()?,
+            backends: self.backends()?,
             members: dump(names::AFFINITY_MATCH, &self.members)?,
+            source_ranges: self.source_ranges(&reverse_nat)?,
             maglev: self.maglev.keys().collect::<Result<_, _>>().map_err(kernel(names::MAGLEV))?,
-            ..Snapshot::default()
-        };
-        self.v4.snapshot(&mut snapshot)?;
-        self.v6.snapshot(&mut snapshot)?;
-        snapshot.source_ranges = self.source_ranges(&snapshot)?;
-        Ok(snapshot)
+            prefixes: self.prefixes()?,
+            endpoints: self.endpoints()?,
+            reverse_nat,
+        })
     }
 
     fn forget_sockets(&mut self) -> Result<(), MapError> {

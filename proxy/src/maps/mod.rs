@@ -18,7 +18,7 @@ use hawser_ebpf_common::endpoint::Endpoint4;
 use hawser_ebpf_common::lb::{AffinityMatch, AffinityMatchKey, MaglevChunk, MaglevKey, ServiceValue};
 use ipnet::IpNet;
 
-use crate::types::{Family, L4Addr, PrefixSpec};
+use crate::types::{Family, L4Addr, PrefixSpec, Protocol};
 
 /// Key of a master entry or of a slot, of either family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,6 +140,16 @@ pub enum Op {
         /// Prefix.
         prefix: IpNet,
     },
+    /// Has the node answer for an address on its link.
+    PutAnnounced {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Does so no more.
+    DeleteAnnounced {
+        /// The address.
+        address: IpAddr,
+    },
     /// Writes a pod of this node.
     PutEndpoint {
         /// The pod's address.
@@ -171,6 +181,8 @@ pub struct Snapshot {
     pub maglev: Vec<MaglevKey>,
     /// Prefixes.
     pub prefixes: Vec<(IpNet, PrefixSpec)>,
+    /// Addresses that the node answers for on its link.
+    pub announced: Vec<IpAddr>,
     /// Pods of this node.
     pub endpoints: Vec<(IpAddr, Endpoint4)>,
 }
@@ -184,7 +196,19 @@ impl Snapshot {
             && self.members.is_empty()
             && self.source_ranges.is_empty()
             && self.maglev.is_empty()
+            && self.announced.is_empty()
     }
+}
+
+/// A socket of this node that was translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Socket {
+    /// `SO_COOKIE`.
+    pub cookie: u64,
+    /// `SO_NETNS_COOKIE`; 0 when it is not known.
+    pub netns_cookie: u64,
+    /// TCP or UDP.
+    pub protocol: Protocol,
 }
 
 /// Why a map operation failed.

@@ -213,12 +213,27 @@ impl PodNet {
         let _guard = lock.lock().await;
         let known = self.state.lock().by_sandbox.get(&request.sandbox_id).cloned();
         let record = match known {
-            Some(record) => record,
+            Some(record) => self.keep_namespace(record, request)?,
             None => self.allocate(request).await?,
         };
         self.connect(&record, request).await?;
         self.tell_host_ports(&record, false);
         Ok(record.addresses().collect())
+    }
+
+    /// A sandbox may have got its namespace anew.
+    fn keep_namespace(&self, mut record: Record, request: &PodNetRequest) -> Result<Record, PodNetError> {
+        if record.netns.as_ref() != Some(&request.netns) {
+            record.netns = Some(request.netns.clone());
+            self.store.put(&record).map_err(PodNetError::Store)?;
+            self.state.lock().by_sandbox.insert(record.sandbox_id.clone(), record.clone());
+        }
+        Ok(record)
+    }
+
+    /// The network namespaces of all pods.
+    pub fn namespaces(&self) -> Vec<PathBuf> {
+        self.state.lock().by_sandbox.values().filter_map(|record| record.netns.clone()).collect()
     }
 
     /// Removes a pod's network; it may be gone already, with its namespace.
@@ -329,6 +344,7 @@ impl PodNet {
             address: addresses[0],
             second: addresses.get(1).copied(),
             interface: free_name(&request.sandbox_id, &state.by_sandbox),
+            netns: Some(request.netns.clone()),
             host_ports: request.host_ports.clone(),
             released_at: None,
         };

@@ -46,6 +46,9 @@ pub struct Record {
     pub second: Option<IpAddr>,
     /// The node's end of the veth pair.
     pub interface: String,
+    /// The pod's network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<PathBuf>,
     /// Ports of the node that lead to the pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<PortMapping>,
@@ -121,6 +124,7 @@ mod tests {
             address: [10, 0, 0, last].into(),
             second: None,
             interface: "hws0".into(),
+            netns: None,
             host_ports: Vec::new(),
             released_at: None,
         }

@@ -53,7 +53,12 @@ const HOST_WITHOUT6: [(&str, &str); 1] = [("disable_ipv6", "1")];
 /// Of IPv6, in the pod: its addresses are the node's to give, and known to be nobody else's.
 const POD6: [(&str, &str); 3] = [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")];
 
-fn table(family: &str, interface: &str, rows: &[(&'static str, &'static str)], optional: bool) -> Vec<Sysctl> {
+fn table(
+    family: &str,
+    interface: &str,
+    rows: &[(&'static str, &'static str)],
+    optional: bool,
+) -> Vec<Sysctl> {
     let row = |(name, value): &(&str, &'static str)| Sysctl {
         name: format!("net/{family}/conf/{interface}/{name}"),
         value,

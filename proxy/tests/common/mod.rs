@@ -5,6 +5,7 @@
 pub mod api;
 pub mod cluster;
 pub mod packet;
+pub mod traffic;
 pub mod world;
 
 use std::fs::File;

@@ -193,15 +193,14 @@ async fn until_in_map(socket: &Path, frontend: &str, backend: &str) -> Result<In
     let mut inspect = hawser_cli::connect(socket).await?;
     let deadline = Instant::now() + hawser_tests::pods::TIMEOUT;
     while Instant::now() < deadline {
-        let listed = inspect.list_lb(hawser_cli::proto::ListLbRequest {}).await?.into_inner();
-        let has = |address: &Option<hawser_cli::proto::L4Addr>, wanted: &str| {
-            address.as_ref().is_some_and(|a| a.address == wanted)
+        let address = hawser_cli::proto::L4Addr {
+            address: frontend.to_string(),
+            port: 80,
+            protocol: "TCP".to_string(),
         };
-        let found = listed
-            .frontends
-            .iter()
-            .any(|f| has(&f.address, frontend) && f.backends.iter().any(|b| has(&b.address, backend)));
-        if found {
+        let request = hawser_cli::proto::GetLbRequest { address: Some(address) };
+        let has = |b: &hawser_cli::proto::Backend| b.address.as_ref().is_some_and(|a| a.address == backend);
+        if inspect.get_lb(request).await?.into_inner().backends.iter().any(has) {
             return Ok(Instant::now());
         }
     }

@@ -121,7 +121,8 @@ impl Network {
             }
             Fabric::Router => {
                 self.ip("fabric", "link set lo up\n")?;
-                let forward = "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding";
+                let forward =
+                    "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding";
                 self.output("fabric", "sh", &["-c", forward]).map(drop)
             }
         }
@@ -144,7 +145,7 @@ impl Network {
                 }
                 Fabric::Router => {
                     let router: IpAddr = if address.is_ipv4() { ROUTER.0.into() } else { ROUTER.1.into() };
-                    
+
                     theirs.push_str(&format!(
                         "addr add {router} dev {host}{nodad}\nroute add {address} dev {host}\n"
                     ));
