@@ -1,8 +1,9 @@
 //! What differs between kinds, asked of the api crate in one place; and the clock.
 
+use hawser_api::decode;
 use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
-use hawser_api::status::Status;
+use hawser_api::status::{FieldError, Status};
 use hawser_api::strategy::{self, CreateContext, DefaultPropagation};
 use hawser_api::time::rfc3339;
 use hawser_api::{defaults as api_defaults, validation};
@@ -129,8 +130,13 @@ pub fn prepare_update(kind: &Kind, subresource: &str, new: &mut Value, old: &Val
 ///
 /// # Errors
 /// 422 with all causes.
-pub fn validate_create(served: &Kind, stored: &Kind, object: &Value) -> Result<(), Status> {
-    refuse(stored, object, &validation::validate_create_as(served, stored, object))
+pub fn validate_create(
+    served: &Kind,
+    stored: &Kind,
+    object: &Value,
+    empties: &Empties,
+) -> Result<(), Status> {
+    refuse(stored, object, validation::validate_create_as(served, stored, object), empties)
 }
 
 /// Judges a changed object, or its changed part; answers what a client should know.
@@ -143,6 +149,7 @@ pub fn validate_update(
     subresource: &str,
     new: &Value,
     old: &Value,
+    empties: &Empties,
 ) -> Result<Vec<String>, Status> {
     let mut errors = match subresource {
         "" => validation::validate_update_as(served, kind, new, old),
@@ -150,12 +157,16 @@ pub fn validate_update(
     };
     let (wrong, warnings) = validation::custom_update(kind, subresource, new, old);
     errors.extend(wrong);
-    refuse(kind, new, &errors)?;
+    refuse(kind, new, errors, empties)?;
     Ok(warnings)
 }
 
-fn refuse(kind: &Kind, object: &Value, errors: &[hawser_api::status::FieldError]) -> Result<(), Status> {
-    validation::to_status(kind, object.name(), errors).map_or(Ok(()), Err)
+/// Lists and maps that a body has empty (see [`decode::Dropped`]).
+type Empties = [(String, &'static str)];
+
+fn refuse(kind: &Kind, object: &Value, mut errors: Vec<FieldError>, empties: &Empties) -> Result<(), Status> {
+    decode::as_sent(&mut errors, empties);
+    validation::to_status(kind, object.name(), &errors).map_or(Ok(()), Err)
 }
 
 /// What a client should know about an accepted object.

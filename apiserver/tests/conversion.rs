@@ -48,8 +48,11 @@ fn answer(review: &Value) -> Value {
     json!({"apiVersion": review["apiVersion"], "kind": review["kind"], "response": response})
 }
 
-/// v1 is stored; both are served.
+/// v1 is stored; both are served, and their own fields are selectable.
 fn definition(client: &Value) -> Value {
+    let selectable = |fields: &[&str]| -> Vec<Value> {
+        fields.iter().map(|f| json!({"jsonPath": format!(".{f}")})).collect()
+    };
     let schema = |fields: &[&str]| {
         let fields: serde_json::Map<String, Value> =
             fields.iter().map(|f| ((*f).to_owned(), json!({"type": "string"}))).collect();
@@ -58,8 +61,10 @@ fn definition(client: &Value) -> Value {
     json!({"kind": "CustomResourceDefinition", "apiVersion": "apiextensions.k8s.io/v1", "metadata": {"name": "hosts.example.com"},
         "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "hosts", "kind": "Host"},
             "versions": [
-                {"name": "v1", "served": true, "storage": true, "schema": schema(&["hostPort"])},
-                {"name": "v2", "served": true, "storage": false, "schema": schema(&["host", "port"])}],
+                {"name": "v1", "served": true, "storage": true, "schema": schema(&["hostPort"]),
+                    "selectableFields": selectable(&["hostPort"])},
+                {"name": "v2", "served": true, "storage": false, "schema": schema(&["host", "port"]),
+                    "selectableFields": selectable(&["host", "port"])}],
             "conversion": {"strategy": "Webhook", "webhook": {"clientConfig": client, "conversionReviewVersions": ["v1"]}}}})
 }
 
@@ -203,4 +208,71 @@ async fn a_service_is_called_by_its_name() {
         "spec": {"type": "ExternalName", "externalName": "127.0.0.1"}});
     kit.post("/api/v1/namespaces/ns/services", &service).await.expect(201);
     assert_eq!(kit.get(&format!("{TWO}/a")).await.expect(200)["host"], "x");
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter_map(|o| o["metadata"]["name"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn selectors_are_about_what_the_webhook_makes() {
+    let hook = Hook::start(|_, review| Ok(answer(&review))).await;
+    let kit = kit().await;
+    define(&kit, &definition(&hook.url("/convert"))).await;
+    let first = kit.post(ONE, &one("a", "x:1")).await.expect(201);
+    for (name, host_port) in [("b", "y:1"), ("c", "x:2"), ("d", "x:1"), ("e", "y:2")] {
+        kit.post(ONE, &one(name, host_port)).await.expect(201);
+    }
+    for (path, want) in [
+        (format!("{TWO}?fieldSelector=host%3Dx"), vec!["a", "c", "d"]),
+        (format!("{TWO}?fieldSelector=host%3Dx,port%3D1"), vec!["a", "d"]),
+        (format!("{TWO}?fieldSelector=host!%3Dx,metadata.name!%3De"), vec!["b"]),
+        (format!("{TWO}?fieldSelector=metadata.name%3Da,port%3D2"), vec![]),
+        (format!("{ONE}?fieldSelector=hostPort%3Dx:1"), vec!["a", "d"]),
+    ] {
+        assert_eq!(names(&kit.get(&path).await.expect(200)), want, "{path}");
+    }
+    // Pages hold what was asked for, not what was looked at.
+    let selected = format!("{TWO}?fieldSelector=host%3Dx&limit=1");
+    let (mut seen, mut next) = (Vec::new(), String::new());
+    loop {
+        let page = kit.get(&format!("{selected}{next}")).await.expect(200);
+        assert_eq!(names(&page).len().max(1), 1);
+        seen.extend(names(&page).into_iter().map(str::to_owned));
+        let Some(token) = page["metadata"]["continue"].as_str() else { break };
+        next = format!("&continue={token}");
+    }
+    assert_eq!(seen, ["a", "c", "d"]);
+
+    let from = version(&first);
+    let path = |fields: &str| {
+        format!("{TWO}?watch=1&resourceVersion={from}&timeoutSeconds=20&fieldSelector={fields}")
+    };
+    let mut xs = kit.watch(&path("host%3Dx")).await;
+    let mut first_ports = kit.watch(&path("host%3Dx,port%3D1")).await;
+    let state = format!("{TWO}?watch=1&resourceVersion=0&timeoutSeconds=20&fieldSelector=port%3D2");
+    let mut seconds = kit.watch(&state).await;
+    kit.patch(&format!("{TWO}/c"), "merge", &json!({"port": "1"})).await.expect(200);
+    kit.patch(&format!("{TWO}/d"), "merge", &json!({"host": "z"})).await.expect(200);
+    // What a selector of the other version leaves in place, and takes.
+    let deleted = kit.delete(&format!("{TWO}?fieldSelector=host%3Dx,port%3D1")).await.expect(200);
+    assert_eq!((names(&deleted), &deleted["items"][0]["host"]), (vec!["a", "c"], &json!("x")));
+    assert_eq!(names(&kit.get(TWO).await.expect(200)), ["b", "d", "e"]);
+    for (events, want) in [
+        (
+            &mut xs,
+            ["ADDED c 2", "ADDED d 1", "MODIFIED c 1", "DELETED d 1", "DELETED a 1", "DELETED c 1"]
+                .as_slice(),
+        ),
+        (&mut first_ports, &["ADDED d 1", "ADDED c 1", "DELETED d 1", "DELETED a 1", "DELETED c 1"]),
+        (&mut seconds, &["ADDED c 2", "ADDED e 2", "DELETED c 2"]),
+    ] {
+        for want in want {
+            let event = events.next().await.expect("an event");
+            let text = |v: &Value| v.as_str().unwrap_or("?").to_owned();
+            let (name, port) = (text(&event["object"]["metadata"]["name"]), text(&event["object"]["port"]));
+            assert_eq!(format!("{} {name} {port}", text(&event["type"])), *want);
+        }
+    }
 }

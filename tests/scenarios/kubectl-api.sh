@@ -42,6 +42,12 @@ while read -r name version; do
 done <<<"$resources"
 expect '^FIELD: containers' explain pod.spec.containers
 
+# Every built-in kind that can be made and listed is in the file.
+served=$(k api-resources --verbs=create,list --no-headers | awk '$(NF-2) !~ /hawser/ {print $NF "." $(NF-2)}' | sort)
+written=$(awk '/^apiVersion:/ {version = $2} /^kind:/ {print $2 "." version}' "$here/every-kind.yaml" | sort -u)
+missing=$(comm -23 <(echo "$served") <(echo "$written"))
+[ -z "$missing" ] || fail "kinds that every-kind.yaml lacks: $missing"
+
 # Every kind: by server-side apply, by client-side apply, and as a table.
 "$kubectl" apply --server-side -f "$here/every-kind.yaml" >"$work/applied" || fail "apply --server-side"
 while read -r name; do
@@ -56,6 +62,10 @@ done < <(sed -n 's/ serverside-applied$//p' "$work/applied")
 out=$("$kubectl" diff --server-side -f "$here/every-kind.yaml" 2>&1) || fail "diff --server-side: $out"
 "$kubectl" apply --server-side --force-conflicts --validate=strict -f "$here/every-kind.yaml" >/dev/null || fail "again"
 out=$("$kubectl" apply --dry-run=server --validate=strict -f "$here/every-kind.yaml" 2>&1) || fail "client side: $out"
+"$kubectl" apply --validate=strict -f "$here/every-kind.yaml" >"$work/applied" 2>&1 || fail "apply: $(cat "$work/applied")"
+[ "$(grep -c 'configured$\|unchanged$' "$work/applied")" = "$(grep -c '^kind:' "$here/every-kind.yaml")" ] ||
+  fail "apply: $(cat "$work/applied")"
+out=$("$kubectl" diff -f "$here/every-kind.yaml" 2>&1) || fail "diff: $out"
 for verb in annotate label; do
   out=$("$kubectl" $verb --overwrite -f "$here/every-kind.yaml" scenario=x 2>&1) || fail "$verb: $out"
 done

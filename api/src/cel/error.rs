@@ -40,7 +40,9 @@ fn render(source: &str, issue: &Issue) -> String {
     let line = before.matches('\n').count();
     let column = before.chars().rev().take_while(|c| *c != '\n').count();
     let snippet = source.split('\n').nth(line).unwrap_or_default().replace('\t', " ");
-    let mut text = format!("ERROR: <input>:{}:{}: {}", line + 1, column + 1, issue.message);
+    // Nothing at all ends before its first character.
+    let shown = column + usize::from(!source.is_empty());
+    let mut text = format!("ERROR: <input>:{}:{shown}: {}", line + 1, issue.message);
     if snippet.len() <= MAX_SNIPPET {
         // Wide marks keep the last one below a wide character.
         let wide = |c: Option<char>| c.is_some_and(|c| c.len_utf8() > 1);

@@ -113,11 +113,33 @@ fn to_issues(source: &str, errors: &ParseErrors) -> Issues {
         let message = if e.msg.contains("Recursion limit") {
             format!("expression recursion limit exceeded: {MAX_NESTING}")
         } else {
-            e.msg.clone()
+            expected(&e.msg)
         };
         Issue { at: starts.get(line).copied().unwrap_or(0) + column, message }
     };
-    Issues::new(source, errors.errors.iter().map(issue).collect())
+    // What is missing after a syntax error was told by that.
+    let told = errors.errors.iter().any(|e| e.msg.starts_with(SYNTAX));
+    let counts = |e: &&cel::parser::ParseError| !(told && e.msg.starts_with("Incomplete `"));
+    Issues::new(source, errors.errors.iter().filter(counts).map(issue).collect())
+}
+
+const SYNTAX: &str = "Syntax error: ";
+
+/// Tokens that go on with an expression that could also end.
+const OPERATORS: &str = "'==' '!=' 'in' '<' '<=' '>=' '>' '&&' '||' '[' '.' ',' '-' '?' '+' '*' '/' '%'";
+
+/// A message of the parser that names only what is demanded where an expression could also go on, as cel-go's does.
+fn expected(message: &str) -> String {
+    let Some((head, set)) = message.strip_suffix('}').and_then(|m| m.split_once("expecting {")) else {
+        return message.to_owned();
+    };
+    let known: Vec<&str> = OPERATORS.split(' ').collect();
+    let all: Vec<&str> = set.split(", ").collect();
+    let demanded: Vec<&str> = all.iter().filter(|t| !known.contains(t)).copied().collect();
+    match demanded.as_slice() {
+        [one] if all.contains(&"'=='") => format!("{head}expecting {one}"),
+        _ => message.to_owned(),
+    }
 }
 
 /// Character offset of the start of each line.

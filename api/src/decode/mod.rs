@@ -14,6 +14,7 @@ pub use yaml::{Yaml, duplicates_error, parse_yaml};
 
 use crate::quantity::Quantity;
 use crate::schema::{Base, Field, Presence, Shape, Ty, Type};
+use crate::status::{BadValue, FieldError};
 use crate::text::{json_type, quote};
 use crate::time;
 use serde_json::{Map, Value};
@@ -28,6 +29,23 @@ pub struct Dropped {
     pub messages: Vec<String>,
     /// What a YAML document has twice: `line 5: key "a" already set in map`. Told before the messages.
     pub lines: Vec<String>,
+    /// Lists and maps that were sent empty and are written as if they were absent: where, and how they read. Messages
+    /// show them as they were sent.
+    pub empties: Vec<(String, &'static str)>,
+}
+
+/// Puts lists and maps that were sent empty into messages that would say that they are absent.
+pub fn as_sent(errors: &mut [FieldError], empties: &[(String, &'static str)]) {
+    for error in errors {
+        let absent = match &error.value {
+            Some(BadValue::Api(value)) => value.is_null(),
+            Some(BadValue::Internal(text)) => text == "null",
+            None => false,
+        };
+        if let Some((_, text)) = empties.iter().find(|(path, _)| absent && *path == error.field) {
+            error.value = Some(BadValue::Internal((*text).to_owned()));
+        }
+    }
 }
 
 /// A document that is not what it has to be; the text is Go's.
@@ -106,6 +124,16 @@ enum PathStep {
 
 impl Normalizer<'_> {
     fn unknown(&mut self, key: &str) {
+        let mut out = self.here();
+        if !out.is_empty() {
+            out.push('.');
+        }
+        out.push_str(key);
+        self.dropped.messages.push(json::unknown(&out));
+    }
+
+    /// The place that the path leads to: `spec.containers[0].name`.
+    fn here(&self) -> String {
         let mut out = String::new();
         for step in &self.path {
             match step {
@@ -117,11 +145,7 @@ impl Normalizer<'_> {
                 PathStep::Index(i) => out.push_str(&format!("[{i}]")),
             }
         }
-        if !out.is_empty() {
-            out.push('.');
-        }
-        out.push_str(key);
-        self.dropped.messages.push(json::unknown(&out));
+        out
     }
 
     /// Go's text for a value of the wrong type in the field that the path ends with.
@@ -163,9 +187,14 @@ impl Normalizer<'_> {
             };
             self.path.push(PathStep::Field(field.name));
             let kept = self.value(ty, field.ty, value);
+            let vanishes = vanishes(field, value);
+            if vanishes && let Some(text) = empty_text(value) {
+                let here = self.here();
+                self.dropped.empties.push((here, text));
+            }
             self.path.pop();
             match kept {
-                Ok(present) => present && !vanishes(field, value),
+                Ok(present) => present && !vanishes,
                 Err(e) => {
                     result = Err(e);
                     true
@@ -271,6 +300,15 @@ fn check_base64(s: &str) -> Result<(), DecodeError> {
         Err(B64::InvalidLength(_) | B64::InvalidPadding) => text.len() & !3,
     };
     Err(DecodeError(format!("illegal base64 data at input byte {at}")))
+}
+
+/// How an empty list or map reads.
+fn empty_text(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Array(_) => Some("[]"),
+        Value::Object(_) => Some("{}"),
+        _ => None,
+    }
 }
 
 /// Whether a set value is written as if it were absent.

@@ -192,7 +192,22 @@ fn is_reference(image: &str) -> bool {
         |h: &str| h == "localhost" || h.contains(['.', ':']) || h.chars().any(|c| c.is_ascii_uppercase());
     let path = match name.split_once('/') {
         Some((first, path)) if host(first) => {
-            if !first.chars().all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c)) {
+            let (domain, port) = match first.rsplit_once(':') {
+                Some((domain, port)) if !port.ends_with(']') => (domain, Some(port)),
+                _ => (first, None),
+            };
+            let edge = |b: Option<char>| b.is_some_and(|c| c.is_ascii_alphanumeric());
+            let label = |l: &str| {
+                edge(l.chars().next())
+                    && edge(l.chars().next_back())
+                    && l.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+            };
+            let ipv6 = domain.strip_prefix('[').and_then(|d| d.strip_suffix(']'));
+            let good = match ipv6 {
+                Some(ip) => ip.chars().all(|c| c.is_ascii_hexdigit() || c == ':'),
+                None => domain.split('.').all(label),
+            };
+            if !good || port.is_some_and(|p| p.is_empty() || !p.bytes().all(|b| b.is_ascii_digit())) {
                 return false;
             }
             path
@@ -203,7 +218,10 @@ fn is_reference(image: &str) -> bool {
     let tagged = |t: &str| {
         t.len() <= 128 && t.starts_with(word) && t.chars().all(|c| word(c) || matches!(c, '.' | '-'))
     };
-    name.len() <= 255
+    // What looks like the identifier of an image is no name.
+    let identifier = image.len() == 64 && image.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    !identifier
+        && name.len() <= 255
         && path.split('/').all(component)
         && tag.is_none_or(tagged)
         && digest.is_none_or(|d| d.split_once(':').is_some_and(|(a, hex)| !a.is_empty() && hex.len() >= 32))

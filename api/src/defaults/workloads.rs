@@ -97,6 +97,18 @@ pub fn daemon_set(o: &mut Object) {
 }
 
 /// A job without completions and parallelism runs once. Its labels are its template's.
+/// Conditions of pods that a Job's failure policy looks at are true unless it says otherwise.
+fn failure_policy(spec: &mut Object) {
+    let Some(policy) = child(spec, "podFailurePolicy") else { return };
+    each(policy, "rules", |rule| {
+        each(rule, "onPodConditions", |c| {
+            if text(c, "status").is_empty() {
+                c.insert("status".into(), json!("True"));
+            }
+        });
+    });
+}
+
 pub fn job(o: &mut Object) {
     super::pod::template_of(o);
     let Some(spec) = ensure(o, "spec") else { return };
@@ -111,15 +123,7 @@ pub fn job(o: &mut Object) {
     set(spec, "completionMode", "NonIndexed");
     set(spec, "suspend", false);
     set(spec, "manualSelector", false);
-    if let Some(policy) = child(spec, "podFailurePolicy") {
-        each(policy, "rules", |rule| {
-            each(rule, "onPodConditions", |c| {
-                if text(c, "status").is_empty() {
-                    c.insert("status".into(), json!("True"));
-                }
-            });
-        });
-    }
+    failure_policy(spec);
     let failing = !absent(spec, "podFailurePolicy");
     set(spec, "podReplacementPolicy", if failing { "Failed" } else { "TerminatingOrFailed" });
     // A job that is still to get labels of its own passes all of them on when it has got them.
@@ -141,5 +145,8 @@ pub fn cron_job(o: &mut Object) {
     if let Some(template) = ensure(spec, "jobTemplate") {
         set(template, "metadata", json!({}));
         super::pod::template_of(template);
+        if let Some(job) = child(template, "spec") {
+            failure_policy(job);
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::table::{self, Entry, Mark, Message};
 use super::wire::{Fields, Wire};
 use crate::schema::{self, Base, Presence, Shape, Ty, Type};
-use crate::time::{rfc3339, rfc3339_micro};
+use crate::time::{go_duration, rfc3339, rfc3339_micro};
 
 /// What every body begins with.
 pub(super) const MAGIC: &[u8] = b"k8s\0";
@@ -184,6 +184,7 @@ fn value(ty: Ty, mark: Mark, wire: Wire<'_>, name: &str, depth: u32) -> Result<V
     match mark {
         Mark::None => {}
         Mark::Json => return json(bytes_of(wire, name)?, name),
+        Mark::Duration => return duration(bytes_of(wire, name)?),
         Mark::Strings => return strings(bytes_of(wire, name)?, 1, name),
         _ => return schema_choice(mark, bytes_of(wire, name)?, name, depth),
     }
@@ -229,6 +230,17 @@ fn scalar(base: Base, wire: Wire<'_>, name: &str) -> Result<Value, Error> {
         (Base::Raw | Base::Any, Wire::Bytes(bytes)) => json(bytes, name)?,
         _ => return Err(Error::WrongType(name.to_owned())),
     })
+}
+
+/// `{1: nanoseconds}`.
+fn duration(bytes: &[u8]) -> Result<Value, Error> {
+    let mut nanos = 0i64;
+    for field in Fields(bytes) {
+        if let (1, Wire::Varint(n)) = field? {
+            nanos = n.cast_signed();
+        }
+    }
+    Ok(Value::String(go_duration(nanos)))
 }
 
 /// `{1: seconds, 2: nanos}`; nothing at all stands for no time.

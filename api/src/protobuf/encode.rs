@@ -340,6 +340,11 @@ impl<'de> Visitor<'de> for Field<'_> {
 
     fn visit_str<E: de::Error>(self, v: &str) -> Result<(), E> {
         match self.base() {
+            Some(Base::String) if self.mark == Mark::Duration => {
+                let nanos =
+                    time::parse_go_duration(v).ok_or_else(|| E::custom(format!("{v:?} is no duration")))?;
+                nested(self.out, self.number, |out| put_varint_field(out, 1, nanos.cast_unsigned()));
+            }
             Some(Base::String) => put_bytes(self.out, self.number, v.as_bytes()),
             Some(Base::Bytes) => {
                 let bytes = STANDARD.decode(v).map_err(|_| E::custom("bytes are no base64"))?;

@@ -39,6 +39,8 @@ pub enum Mark {
     Json,
     /// `{1: repeated string}`: ExtraValue, Verbs.
     Strings,
+    /// `{1: nanoseconds}`: Duration.
+    Duration,
     /// A schema, or several.
     SchemaOrArray,
     /// A schema, or whether anything is allowed.
@@ -104,6 +106,7 @@ fn parse_field(line: &'static str) -> Option<(u32, Entry)> {
         None => Mark::None,
         Some("RawExtension" | "FieldsV1" | "JSON") => Mark::Json,
         Some("ExtraValue" | "Verbs") => Mark::Strings,
+        Some("Duration") => Mark::Duration,
         Some("JSONSchemaPropsOrArray") => Mark::SchemaOrArray,
         Some("JSONSchemaPropsOrBool") => Mark::SchemaOrBool,
         Some("JSONSchemaPropsOrStringArray") => Mark::SchemaOrStrings,

@@ -66,7 +66,7 @@ pub fn settle(new: &mut Value, old: Option<&Value>, configured: &[&str]) -> Resu
     let headless = new.str_at("spec.clusterIP") == "None";
     // It may lead anywhere, also by a family that the cluster has not.
     let anywhere = headless && !selects;
-    if policy(new).is_empty() {
+    if new.at(POLICY).is_none_or(Value::is_null) {
         let fallback = if anywhere { "RequireDualStack" } else { "SingleStack" };
         let kept = old.map(policy).filter(|p| !p.is_empty()).unwrap_or(fallback).to_owned();
         new.set_path(&["spec", "ipFamilyPolicy"], json!(kept));

@@ -31,6 +31,7 @@ pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {
             o.set_path(&["status"], json!({"phase": "Pending"}));
         }
         ("discovery.k8s.io", "EndpointSlice") => null_ports(o),
+        ("", "ServiceAccount") => only_names(o),
         ("", "Service") => {
             super::service::align_cluster_ips(o, None);
             super::service::drop_internal_policy(o);
@@ -41,6 +42,14 @@ pub fn create(kind: &Kind, o: &mut Value, ctx: &CreateContext<'_>) {
         ("batch", "Job") => job_created(o, ctx.uid),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => crd_created(o),
         _ => {}
+    }
+}
+
+/// Secrets of an account are known by their names.
+fn only_names(account: &mut Value) {
+    let Some(Value::Array(secrets)) = account.get_mut("secrets") else { return };
+    for secret in secrets.iter_mut().filter_map(Value::as_object_mut) {
+        secret.retain(|field, _| field == "name");
     }
 }
 

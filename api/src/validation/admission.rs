@@ -67,19 +67,17 @@ fn binding(kind: &str, o: &Value, e: &mut Errors) {
         name => e.all(SPEC.child("policyName"), name, names::dns1123_subdomain(name)),
     }
     let resources = o.at("spec.matchResources").filter(|m| !m.is_null());
-    if let Some(m) = resources.filter(|_| kind.starts_with("Validating")) {
-        match_resources(m, SPEC.child("matchResources"), e);
-    }
     if let Some(reference) = o.at("spec.paramRef").filter(|p| !p.is_null()) {
         param_ref(reference, SPEC.child("paramRef"), e);
     }
-    if kind.starts_with("Mutating") {
-        // Kubernetes judges these two in the other order.
-        if let Some(m) = resources {
-            let at = SPEC.child("matchResources");
-            match_resources(m, at, e);
+    if let Some(m) = resources {
+        let at = SPEC.child("matchResources");
+        match_resources(m, at, e);
+        if kind.starts_with("Mutating") {
             mutable_operations(m, at, e);
         }
+    }
+    if kind.starts_with("Mutating") {
         return;
     }
     let at = SPEC.child("validationActions");
@@ -191,7 +189,6 @@ fn match_resources(m: &Value, at: Path<'_>, e: &mut Errors) {
         let list = at.child(field);
         for (i, rule) in m.items_at(field).iter().enumerate() {
             let item = list.index(i);
-            webhook_rule(rule, item, e);
             let names_at = item.child("resourceNames");
             let all = rule.items_at("resourceNames");
             for (j, name) in all.iter().filter_map(Value::as_str).enumerate() {
@@ -200,6 +197,7 @@ fn match_resources(m: &Value, at: Path<'_>, e: &mut Errors) {
                     e.duplicate(names_at.index(j), name);
                 }
             }
+            webhook_rule(rule, item, e);
         }
     }
 }
@@ -230,18 +228,17 @@ fn webhooks(mutating: bool, o: &Value, e: &mut Errors) {
             Some("None" | "NoneOnDryRun") => {}
             Some(other) => e.unsupported(item.child("sideEffects"), other, &["None", "NoneOnDryRun"]),
         }
+        if let Some(n) = hook.int_at("timeoutSeconds").filter(|n| !(1..=30).contains(n)) {
+            e.invalid(item.child("timeoutSeconds"), n, "the timeout value must be between 1 and 30 seconds");
+        }
+        e.selector(item.child("namespaceSelector"), hook.get("namespaceSelector"));
+        e.selector(item.child("objectSelector"), hook.get("objectSelector"));
         if mutating && let Some(policy) = hook.get("reinvocationPolicy").and_then(Value::as_str) {
             let policies = ["IfNeeded", "Never"];
             if !policies.contains(&policy) {
                 e.unsupported(item.child("reinvocationPolicy"), policy, &policies);
             }
         }
-        if let Some(n) = hook.int_at("timeoutSeconds").filter(|n| !(1..=30).contains(n)) {
-            e.invalid(item.child("timeoutSeconds"), n, "the timeout value must be between 1 and 30 seconds");
-        }
-        e.selector(item.child("namespaceSelector"), hook.get("namespaceSelector"));
-        e.selector(item.child("objectSelector"), hook.get("objectSelector"));
-        match_conditions(hook.items_at("matchConditions"), item.child("matchConditions"), false, e);
         let url = hook.at("clientConfig.url").filter(|u| !u.is_null());
         let service = hook.at("clientConfig.service").filter(|s| !s.is_null());
         let client = item.child("clientConfig");
@@ -250,6 +247,7 @@ fn webhooks(mutating: bool, o: &Value, e: &mut Errors) {
             (None, Some(service)) => webhook_service(service, client.child("service"), e),
             _ => e.required(client, "exactly one of url or service is required"),
         }
+        match_conditions(hook.items_at("matchConditions"), item.child("matchConditions"), false, e);
         review_versions(hook, item.child("admissionReviewVersions"), e);
         if !name.is_empty() {
             if seen.contains(&name) {

@@ -29,10 +29,11 @@ pub fn autoscaler(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
     }
     let version = o.str_at("spec.scaleTargetRef.apiVersion");
+    let grouped = |version: &str| version.split_once('/').is_some_and(|(group, _)| !group.is_empty());
     if version.matches('/').count() > 1 {
         e.invalid(target.child("apiVersion"), version, format!("unexpected GroupVersion string: {version}"));
-    } else if !version.contains('/')
-        && old.is_none_or(|o| o.str_at("spec.scaleTargetRef.apiVersion").contains('/'))
+    } else if !grouped(version)
+        && old.is_none_or(|o| grouped(o.str_at("spec.scaleTargetRef.apiVersion")))
         && !(version == "v1" && o.str_at("spec.scaleTargetRef.kind") == "ReplicationController")
     {
         // What is stored without a group may stay so.
@@ -68,9 +69,6 @@ fn scaling_rules(rules: &Value, at: Path<'_>, e: &mut Errors) {
         }
     }
     e.known(at.child("selectPolicy"), rules.get("selectPolicy"), &["Disabled", "Max", "Min"]);
-    if let Some(q) = quantity(rules.get("tolerance")).filter(|q| q.is_negative()) {
-        e.invalid(at.child("tolerance"), q.to_string(), super::checks::NOT_NEGATIVE);
-    }
     let list = at.child("policies");
     if rules.items_at("policies").is_empty() {
         e.required(list, "must specify at least one Policy");
@@ -89,6 +87,9 @@ fn scaling_rules(rules: &Value, at: Path<'_>, e: &mut Errors) {
                 e.invalid(item.child(field), n, "must be less than or equal to 1800");
             }
         }
+    }
+    if let Some(q) = quantity(rules.get("tolerance")).filter(|q| q.is_negative()) {
+        e.invalid(at.child("tolerance"), q.to_string(), super::checks::NOT_NEGATIVE);
     }
 }
 

@@ -68,15 +68,14 @@ pub fn security_context(s: &Value, at: Path<'_>, e: &mut Errors) {
         let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
         e.invalid(at.child("shareProcessNamespace"), true, detail);
     }
+    let policy = context.get("fsGroupChangePolicy");
+    e.known(at.child("fsGroupChangePolicy"), policy, &["Always", "OnRootMismatch"]);
     containers::seccomp(context, at, e);
     super::profiles::windows(context, at.child("windowsOptions"), e);
     super::profiles::app_armor(context, at.child("appArmorProfile"), e);
     // MountOption comes with a feature that is off by default (KEP-1710).
-    let policies: [(&str, &[&str]); 3] = [
-        ("fsGroupChangePolicy", &["Always", "OnRootMismatch"]),
-        ("supplementalGroupsPolicy", &["Merge", "Strict"]),
-        ("seLinuxChangePolicy", &["Recursive"]),
-    ];
+    let policies: [(&str, &[&str]); 2] =
+        [("supplementalGroupsPolicy", &["Merge", "Strict"]), ("seLinuxChangePolicy", &["Recursive"])];
     for (field, known) in policies {
         e.known(at.child(field), context.get(field), known);
     }

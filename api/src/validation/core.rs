@@ -4,6 +4,7 @@ use super::checks::Errors;
 use crate::names;
 use crate::object::ObjectExt as _;
 use crate::status::{BadValue, FieldError, Path};
+use crate::text::quote;
 use base64::Engine as _;
 use serde_json::Value;
 
@@ -22,6 +23,7 @@ fn decoded_len(s: &str) -> usize {
 }
 
 pub fn config_map(o: &Value, old: Option<&Value>, e: &mut Errors) {
+    fixed(o, old, &["data", "binaryData"], e);
     let mut size = 0;
     for (key, value) in entries(o, "data") {
         e.all(ROOT.child("data").key(key), key, names::config_map_key(key));
@@ -37,7 +39,6 @@ pub fn config_map(o: &Value, old: Option<&Value>, e: &mut Errors) {
     if size > DATA_MAX {
         e.push(FieldError::too_long("[]", DATA_MAX));
     }
-    fixed(o, old, &["data", "binaryData"], e);
 }
 
 /// What an immutable config map or secret may not change.
@@ -207,9 +208,11 @@ fn series(o: &Value, e: &mut Errors) {
 pub fn node(o: &Value, old: Option<&Value>, e: &mut Errors) {
     taints(o, e);
     node_resources(o, e);
+    declared_features(o, e);
     pod_cidrs(o, e);
     let Some(old) = old else { return };
     node_resources(o, e);
+    declared_features(o, e);
     let mut addresses = Vec::new();
     let places = Path::new("status.addresses");
     for (i, address) in o.items_at("status.addresses").iter().enumerate() {
@@ -283,18 +286,60 @@ pub fn node_resources(o: &Value, e: &mut Errors) {
     }
 }
 
+/// Features that a node says it has (KEP-5328): names in order, each once.
+fn declared_features(o: &Value, e: &mut Errors) {
+    let list = Path::new("status.declaredFeatures");
+    let all: Vec<&str> = o.items_at("status.declaredFeatures").iter().filter_map(Value::as_str).collect();
+    for (i, name) in all.iter().enumerate() {
+        if let Some(why) = feature_name(name) {
+            e.invalid(list.index(i), *name, format!("invalid feature name {}: {why}", quote(name)));
+        }
+        match all.get(i + 1) {
+            Some(next) if next == name => e.duplicate(list.index(i + 1), *next),
+            Some(next) if *next < *name => {
+                e.invalid(list.index(i + 1), *next, "list must be sorted alphabetically");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What is wrong with the name of a feature.
+fn feature_name(name: &str) -> Option<&'static str> {
+    if name.len() > 253 {
+        return Some("must be no more than 253 characters");
+    }
+    let good = |(i, part): (usize, &str)| {
+        let first = part.bytes().next().unwrap_or(b'/');
+        let begins = if i == 0 { first.is_ascii_uppercase() } else { first.is_ascii_alphabetic() };
+        begins && part.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    (!name.split('/').enumerate().all(good)).then_some(
+        "must start with an UpperCamelCase segment, with subsequent segments separated by '/' (e.g., MyFeature or \
+         MyFeature/mySubFeature), and contain only alphanumeric characters and slashes",
+    )
+}
+
 fn pod_cidrs(o: &Value, e: &mut Errors) {
     let list = SPEC.child("podCIDRs");
     for (i, cidr) in o.items_at("spec.podCIDRs").iter().filter_map(Value::as_str).enumerate() {
         super::addresses::cidr(list.index(i), cidr, e);
     }
-    let families: Vec<bool> = o
-        .items_at("spec.podCIDRs")
-        .iter()
-        .filter_map(|c| c.as_str()?.parse::<ipnet::IpNet>().ok())
-        .map(|c| c.network().is_ipv4())
-        .collect();
-    if families.len() > 2 || matches!(families.as_slice(), [a, b] if a == b) {
+    let all = o.items_at("spec.podCIDRs");
+    let family = |c: &Value| Some(c.as_str()?.parse::<ipnet::IpNet>().ok()?.network().is_ipv4());
+    let families: Vec<Option<bool>> = all.iter().map(family).collect();
+    let unread = families.iter().position(Option::is_none).filter(|_| all.len() > 1);
+    if let Some(i) = unread {
+        let text = all[i].as_str().unwrap_or_default();
+        e.push(crate::status::FieldError::internal(
+            list,
+            format!(
+                "invalid PodCIDRs. failed to check with dual stack with error:\
+                 invalid CIDR[{i}]: <nil> (invalid CIDR address: {text})"
+            ),
+        ));
+    }
+    if all.len() > 2 || unread.is_some() || matches!(families.as_slice(), [a, b] if a == b) {
         let value = o.at("spec.podCIDRs").cloned().unwrap_or(Value::Null);
         e.invalid(list, value, "may specify no more than one CIDR for each IP family");
     }

@@ -73,7 +73,7 @@ impl<'o> Policy<'o> {
             } else if message.trim().contains(['\n', '\r']) {
                 e.invalid(item.child("message"), message, "must not contain line breaks");
             }
-            let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+            let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
             e.known(item.child("reason"), v.get("reason"), &reasons);
         }
         self.annotations(e);

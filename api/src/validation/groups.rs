@@ -5,6 +5,7 @@ use super::scheduling;
 use crate::names;
 use crate::object::{Labels, ObjectExt as _};
 use crate::status::{BadValue, Path};
+use crate::text::quote;
 use serde_json::Value;
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -265,20 +266,56 @@ fn signer_name(signer: &str, at: Path<'_>, e: &mut Errors) {
         e.invalid(at, signer, detail);
         return;
     };
-    if domain.split('.').any(|label| !names::dns1123_label(label).is_empty()) {
-        e.all(at, domain, names::dns1123_subdomain(domain));
+    if domain.len() > 253 {
+        e.push(crate::status::FieldError::too_long(at, 253));
     }
+    // Of the parts that are wrong only the first is told.
+    let first = |text: &str, rule: fn(&str) -> Vec<String>| {
+        let told = |label: &str| {
+            rule(label)
+                .into_iter()
+                .map(|m| format!("validating label {}: {m}", quote(label)))
+                .collect::<Vec<_>>()
+        };
+        text.split('.').map(told).find(|wrong| !wrong.is_empty()).unwrap_or_default()
+    };
+    e.all(at, domain, first(domain, names::dns1123_label));
     if domain.split('.').count() < 2 {
         e.invalid(at, *domain, "should be a domain with at least two segments separated by dots");
     }
-    if path.split('.').any(|label| !names::dns1123_label(label).is_empty()) {
-        e.all(at, path, names::dns1123_subdomain(path));
+    e.all(at, path, first(path, names::dns1123_subdomain));
+    // A domain, and a path made of a label and a subdomain.
+    const LONGEST: usize = 253 + 1 + 63 + 1 + 253;
+    if signer.len() > LONGEST {
+        e.push(crate::status::FieldError::too_long(at, LONGEST));
+    }
+}
+
+/// Whether base64 text is the PEM of a request (PKCS#10) that is signed with its own key.
+fn signed_request(text: &str) -> Result<(), String> {
+    use base64::Engine as _;
+    use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+    let pem = x509_parser::pem::Pem::iter_from_buffer(&bytes).find_map(Result::ok);
+    let Some(pem) = pem.filter(|pem| pem.label == "CERTIFICATE REQUEST") else {
+        return Err("PEM block type must be CERTIFICATE REQUEST".to_owned());
+    };
+    let (rest, request) = X509CertificationRequest::from_der(&pem.contents)
+        .map_err(|e| format!("asn1: structure error: {e}"))?;
+    if !rest.is_empty() {
+        return Err("asn1: syntax error: trailing data".to_owned());
+    }
+    match request.verify_signature() {
+        // A kind of key that is not known here may be known to the signer.
+        Ok(()) | Err(x509_parser::error::X509Error::SignatureUnsupportedAlgorithm) => Ok(()),
+        Err(_) => Err("x509: certificate request is not signed with its own key".to_owned()),
     }
 }
 
 pub fn signing_request(o: &Value, e: &mut Errors) {
-    if o.str_at("spec.request").is_empty() {
-        e.invalid(SPEC.child("request"), "", "PEM block type must be CERTIFICATE REQUEST");
+    let request = o.str_at("spec.request");
+    if let Err(why) = signed_request(request) {
+        e.invalid(SPEC.child("request"), request, why);
     }
     let usages: Vec<&str> = o.items_at("spec.usages").iter().filter_map(Value::as_str).collect();
     let list = SPEC.child("usages");

@@ -47,9 +47,9 @@ fn pod_resource(name: &str, at: Path<'_>, e: &mut Errors) {
 }
 
 /// Requests and limits of a pod as a whole (KEP-2837).
-pub fn pod_requirements(r: &Value, at: Path<'_>, e: &mut Errors) {
+pub fn pod_requirements(r: &Value, at: Path<'_>, claims: &[&str], e: &mut Errors) {
     amounts(r, at, pod_resource, e);
-    claim_names(r, at.child("claims"), &[], e);
+    claim_names(r, at.child("claims"), claims, e);
 }
 
 /// Requests, limits and claims; `claims` are the pod's, if containers may name them.

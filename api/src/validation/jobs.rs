@@ -335,6 +335,7 @@ fn success_policy(spec: &Value, policy: &Value, at: Path<'_>, e: &mut Errors) {
             match count_indexes(indexes, completions) {
                 Ok(total) => most = Some(total),
                 Err(why) => {
+                    most = Some(0);
                     let detail = format!("error parsing succeededIndexes: {why}");
                     e.invalid(item.child("succeededIndexes"), indexes, detail);
                 }

@@ -16,7 +16,7 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
         _ => None,
     };
     if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec")))
-        && let Some((field, ty)) = fixed
+        && let Some((field, ty)) = fixed.filter(|_| kind != "IPAddress")
     {
         e.immutable(SPEC, ty, new, old, field);
     }
@@ -61,6 +61,11 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
         _ => {}
+    }
+    if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec")))
+        && let Some((field, ty)) = fixed.filter(|_| kind == "IPAddress")
+    {
+        e.immutable(SPEC, ty, new, old, field);
     }
 }
 
@@ -175,10 +180,7 @@ fn ingress(o: &Value, e: &mut Errors) {
     if rules.is_empty() && default.is_none() {
         e.invalid(
             SPEC,
-            o.get("spec")
-                .filter(|s| s.as_object().is_some_and(|s| !s.is_empty()))
-                .cloned()
-                .unwrap_or(Value::Null),
+            o.at("spec.rules").cloned().unwrap_or(Value::Null),
             "either `defaultBackend` or `rules` must be specified",
         );
     }

@@ -194,7 +194,8 @@ fn pod_resources(s: &Value, at: Path<'_>, e: &mut Errors) {
     if resources.get("claims").is_some_and(|c| !c.is_null()) {
         e.forbidden(at.child("claims"), "claims may not be set for Resources at pod-level");
     }
-    super::handlers::pod_requirements(resources, at, e);
+    let claims = s.items_at("resourceClaims").iter().map(|c| c.str_at("name")).filter(|n| !n.is_empty());
+    super::handlers::pod_requirements(resources, at, &claims.collect::<Vec<_>>(), e);
     let sums = |half| {
         let mut bare = serde_json::json!({"spec": s});
         bare.remove_path(&["spec", "resources"]);

@@ -14,6 +14,9 @@ const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let empty = Value::Null;
     let s = o.get("spec").unwrap_or(&empty);
+    if let Some(old) = old {
+        update(o, s, old, e);
+    }
     let kind = s.str_at("type");
     let headless = s.str_at("clusterIP") == "None";
     let ports = s.items_at("ports");
@@ -53,10 +56,11 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
         }
     }
     e.one_of(SPEC.child("type"), kind, &TYPES);
+    pairs_of_ports(s, e);
     let list = SPEC.child("LoadBalancerSourceRanges");
     let ranges = s.items_at("loadBalancerSourceRanges");
     if !ranges.is_empty() && kind != "LoadBalancer" {
-        e.forbidden(list, "may only be used when `type` is 'LoadBalancer'");
+        e.forbidden(list, ONLY_BALANCED);
     }
     for (i, range) in ranges.iter().filter_map(Value::as_str).enumerate() {
         addresses::cidr(list.index(i), range.trim(), e);
@@ -65,22 +69,17 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
     if let Some(text) = o.annotation(RANGES).filter(|_| ranges.is_empty()) {
         let at = Path::new("metadata.annotations");
         if kind != "LoadBalancer" {
-            e.forbidden(at.key(RANGES), "may only be used when `type` is 'LoadBalancer'");
+            e.forbidden(at.key(RANGES), ONLY_BALANCED);
         }
         let same = old.is_some_and(|old| old.annotation(RANGES) == Some(text));
         for range in text.split(',').map(str::trim).filter(|_| !same && !text.trim().is_empty()) {
             addresses::cidr(at.key(RANGES), range, e);
         }
     }
-    for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
-        if s.get(field).is_some_and(|v| !v.is_null()) && kind != "LoadBalancer" {
-            e.forbidden(SPEC.child(field), "may only be used when `type` is 'LoadBalancer'");
-        }
+    if s.get("allocateLoadBalancerNodePorts").is_some_and(|v| !v.is_null()) && kind != "LoadBalancer" {
+        e.forbidden(SPEC.child("allocateLoadBalancerNodePorts"), ONLY_BALANCED);
     }
-    if let Some(class) = s.get("loadBalancerClass").and_then(Value::as_str).filter(|_| kind == "LoadBalancer")
-    {
-        e.all(SPEC.child("loadBalancerClass"), class, names::qualified_name(class));
-    }
+    load_balancer_class(s, e);
     traffic(s, kind, e);
     const MODE: &str = "service.kubernetes.io/topology-mode";
     const HINTS: &str = "service.kubernetes.io/topology-aware-hints";
@@ -90,8 +89,16 @@ pub fn service(o: &Value, old: Option<&Value>, e: &mut Errors) {
         let at = Path::new("metadata.annotations");
         e.invalid(at.key(MODE), mode, format!("must match annotations[{HINTS}] when both are specified"));
     }
-    if let Some(old) = old {
-        update(o, old, e);
+}
+
+const ONLY_BALANCED: &str = "may only be used when `type` is 'LoadBalancer'";
+
+fn load_balancer_class(s: &Value, e: &mut Errors) {
+    let at = SPEC.child("loadBalancerClass");
+    match s.get("loadBalancerClass").and_then(Value::as_str) {
+        Some(class) if s.str_at("type") == "LoadBalancer" => e.all(at, class, names::qualified_name(class)),
+        Some(_) => e.forbidden(at, ONLY_BALANCED),
+        None => {}
     }
 }
 
@@ -135,7 +142,6 @@ fn special_address(ip: std::net::IpAddr, text: &str, at: Path<'_>, e: &mut Error
 fn service_ports(s: &Value, e: &mut Errors) {
     let list = SPEC.child("ports");
     let ports = s.items_at("ports");
-    let kind = s.str_at("type");
     let mut seen: Vec<&str> = Vec::new();
     for (i, port) in ports.iter().enumerate() {
         let item = list.index(i);
@@ -158,14 +164,21 @@ fn service_ports(s: &Value, e: &mut Errors) {
             e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
         }
     }
-    let mut node_ports = Vec::new();
-    let mut pairs = Vec::new();
-    for (i, port) in ports.iter().enumerate() {
+}
+
+/// What ports may not be together: protocol and number, and protocol and node port, are unique.
+fn pairs_of_ports(s: &Value, e: &mut Errors) {
+    let list = SPEC.child("ports");
+    let ports = || s.items_at("ports").iter().enumerate();
+    let node_port = |port: &Value| port.int_at("nodePort").unwrap_or(0);
+    for (i, _) in ports().filter(|(_, p)| node_port(p) != 0 && s.str_at("type") == "ClusterIP") {
         let item = list.index(i);
-        let node_port = port.int_at("nodePort").unwrap_or(0);
-        if node_port != 0 && kind == "ClusterIP" {
-            e.forbidden(item.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
-        }
+        e.forbidden(item.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
+    }
+    let mut node_ports = Vec::new();
+    for (i, port) in ports() {
+        let item = list.index(i);
+        let node_port = node_port(port);
         if node_port != 0 {
             let key = (port.str_at("protocol"), node_port);
             if node_ports.contains(&key) {
@@ -173,6 +186,10 @@ fn service_ports(s: &Value, e: &mut Errors) {
             }
             node_ports.push(key);
         }
+    }
+    let mut pairs = Vec::new();
+    for (i, port) in ports() {
+        let item = list.index(i);
         let pair = (port.str_at("protocol"), port.int_at("port"));
         if pairs.contains(&pair) {
             // What does not tell ports apart is not shown.
@@ -289,10 +306,13 @@ fn traffic(s: &Value, kind: &str, e: &mut Errors) {
     }
     let port = s.int_at("healthCheckNodePort").unwrap_or(0);
     let at = SPEC.child("healthCheckNodePort");
-    if port != 0 {
-        super::containers::port_number(at, port, e);
-    }
-    if port > 0 && !(kind == "LoadBalancer" && policy == "Local") {
+    if kind == "LoadBalancer" && policy == "Local" {
+        if port == 0 {
+            e.required(at, "");
+        } else {
+            super::containers::port_number(at, port, e);
+        }
+    } else if port != 0 {
         let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         e.invalid(at, port, detail);
     }
@@ -344,13 +364,14 @@ pub fn status(o: &Value, e: &mut Errors) {
 }
 
 /// What an update may not change.
-fn update(o: &Value, old: &Value, e: &mut Errors) {
+fn update(o: &Value, s: &Value, old: &Value, e: &mut Errors) {
     let balanced = |o: &Value| o.str_at("spec.type") == "LoadBalancer";
     kept(o, old, e);
     if balanced(o) && balanced(old) && o.at("spec.loadBalancerClass") != old.at("spec.loadBalancerClass") {
         let value = o.at("spec.loadBalancerClass").cloned().unwrap_or(Value::Null);
         e.invalid(SPEC.child("loadBalancerClass"), value, "may not change once set");
     }
+    load_balancer_class(s, e);
     let checked = |o: &Value| balanced(o) && o.str_at("spec.externalTrafficPolicy") == "Local";
     let port = |o: &Value| o.int_at("spec.healthCheckNodePort").unwrap_or(0);
     if checked(o) && checked(old) && port(o) != port(old) {
@@ -497,10 +518,48 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let root = Path::ROOT;
     let family = o.str_at("addressType");
     e.one_of(root.child("addressType"), family, &["FQDN", "IPv4", "IPv6"]);
-    let list = root.child("endpoints");
-    let endpoints = o.items_at("endpoints");
+    slice_ports(o, e);
+    // What is stored may stay, whatever it is.
+    if old.is_none_or(|old| old.items_at("endpoints") != o.items_at("endpoints")) {
+        slice_endpoints(o, family, e);
+    }
+    if let Some(old) = old
+        && old.str_at("addressType") != family
+    {
+        e.invalid(root.child("addressType"), family, IMMUTABLE);
+    }
+}
+
+fn slice_ports(o: &Value, e: &mut Errors) {
+    let list = Path::new("ports");
+    if o.items_at("ports").len() > 20_000 {
+        return e.push(crate::status::FieldError::too_many(list, o.items_at("ports").len(), 20_000));
+    }
+    let mut seen = Vec::new();
+    for (i, port) in o.items_at("ports").iter().enumerate() {
+        let item = list.index(i);
+        let name = port.str_at("name");
+        if !name.is_empty() {
+            e.all(item.child("name"), name, names::dns1123_label(name));
+        }
+        if seen.contains(&name) {
+            e.duplicate(item.child("name"), name);
+        }
+        seen.push(name);
+        match port.get("protocol").and_then(Value::as_str) {
+            None => e.required(item.child("protocol"), ""),
+            given => e.known(item.child("protocol"), given.map(Value::from).as_ref(), &PROTOCOLS),
+        }
+        if let Some(protocol) = port.get("appProtocol").and_then(Value::as_str) {
+            e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
+        }
+    }
+}
+
+fn slice_endpoints(o: &Value, family: &str, e: &mut Errors) {
+    let (list, endpoints) = (Path::new("endpoints"), o.items_at("endpoints"));
     if endpoints.len() > 1000 {
-        e.push(crate::status::FieldError::too_many(list, endpoints.len(), 1000));
+        return e.push(crate::status::FieldError::too_many(list, endpoints.len(), 1000));
     }
     for (i, endpoint) in endpoints.iter().enumerate() {
         let item = list.index(i);
@@ -540,34 +599,5 @@ pub fn endpoint_slice(o: &Value, old: Option<&Value>, e: &mut Errors) {
         if let Some(hints) = endpoint.get("hints").filter(|h| !h.is_null()) {
             hint_zones(hints, item.child("hints"), e);
         }
-    }
-    let list = root.child("ports");
-    if o.items_at("ports").len() > 20_000 {
-        e.push(crate::status::FieldError::too_many(list, o.items_at("ports").len(), 20_000));
-        return;
-    }
-    let mut seen = Vec::new();
-    for (i, port) in o.items_at("ports").iter().enumerate() {
-        let item = list.index(i);
-        let name = port.str_at("name");
-        if !name.is_empty() {
-            e.all(item.child("name"), name, names::dns1123_label(name));
-        }
-        if seen.contains(&name) {
-            e.duplicate(item.child("name"), name);
-        }
-        seen.push(name);
-        match port.get("protocol").and_then(Value::as_str) {
-            None => e.required(item.child("protocol"), ""),
-            given => e.known(item.child("protocol"), given.map(Value::from).as_ref(), &PROTOCOLS),
-        }
-        if let Some(protocol) = port.get("appProtocol").and_then(Value::as_str) {
-            e.all(item.child("appProtocol"), protocol, names::qualified_name(protocol));
-        }
-    }
-    if let Some(old) = old
-        && old.str_at("addressType") != family
-    {
-        e.invalid(root.child("addressType"), family, IMMUTABLE);
     }
 }

@@ -6,6 +6,7 @@ use crate::names;
 use crate::object::ObjectExt as _;
 use crate::status::{BadValue, Path};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 const SPEC: Path<'static> = Path::new("spec");
 const ROOT: Path<'static> = Path::ROOT;
@@ -43,12 +44,12 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
         }
         "CSIStorageCapacity" => {
+            e.selector(ROOT.child("nodeTopology"), o.get("nodeTopology"));
             let class = o.str_at("storageClassName");
             e.all(ROOT.child("storageClassName"), class, names::dns1123_subdomain(class));
             if let Some(q) = quantity(o.get("capacity")).filter(|q| q.is_negative()) {
                 e.invalid(ROOT.child("capacity"), q.to_string(), NOT_NEGATIVE);
             }
-            e.selector(ROOT.child("nodeTopology"), o.get("nodeTopology"));
             if let Some(old) = old {
                 for (field, ty) in
                     [("nodeTopology", "*meta.v1.LabelSelector"), ("storageClassName", "string")]
@@ -66,11 +67,12 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
                 (None, None) => e.required(at, detail),
                 (Some(_), Some(_)) => e.forbidden(at, detail),
                 (None, Some(name)) => {
-                    let (at, name) = (at.child("persistentVolumeName"), name.as_str().unwrap_or(""));
-                    if name.is_empty() {
-                        e.required(at, "must specify non empty persistentVolumeName");
+                    if name == "" {
+                        e.required(
+                            at.child("persistentVolumeName"),
+                            "must specify non empty persistentVolumeName",
+                        );
                     }
-                    e.all(at, name, names::dns1123_subdomain(name));
                 }
                 (Some(spec), None) => {
                     super::persistent::volume_spec(spec, "", true, at.child("inlineVolumeSpec"), e);
@@ -78,11 +80,21 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
             }
             let node = o.str_at("spec.nodeName");
             e.all(SPEC.child("nodeName"), node, names::dns1123_subdomain(node));
+            if let Some(name) = source("persistentVolumeName").and_then(Value::as_str) {
+                e.all(at.child("persistentVolumeName"), name, names::dns1123_subdomain(name));
+            }
             if let Some(old) = old {
                 e.immutable(ROOT, "storage.VolumeAttachmentSpec", o, old, "spec");
             }
         }
         "VolumeAttributesClass" => {
+            if let Some(old) = old {
+                for (field, ty) in [("driverName", "string"), ("parameters", "map:string")] {
+                    if !internal::same(ty, o.get(field), old.get(field)) {
+                        e.forbidden(ROOT.child(field), &format!("updates to {field} are forbidden."));
+                    }
+                }
+            }
             match o.str_at("driverName") {
                 "" => e.required(ROOT.child("driverName"), ""),
                 name => {
@@ -91,13 +103,6 @@ pub fn kind(kind: &str, o: &Value, old: Option<&Value>, e: &mut Errors) {
                 }
             }
             parameters(o, false, e);
-            if let Some(old) = old {
-                for (field, ty) in [("driverName", "string"), ("parameters", "map:string")] {
-                    if !internal::same(ty, o.get(field), old.get(field)) {
-                        e.forbidden(ROOT.child(field), &format!("updates to {field} are forbidden."));
-                    }
-                }
-            }
         }
         "CSIDriver" => csi_driver(o, old, e),
         "CSINode" => csi_node(o, old, e),
@@ -131,6 +136,8 @@ fn parameters(o: &Value, may_be_empty: bool, e: &mut Errors) {
 fn topologies(o: &Value, e: &mut Errors) {
     let list = ROOT.child("allowedTopologies");
     let terms = o.items_at("allowedTopologies");
+    // Kubernetes compares each term with as many empty ones as there are terms, too.
+    let mut seen = vec![BTreeMap::new(); terms.len()];
     for (i, term) in terms.iter().enumerate() {
         let item = list.index(i);
         let expressions = item.child("matchLabelExpressions");
@@ -151,10 +158,14 @@ fn topologies(o: &Value, e: &mut Errors) {
             }
             keys.push(key);
         }
-        let bare = |t: &Value| t.items_at("matchLabelExpressions").is_empty();
-        if terms[..i].contains(term) || bare(term) {
+        let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for x in term.items_at("matchLabelExpressions") {
+            values.insert(x.str_at("key"), x.items_at("values").iter().filter_map(Value::as_str).collect());
+        }
+        for _ in seen.iter().filter(|other| **other == values) {
             e.duplicate(expressions, "");
         }
+        seen.push(values);
     }
 }
 
@@ -179,22 +190,6 @@ fn csi_driver(o: &Value, old: Option<&Value>, e: &mut Errors) {
     }
     let policies = ["File", "None", "ReadWriteOnceWithFSType"];
     e.known(SPEC.child("fsGroupPolicy"), o.at("spec.fsGroupPolicy"), &policies);
-    let at = SPEC.child("volumeLifecycleModes");
-    for mode in o.items_at("spec.volumeLifecycleModes").iter().filter_map(Value::as_str) {
-        if !matches!(mode, "Ephemeral" | "Persistent") {
-            e.unsupported(at, mode, &["Persistent", "Ephemeral"]);
-        }
-    }
-    if let Some(n) = o.int_at("spec.nodeAllocatableUpdatePeriodSeconds").filter(|n| *n < 10) {
-        let at = SPEC.child("nodeAllocatableUpdatePeriodSeconds");
-        e.invalid(at, n, "must be greater than or equal to 10 seconds");
-    }
-    if let Some(set) =
-        o.bool_at("spec.serviceAccountTokenInSecrets").filter(|_| o.items_at("spec.tokenRequests").is_empty())
-    {
-        let detail = "serviceAccountTokenInSecrets is set but no tokenRequests are specified";
-        e.invalid(SPEC.child("serviceAccountTokenInSecrets"), set, detail);
-    }
     let list = SPEC.child("tokenRequests");
     let mut seen = Vec::new();
     for (i, request) in o.items_at("spec.tokenRequests").iter().enumerate() {
@@ -219,6 +214,22 @@ fn csi_driver(o: &Value, old: Option<&Value>, e: &mut Errors) {
                 );
             }
         }
+    }
+    let at = SPEC.child("volumeLifecycleModes");
+    for mode in o.items_at("spec.volumeLifecycleModes").iter().filter_map(Value::as_str) {
+        if !matches!(mode, "Ephemeral" | "Persistent") {
+            e.unsupported(at, mode, &["Persistent", "Ephemeral"]);
+        }
+    }
+    if let Some(n) = o.int_at("spec.nodeAllocatableUpdatePeriodSeconds").filter(|n| *n < 10) {
+        let at = SPEC.child("nodeAllocatableUpdatePeriodSeconds");
+        e.invalid(at, n, "must be greater than or equal to 10 seconds");
+    }
+    if let Some(set) =
+        o.bool_at("spec.serviceAccountTokenInSecrets").filter(|_| o.items_at("spec.tokenRequests").is_empty())
+    {
+        let detail = "serviceAccountTokenInSecrets is set but no tokenRequests are specified";
+        e.invalid(SPEC.child("serviceAccountTokenInSecrets"), set, detail);
     }
     if let (Some(new), Some(old)) = (o.get("spec"), old.and_then(|o| o.get("spec"))) {
         // Kubernetes names the field "attachedRequired".
@@ -267,8 +278,9 @@ fn csi_node(o: &Value, old: Option<&Value>, e: &mut Errors) {
                 d.remove_path(&["allocatable"]);
                 d
             };
-            if bare(before) != bare(driver) {
-                let shown = BadValue::internal("storage.CSINodeDriver", Some(driver));
+            let now = bare(driver);
+            if bare(before) != now {
+                let shown = BadValue::internal("storage.CSINodeDriver", Some(&now));
                 e.invalid(SPEC.child("drivers"), shown, IMMUTABLE);
             }
         }

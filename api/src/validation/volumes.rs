@@ -9,13 +9,14 @@ use crate::object::ObjectExt as _;
 use crate::status::Path;
 use serde_json::Value;
 
-/// Checks the volumes of a spec and answers their names. `is_pod` tells a pod from a template; `owner` is the pod's
+/// Checks the volumes of a spec and answers the names of those that are right: what is wrong cannot be mounted. `is_pod` tells a pod from a template; `owner` is the pod's
 /// name, empty where it has none yet.
 pub fn volumes(s: &Value, at: Path<'_>, is_pod: bool, owner: &str, e: &mut Errors) -> Vec<String> {
     let list = at.child("volumes");
     let mut seen: Vec<String> = Vec::new();
     for (i, v) in s.items_at("volumes").iter().enumerate() {
         let item = list.index(i);
+        let told = e.count();
         source(v, item, is_pod, owner, e);
         let name = v.str_at("name");
         if name.is_empty() {
@@ -26,7 +27,9 @@ pub fn volumes(s: &Value, at: Path<'_>, is_pod: bool, owner: &str, e: &mut Error
         if seen.iter().any(|n| n == name) {
             e.duplicate(item.child("name"), name);
         }
-        seen.push(name.to_owned());
+        if e.count() == told {
+            seen.push(name.to_owned());
+        }
     }
     seen
 }
@@ -74,16 +77,13 @@ fn source(v: &Value, at: Path<'_>, is_pod: bool, owner: &str, e: &mut Errors) {
         let path = at.child(name);
         count += 1;
         if count > 1 {
-            // One is judged all the same.
-            if name != "flexVolume" {
-                let shown = match name {
-                    "cephfs" => "cephFS",
-                    "downwardAPI" => "downwarAPI",
-                    other => other,
-                };
-                e.forbidden(at.child(shown), "may not specify more than 1 volume type");
-                continue;
-            }
+            let shown = match name {
+                "cephfs" => "cephFS",
+                "downwardAPI" => "downwarAPI",
+                other => other,
+            };
+            e.forbidden(at.child(shown), "may not specify more than 1 volume type");
+            continue;
         }
         sources::shared(name, source, at, &Scope { persistent: false, volume }, e);
         match name {

@@ -50,6 +50,11 @@ fn template(o: &Value, what: &str, e: &mut Errors) {
         }
     }
     pods::template(o.at("spec.template"), "spec.template", e);
+    if let Some(template) = o.at("spec.template").filter(|_| o.kind() == "StatefulSet") {
+        // These are judged once more, as in Kubernetes.
+        e.label_map(at.child("labels"), template.labels());
+        super::meta::annotations(at.child("annotations"), template, e);
+    }
     always_restarts(o, what, e);
 }
 
@@ -309,8 +314,12 @@ pub fn same_but(new: Option<&Value>, old: Option<&Value>, but: &[&str]) -> bool 
 pub fn controller_revision(o: &Value, old: Option<&Value>, e: &mut Errors) {
     let root = Path::ROOT;
     e.not_negative(root, o, "revision");
-    if o.get("data").is_none() && old.is_none() {
-        e.required(root.child("data"), "data is mandatory");
+    if old.is_none() {
+        match o.get("data") {
+            None | Some(Value::Null) => e.required(root.child("data"), "data is mandatory"),
+            Some(Value::Object(_)) => {}
+            Some(_) => e.required(root.child("data"), "data must be a valid JSON object"),
+        }
     }
     if let Some(old) = old
         && o.get("data") != old.get("data")

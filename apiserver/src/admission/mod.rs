@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
+use hawser_api::text::quote;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -174,6 +175,15 @@ fn name_in(request: &AdmissionRequest<'_>) -> String {
 /// 403 of a plugin.
 fn forbidden(request: &AdmissionRequest<'_>, why: impl std::fmt::Display) -> Status {
     Status::forbidden(&request.info.group, &request.info.resource, &name_of(request), why)
+}
+
+/// Why no client could ask for an object of that name, in client-go's words.
+fn unaskable(name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some("resource name may not be empty".to_owned());
+    }
+    let why = hawser_api::names::path_segment(name);
+    (!why.is_empty()).then(|| format!("invalid resource name {}: [{}]", quote(name), why.join(" ")))
 }
 
 /// The array at `path` below `object`, made when it is missing.

@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
+use hawser_api::text::quote;
 use serde_json::{Value, json};
 
-use super::{Lookup, array_mut, forbidden, is};
+use super::{Lookup, array_mut, forbidden, is, unaskable};
 use crate::access::{Admission, AdmissionRequest, Operation};
 use crate::request_info::RequestInfo;
 
@@ -24,34 +25,65 @@ impl Admission for RuntimeClass {
     }
 
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
-        let name = request.object.as_deref().map_or("", |o| o.str_at("spec.runtimeClassName")).to_owned();
-        let class = if name.is_empty() {
-            None
-        } else {
-            let class = self.reader.get("node.k8s.io", "runtimeclasses", "", &name).await?;
-            Some(class.ok_or_else(|| {
-                forbidden(request, format!("pod rejected: RuntimeClass {name:?} not found"))
-            })?)
-        };
+        let class = self.class(request).await?;
         let Some(object) = request.object.as_deref_mut() else { return Ok(()) };
         match apply(object, class.as_ref()) {
             Ok(()) => Ok(()),
-            Err(why) => Err(forbidden(request, format!("pod rejected: {why}"))),
+            Err(why) => Err(forbidden(request, why)),
+        }
+    }
+
+    async fn validate(&self, request: &AdmissionRequest<'_>) -> Result<(), Status> {
+        let class = self.class(request).await?;
+        let pod = request.object.as_deref();
+        match pod.map_or(Ok(()), |pod| overhead_agrees(pod, class.as_ref())) {
+            Ok(()) => Ok(()),
+            Err(why) => Err(forbidden(request, why)),
         }
     }
 }
 
-fn apply(pod: &mut Value, class: Option<&Value>) -> Result<(), String> {
-    let given = pod.at("spec.overhead").filter(|o| o.as_object().is_some_and(|o| !o.is_empty())).cloned();
-    let fixed = class.and_then(|c| c.at("overhead.podFixed")).cloned();
-    match (given, fixed) {
+impl RuntimeClass {
+    /// The class that the pod names.
+    async fn class(&self, request: &AdmissionRequest<'_>) -> Result<Option<Value>, Status> {
+        let named = request.object.as_deref().and_then(|o| o.at("spec.runtimeClassName"));
+        let Some(name) = named.and_then(Value::as_str) else { return Ok(None) };
+        if let Some(why) = unaskable(name) {
+            return Err(Status::plain_error(why));
+        }
+        let class = self.reader.get("node.k8s.io", "runtimeclasses", "", name).await?;
+        class.map(Some).ok_or_else(|| {
+            forbidden(request, format!("pod rejected: RuntimeClass {} not found", quote(name)))
+        })
+    }
+}
+
+/// The overhead that the pod and its class have.
+fn overheads<'v>(pod: &'v Value, class: Option<&'v Value>) -> (Option<&'v Value>, Option<&'v Value>) {
+    let given = pod.at("spec.overhead").filter(|o| o.as_object().is_some_and(|o| !o.is_empty()));
+    (given, class.and_then(|c| c.at("overhead.podFixed")))
+}
+
+fn overhead_agrees(pod: &Value, class: Option<&Value>) -> Result<(), String> {
+    match overheads(pod, class) {
         (Some(_), None) => {
-            return Err("Pod Overhead set without corresponding RuntimeClass defined Overhead".to_owned());
+            Err("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"
+                .to_owned())
         }
-        (Some(given), Some(fixed)) if given != fixed => {
-            return Err("Pod's Overhead doesn't match RuntimeClass's defined Overhead".to_owned());
+        (Some(given), Some(fixed)) if given != fixed => Err(UNEQUAL.to_owned()),
+        _ => Ok(()),
+    }
+}
+
+const UNEQUAL: &str = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
+
+fn apply(pod: &mut Value, class: Option<&Value>) -> Result<(), String> {
+    match overheads(pod, class) {
+        (Some(given), Some(fixed)) if given != fixed => return Err(UNEQUAL.to_owned()),
+        (None, Some(fixed)) => {
+            let fixed = fixed.clone();
+            pod.set_path(&["spec", "overhead"], fixed);
         }
-        (None, Some(fixed)) => pod.set_path(&["spec", "overhead"], fixed),
         _ => {}
     }
     let Some(scheduling) = class.and_then(|c| c.get("scheduling")) else { return Ok(()) };
@@ -60,7 +92,7 @@ fn apply(pod: &mut Value, class: Option<&Value>) -> Result<(), String> {
             Some(given) if given != wanted => {
                 let (wanted, given) = (wanted.as_str().unwrap_or(""), given.as_str().unwrap_or(""));
                 return Err(format!(
-                    "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {given}"
+                    "pod rejected: conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {given}"
                 ));
             }
             Some(_) => {}
@@ -114,6 +146,8 @@ mod tests {
                 json!({"overhead": {"cpu": "1"}}),
                 "pods \"p\" is forbidden: pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
             ),
+            (json!({"runtimeClassName": ""}), "resource name may not be empty"),
+            (json!({"runtimeClassName": "../x"}), "invalid resource name \"../x\": [may not contain '/']"),
             (
                 json!({"runtimeClassName": "rc", "overhead": {"cpu": "1"}}),
                 "pods \"p\" is forbidden: pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
@@ -125,5 +159,8 @@ mod tests {
         ] {
             assert_eq!(pod(spec).answer(&plugin).await, text);
         }
+        // Whether the overhead agrees is said once everybody has changed the pod.
+        let mut early = pod(json!({"overhead": {"cpu": "1"}}));
+        early.admitted(&plugin).await.expect("admitted");
     }
 }

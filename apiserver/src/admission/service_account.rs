@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Lookup, array_mut, forbidden, is};
+use super::{Lookup, array_mut, forbidden, is, unaskable};
 use crate::access::{Admission, AdmissionRequest, GroupResource, Operation};
 use crate::authz::node::graph::{MIRROR_ANNOTATION, Reference, references};
 use crate::request_info::RequestInfo;
@@ -96,6 +96,10 @@ impl Admission for ServiceAccount {
         let name = pod.str_at("spec.serviceAccountName").to_owned();
         pod.set_path(&["spec", "serviceAccount"], json!(name));
         let namespace = &request.info.namespace;
+        if let Some(why) = unaskable(&name) {
+            let why = format!("error looking up service account {namespace}/{name}: {why}");
+            return Err(forbidden(request, why));
+        }
         let Some(account) = self.find(namespace, &name).await? else {
             let why = format!(
                 "error looking up service account {namespace}/{name}: serviceaccount {} not found",

@@ -166,6 +166,11 @@ impl TestRequest {
         Ok(self.object.unwrap_or_default())
     }
 
+    /// What a plugin does while others may still change the object.
+    pub(super) async fn admitted(&mut self, plugin: &dyn Admission) -> Result<(), Status> {
+        plugin.admit(&mut self.as_admission(&json!({}))).await
+    }
+
     /// The warnings that come with an accepted request.
     pub(super) async fn warnings(mut self, plugin: &dyn Admission) -> Vec<String> {
         let options = json!({});

@@ -173,6 +173,14 @@ impl Work<'_> {
     /// Takes a port that is asked for, or says why not.
     async fn port(&mut self, port: i64) -> Result<Result<(), String>, Status> {
         let ports = &self.allocators.ports;
+        if self.dry_run && !u16::try_from(port).is_ok_and(|p| ports.contains(p)) {
+            // As in kube-apiserver, where a dry run looks only at what is taken.
+            if self.pretended.contains(&port) {
+                return Ok(Err(TAKEN.to_owned()));
+            }
+            self.pretended.push(port);
+            return Ok(Ok(()));
+        }
         let Some(claim) = port_claim(port).filter(|c| matches!(c, Claim::Port(p) if ports.contains(*p)))
         else {
             let why = format!("provided port is not in the valid range. The range of valid ports is {ports}");
@@ -255,13 +263,16 @@ impl Work<'_> {
         let wanted = allocates_node_ports(service);
         let mut ports = service.items_at("spec.ports").to_vec();
         let mut asked = Vec::new();
+        let mut seen = Vec::new();
         for (n, port) in ports.iter_mut().enumerate() {
+            if port.int_at("nodePort").unwrap_or(0) == 0 && !wanted {
+                continue;
+            }
             match port.int_at("nodePort").unwrap_or(0) {
-                0 if wanted => {
+                0 => {
                     let node = self.some_port().await?;
                     port.set_path(&["nodePort"], json!(node));
                 }
-                0 => {}
                 node => {
                     let held = port_claim(node).is_some_and(|c| self.held.contains(&c));
                     if !held && !asked.contains(&node) {
@@ -270,6 +281,11 @@ impl Work<'_> {
                     }
                 }
             }
+            let pair = (port.str_at("protocol").to_owned(), port.int_at("nodePort").unwrap_or(0));
+            if seen.contains(&pair) {
+                return Err(Status::plain_error(format!("duplicate nodePort: {{{} {}}}", pair.0, pair.1)));
+            }
+            seen.push(pair);
         }
         set_ports(service, ports);
         Ok(())

@@ -1,10 +1,16 @@
 //! Selectors against cached entries, without decoding them.
+//!
+//! Where a webhook converts what is stored to what is asked for, selectors are about what it makes: [`Filter::matches`]
+//! then knows only names, and [`Filter::agrees`] says the rest of the converted object.
 
 use hawser_api::kinds::Kind;
+use hawser_api::object::{Labels, ObjectExt as _};
 use hawser_api::selector::{FieldSelector, LabelSelector, Operator, Requirement};
+use serde_json::Value;
 
 use super::Scope;
 use super::entry::{Entry, Facts};
+use crate::crd::convert::webhook;
 
 #[derive(Debug, Clone)]
 enum Source {
@@ -16,6 +22,16 @@ enum Source {
     Decoded,
 }
 
+/// Which entries a webhook has to convert before selectors can be asked of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Foreign {
+    #[default]
+    None,
+    /// Those that were stored in another version than the one stored now, which is asked for.
+    Old,
+    All,
+}
+
 /// What a list or watch shows.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -23,13 +39,20 @@ pub struct Filter {
     labels: LabelSelector,
     fields: FieldSelector,
     sources: Vec<Source>,
+    foreign: Foreign,
 }
 
 impl Filter {
-    /// Compiles selectors for the objects of a resource; `stored` is the row of its stored version. The namespace
-    /// is None for cluster scope and for all namespaces.
-    pub fn new(stored: &Kind, namespace: Option<&str>, labels: LabelSelector, fields: FieldSelector) -> Self {
-        let sources = fields
+    /// Compiles selectors for the objects of a resource in the version of `kind`; `stored` is the row of its stored
+    /// version. The namespace is None for cluster scope and for all namespaces.
+    pub fn new(
+        kind: &Kind,
+        stored: &Kind,
+        namespace: Option<&str>,
+        labels: LabelSelector,
+        fields: FieldSelector,
+    ) -> Self {
+        let sources: Vec<Source> = fields
             .terms
             .iter()
             .map(|term| match term.field.label.as_str() {
@@ -45,7 +68,15 @@ impl Filter {
                 },
             })
             .collect();
-        Self { namespace: namespace.map(Into::into), labels, fields, sources }
+        let by_name = |source: &Source| matches!(source, Source::Name | Source::Namespace);
+        let foreign = match webhook(kind) {
+            None => Foreign::None,
+            // No webhook changes names.
+            Some(_) if labels.is_everything() && sources.iter().all(by_name) => Foreign::None,
+            Some(_) if kind.version == stored.version => Foreign::Old,
+            Some(_) => Foreign::All,
+        };
+        Self { namespace: namespace.map(Into::into), labels, fields, sources, foreign }
     }
 
     /// The namespace that is looked at; None for all.
@@ -58,7 +89,29 @@ impl Filter {
         !self.labels.is_everything() || !self.fields.is_everything()
     }
 
-    /// Whether an entry of the right namespace is shown.
+    /// Whether [`Filter::agrees`] has to be asked of what matches.
+    pub fn is_about_converted(&self) -> bool {
+        self.foreign != Foreign::None
+    }
+
+    fn is_foreign(&self, entry: &Entry) -> bool {
+        match self.foreign {
+            Foreign::None => false,
+            Foreign::Old => entry.stored_as.is_some(),
+            Foreign::All => true,
+        }
+    }
+
+    /// Whether what a webhook made of an entry that matches is shown.
+    pub fn agrees(&self, entry: &Entry, converted: &Entry) -> bool {
+        !self.is_foreign(entry)
+            || converted.decode().is_ok_and(|object| {
+                let labels = Labels::new(object.at("metadata.labels").and_then(Value::as_object));
+                self.labels.matches(labels) && self.fields.matches(&object)
+            })
+    }
+
+    /// Whether an entry of the right namespace is shown, or could be once it is converted.
     pub fn matches(&self, entry: &Entry) -> bool {
         if let Some(ns) = self.namespace()
             && entry.namespace_and_name().0 != ns
@@ -68,11 +121,13 @@ impl Filter {
         if self.labels.nothing {
             return false;
         }
-        self.labels.requirements.iter().all(|r| meets(r, &entry.facts))
+        let foreign = self.is_foreign(entry);
+        (foreign || self.labels.requirements.iter().all(|r| meets(r, &entry.facts)))
             && self.fields.terms.iter().zip(&self.sources).all(|(term, source)| {
                 let equal = match source {
                     Source::Name => entry.namespace_and_name().1 == term.value,
                     Source::Namespace => entry.namespace_and_name().0 == term.value,
+                    Source::Fact(_) | Source::Decoded if foreign => return true,
                     Source::Fact(i) => entry.facts.field(*i) == term.value,
                     Source::Decoded => {
                         entry.decode().is_ok_and(|object| term.field.value(&object) == term.value)
@@ -176,8 +231,8 @@ mod tests {
                     let label = LabelSelector::parse(l).expect("labels");
                     let field = FieldSelector::parse(f, kind).expect("fields");
                     let meta = object["metadata"]["labels"].as_object();
-                    let want = label.matches(hawser_api::object::Labels::new(meta)) && field.matches(object);
-                    let filter = Filter::new(kind, None, label, field);
+                    let want = label.matches(Labels::new(meta)) && field.matches(object);
+                    let filter = Filter::new(kind, kind, None, label, field);
                     assert_eq!(filter.matches(&entry), want, "{l} {f} {object}");
                 }
             }
@@ -202,7 +257,7 @@ mod tests {
             (None, "spec.nodeName!=n", Scope::All, false),
         ] {
             let fields = FieldSelector::parse(fields, kind).expect("fields");
-            let filter = Filter::new(kind, ns, LabelSelector::everything(), fields);
+            let filter = Filter::new(kind, kind, ns, LabelSelector::everything(), fields);
             let scope = filter.scope(true, indexed);
             assert_eq!(scope, want);
             assert_eq!(filter.is_scope(&scope), whole, "{scope:?}");

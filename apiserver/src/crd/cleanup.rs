@@ -183,6 +183,7 @@ async fn delete(
         headers: &HeaderMap::new(),
         accepted: Accepted { encoding: Encoding::Json, transform: Transform::None, pretty: false },
         warnings: Mutex::default(),
+        empties: Mutex::default(),
         series: None,
     };
     match registry.delete_one(&call, name, &DeleteOptions::default()).await {

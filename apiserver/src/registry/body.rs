@@ -95,6 +95,7 @@ impl Call<'_> {
             .and_then(|object| has_type(&object).map(|()| object))
             .map_err(|e| unrecognized(kind, bytes, e))?;
         self.conform(&mut object, api_version, kind, &mut dropped)?;
+        *self.empties.lock() = std::mem::take(&mut dropped.empties);
         decode::in_document_order(bytes, &mut dropped);
         self.report(&dropped, validation).map_err(|e| strictly(api_version, kind, e))?;
         Ok(object)

@@ -32,6 +32,7 @@ impl Registry {
             headers,
             accepted: negotiate::Accepted::default(),
             warnings: Mutex::default(),
+            empties: Mutex::default(),
             series: None,
         };
         if !self.admission_wanted(&call, Operation::Connect) {

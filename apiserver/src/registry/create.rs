@@ -49,9 +49,6 @@ impl Registry {
         mut object: Value,
         options: &WriteOptions,
     ) -> Result<Answer, Status> {
-        if !object.resource_version().is_empty() {
-            return Err(Status::plain_error("resourceVersion should not be set on objects to be created"));
-        }
         wipe(&mut object);
         self.own(call, &mut object, options);
         self.place(call, object, options).await
@@ -99,16 +96,22 @@ impl Registry {
         let cache = call.cache()?;
         let (stored, judging) = (call.row.stored_kind(), call.row.judging_kind());
         let mut object = convert::to_judged(&call.row, object);
+        let versioned = !object.resource_version().is_empty();
         let generated = object.name().is_empty() && !object.generate_name().is_empty();
         let prefix = object.generate_name().to_owned();
         hooks::prepare_create(judging, &mut object, call.namespace(), &suffix());
         let mut allocation = self.allocators.create(judging, &mut object, step.dry_run).await?;
         let judged = async {
-            hooks::validate_create(&call.row.kind, judging, &object)?;
+            hooks::validate_create(&call.row.kind, judging, &object, &call.empties.lock())?;
             hooks::warnings(judging, &object, None).into_iter().for_each(|w| call.warn(w));
             if self.admission_wanted(call, Operation::Create) {
                 let mut shown = convert::judged_to_row(&call.row, object.clone());
                 self.validate_admission(call, step, Some(&mut shown)).await?;
+            }
+            if versioned {
+                return Err(Status::plain_error(
+                    "resourceVersion should not be set on objects to be created",
+                ));
             }
             Ok(())
         };

@@ -47,9 +47,7 @@ impl Registry {
     /// 400 for selectors and tokens that cannot be read, 410 for states that are gone, 504 for those to come.
     pub async fn list(&self, call: &Call<'_>) -> Result<Answer, Status> {
         let options = ListOptions::parse(call.info, false)?;
-        let mut page = self.page(call, &options).await?;
-        page.entries = self.converter.present(&call.row, page.entries).await?;
-        Ok(Answer::List(page))
+        Ok(Answer::List(self.page(call, &options).await?))
     }
 
     /// Compiles the selectors of a list or watch.
@@ -58,10 +56,10 @@ impl Registry {
         let fields = FieldSelector::parse(&options.field_selector, &call.row.kind)?;
         let fields = named(call, fields)?;
         let namespace = Some(call.namespace()).filter(|ns| !ns.is_empty());
-        Ok(Filter::new(call.row.stored_kind(), namespace, labels, fields))
+        Ok(Filter::new(&call.row.kind, call.row.stored_kind(), namespace, labels, fields))
     }
 
-    /// One page.
+    /// One page. Its entries are of the row's version where a webhook had to be asked.
     pub(crate) async fn page(&self, call: &Call<'_>, options: &ListOptions) -> Result<Page, Status> {
         let filter = self.filter(call, options)?;
         let cache = call.cache()?;
@@ -103,7 +101,45 @@ impl Registry {
         };
         // kube-apiserver's cache gives everything to those who do not care for the version.
         let limit = if options.resource_version.as_deref() == Some("0") { 0 } else { options.limit };
-        self.page_at(cache, PageMaker::new(&filter, limit, known), at, start.as_deref()).await
+        if filter.is_about_converted() {
+            return self.page_of_converted(call, &filter, limit, at, start).await;
+        }
+        let mut page =
+            self.page_at(cache, PageMaker::new(&filter, limit, known), at, start.as_deref()).await?;
+        page.entries = self.converter.present(&call.row, page.entries).await?;
+        Ok(page)
+    }
+
+    /// A page whose selectors are about what a webhook makes of the entries: it takes as many pieces as it takes.
+    async fn page_of_converted(
+        &self,
+        call: &Call<'_>,
+        filter: &Filter,
+        limit: usize,
+        mut at: At,
+        mut start: Option<String>,
+    ) -> Result<Page, Status> {
+        let mut out = Page::default();
+        let piece = if limit == 0 { 0 } else { limit.max(PIECE) };
+        loop {
+            let maker = PageMaker::new(filter, piece, None);
+            let page = self.page_at(call.cache()?, maker, at, start.as_deref()).await?;
+            let shown = self.converter.present(&call.row, page.entries.clone()).await?;
+            out.revision = page.revision;
+            let mut rest = page.entries.iter().zip(shown);
+            while let Some((entry, shown)) = rest.next() {
+                if filter.agrees(entry, &shown) {
+                    out.entries.push(shown);
+                }
+                if limit > 0 && out.entries.len() == limit && (rest.len() > 0 || page.next.is_some()) {
+                    let revision = i64::try_from(page.revision).unwrap_or(i64::MAX);
+                    out.next = Some(Token::after(revision, &entry.key, None).encode());
+                    return Ok(out);
+                }
+            }
+            let Some(last) = page.entries.last().filter(|_| page.next.is_some()) else { return Ok(out) };
+            (at, start) = (At::Exactly(page.revision), Some(format!("{}\0", last.key)));
+        }
     }
 
     async fn page_at(

@@ -16,6 +16,7 @@ pub mod patch;
 pub mod subresource;
 pub mod token;
 pub mod update;
+pub mod usage;
 pub mod virtual_read;
 pub mod watch;
 
@@ -74,6 +75,8 @@ pub struct Call<'a> {
     pub accepted: Accepted,
     /// Texts for `Warning:` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// What the body has that is empty and so not kept.
+    pub empties: Mutex<Vec<(String, &'static str)>>,
     /// Counters of the request; None for requests that are parts of others.
     pub series: Option<Arc<Series>>,
 }

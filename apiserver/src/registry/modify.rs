@@ -184,7 +184,14 @@ impl Registry {
         }
         let judged = async {
             if !manner.trusted {
-                let told = hooks::validate_update(&call.row.kind, judging, part, &new, old_judged)?;
+                let told = hooks::validate_update(
+                    &call.row.kind,
+                    judging,
+                    part,
+                    &new,
+                    old_judged,
+                    &call.empties.lock(),
+                )?;
                 told.into_iter().for_each(|w| call.warn(w));
             }
             if part.is_empty() {

@@ -133,6 +133,7 @@ impl Registry {
             let mut object = patched.clone();
             let mut dropped = Dropped::default();
             canonical(&kind, &mut object, &mut dropped).map_err(|e| patch::undecodable(&patched, &e))?;
+            *call.empties.lock() = std::mem::take(&mut dropped.empties);
             if !object.is_object() {
                 return Err(patch::undecodable(&patched, "the patched value is no object"));
             }

@@ -300,7 +300,12 @@ impl Watch {
         };
         let entries = match &self.conversion {
             None => entries,
-            Some((row, converter)) => converter.present(row, entries).await?,
+            Some((row, converter)) => {
+                let shown = converter.present(row, entries.clone()).await?;
+                let agreed =
+                    shown.into_iter().zip(&entries).filter(|(shown, e)| self.filter.agrees(e, shown));
+                agreed.map(|(shown, _)| shown).collect()
+            }
         };
         let mut out = BytesMut::new();
         for entry in &entries {
@@ -321,7 +326,8 @@ impl Watch {
         let (mut count, mut last) = (0, self.cursor);
         for event in events {
             last = event.revision;
-            let Some((kind, entry)) = as_seen(&self.filter, event) else { continue };
+            let (now, before) = states_of(&self.filter, event);
+            let Some((kind, entry)) = change(now, before) else { continue };
             let frame = self.renderer.shared_event(event, kind, entry)?;
             count += 1;
             match only.take() {
@@ -347,35 +353,52 @@ impl Watch {
         row: &Row,
         converter: &Converter,
     ) -> Result<Batch, Status> {
-        let (mut seen, mut entries) = (Vec::new(), Vec::new());
+        let filter = &self.filter;
+        let (mut states, mut entries) = (Vec::new(), Vec::new());
         for event in events {
-            if let Some((kind, entry)) = as_seen(&self.filter, event) {
-                seen.push((kind, event.revision));
+            let (now, before) = states_of(filter, event);
+            let mut place = |entry: &Arc<Entry>| {
                 entries.push(entry.clone());
-            }
+                entries.len() - 1
+            };
+            let now = now.map(&mut place);
+            let before = match (now, before) {
+                // That it was shown is all that counts, and known without converting it.
+                (Some(now), Some(_)) if !filter.is_about_converted() => Some(now),
+                (_, before) => before.map(&mut place),
+            };
+            states.push((now, before, event.revision));
         }
-        let mut batch = Batch {
-            bytes: Bytes::new(),
-            events: seen.len() as u64,
-            last: events.last().map_or(self.cursor, |e| e.revision),
+        let shown = converter.present(row, entries.clone()).await?;
+        let agreed = |at: Option<usize>| {
+            let (entry, shown) = (entries.get(at?)?, shown.get(at?)?);
+            filter.agrees(entry, shown).then_some(shown)
         };
         let mut out = BytesMut::new();
-        for ((kind, revision), entry) in seen.into_iter().zip(converter.present(row, entries).await?) {
-            out.extend_from_slice(&self.renderer.event(kind, &entry, revision)?);
+        let mut count = 0;
+        for (now, before, revision) in states {
+            if let Some((kind, entry)) = change(agreed(now), agreed(before)) {
+                out.extend_from_slice(&self.renderer.event(kind, entry, revision)?);
+                count += 1;
+            }
         }
-        batch.bytes = out.freeze();
-        Ok(batch)
+        let last = events.last().map_or(self.cursor, |e| e.revision);
+        Ok(Batch { bytes: out.freeze(), events: count, last })
     }
 }
 
+/// What an object is after an event and what it was before it, where a watcher's selectors show that.
+fn states_of<'e>(filter: &Filter, event: &'e Event) -> (Option<&'e Arc<Entry>>, Option<&'e Arc<Entry>>) {
+    let now = (event.kind != EventType::Deleted && filter.matches(&event.entry)).then_some(&event.entry);
+    (now, event.previous.as_ref().filter(|p| filter.matches(p)))
+}
+
 /// What an event is to a watcher: an object that begins to match is added, one that ceases to is deleted.
-fn as_seen<'e>(filter: &Filter, event: &'e Event) -> Option<(EventType, &'e Arc<Entry>)> {
-    let now = event.kind != EventType::Deleted && filter.matches(&event.entry);
-    let before = event.previous.as_ref().filter(|p| filter.matches(p));
+fn change<T>(now: Option<T>, before: Option<T>) -> Option<(EventType, T)> {
     match (now, before) {
-        (true, Some(_)) => Some((EventType::Modified, &event.entry)),
-        (true, None) => Some((EventType::Added, &event.entry)),
-        (false, Some(previous)) => Some((EventType::Deleted, previous)),
-        (false, None) => None,
+        (Some(now), Some(_)) => Some((EventType::Modified, now)),
+        (Some(now), None) => Some((EventType::Added, now)),
+        (None, Some(before)) => Some((EventType::Deleted, before)),
+        (None, None) => None,
     }
 }

@@ -66,6 +66,7 @@ fn everything(admission: Vec<Arc<dyn Admission>>) -> Access {
         admission,
         virtuals: Vec::new(),
         connectors: Vec::new(),
+        usage: None,
         documents: Vec::new(),
         bootstrap: Vec::new(),
     }

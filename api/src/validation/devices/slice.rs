@@ -88,7 +88,10 @@ fn nodes(s: &Value, at: Path<'_>, e: &mut Errors) {
         let at = at.child("nodeSelector");
         scheduling::node_selector(selector, at, e);
         if selector.items_at("nodeSelectorTerms").len() != 1 {
-            let terms = scheduling::terms_in_memory(selector);
+            let terms = match selector.items_at("nodeSelectorTerms") {
+                [] => Value::Null,
+                _ => Value::Array(scheduling::terms_in_memory(selector)),
+            };
             e.invalid(at.child("nodeSelectorTerms"), terms, "must have exactly one node selector term");
         }
     }

@@ -45,6 +45,7 @@ impl Registry {
             headers: call.headers,
             accepted: call.accepted,
             warnings: Mutex::default(),
+            empties: Mutex::default(),
             series: None,
         };
         self.bind_pod(&call, &binding, &options).await
@@ -68,7 +69,12 @@ impl Registry {
             errors.push(FieldError::required("target.name", ""));
         }
         if !errors.is_empty() {
-            return Err(Status::invalid("", "Binding", binding.name(), &errors));
+            // A plain error, as in kube-apiserver.
+            let texts: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.body())).collect();
+            return Err(Status::plain_error(match texts.as_slice() {
+                [one] => one.clone(),
+                many => format!("[{}]", many.join(", ")),
+            }));
         }
         let mut binding = binding.clone();
         let step = AdmissionStep {
