@@ -1,7 +1,7 @@
 //! What the dataplanes tell the rest of the cluster, and by which names.
 //!
-//! A node's Lease says up to which revision of the EndpointSlices its dataplane has programmed the kernel's maps. A
-//! controller turns that into two conditions of pods: [`PROGRAMMED`], for which a pod's `Ready` waits as for a readiness
+//! A node's Lease says up to which revision of the EndpointSlices its dataplane has programmed the kernel's maps, and up to
+//! which revision of the Nodes it has programmed the ways to their pods. A controller turns that into two conditions of pods: [`PROGRAMMED`], for which a pod's `Ready` waits as for a readiness
 //! gate (KEP-580), and [`DRAINED`], for which the signal that ends a deleted pod waits.
 
 /// Label of Services and EndpointSlices that another proxy serves.
@@ -12,6 +12,19 @@ pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Annotation of a node's Lease: the resourceVersion up to which every EndpointSlice is in the kernel's maps.
 pub const PROGRAMMED_REVISION: &str = "hawser.io/programmed-revision";
+
+/// Annotation of a node's Lease: the resourceVersion up to which the addresses and pods' prefixes of every Node are in the
+/// kernel's maps and routes. It is written at once when one of these changed, and else with the next renewal.
+pub const PROGRAMMED_NODES_REVISION: &str = "hawser.io/programmed-nodes-revision";
+
+/// What a node's dataplane has programmed, as resourceVersions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// See [`PROGRAMMED_REVISION`].
+    pub slices: u64,
+    /// See [`PROGRAMMED_NODES_REVISION`].
+    pub nodes: u64,
+}
 
 /// Condition of a pod: every live node's dataplane can reach it. Its message holds the addresses that this is about,
 /// separated by commas; a pod that gets others is not reached by them yet.

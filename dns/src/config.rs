@@ -14,8 +14,8 @@ use crate::zone::Zone;
 pub struct Config {
     /// Addresses to answer on, over UDP and TCP.
     pub listen: Vec<SocketAddr>,
-    /// Where `/metrics` is served; `None` for nowhere.
-    pub metrics: Option<SocketAddr>,
+    /// Where `/metrics` is served.
+    pub metrics: Vec<SocketAddr>,
     /// Domain of the cluster, such as `cluster.local`.
     pub domain: String,
     /// Addresses of the Service that leads here.
@@ -136,7 +136,7 @@ mod tests {
     fn config(domain: &str, stubs: &[&str]) -> Config {
         Config {
             listen: vec!["127.0.0.1:10053".parse().expect("address")],
-            metrics: None,
+            metrics: Vec::new(),
             domain: domain.into(),
             service_addresses: vec![],
             cluster_ranges: vec![],

@@ -95,7 +95,7 @@ impl Server {
             // Whoever told this server to end waits for its connection to close.
             let _told_by = tokio::select! {
                 () = stop.cancelled() => None,
-                ended = scrape::run(config.metrics, &responder) => return ended.map_err(Error::Metrics),
+                ended = scrape::run(&config.metrics, &responder) => return ended.map_err(Error::Metrics),
                 told = attend(&listener, &responder, &sockets, &config.fingerprint) => Some(told.map_err(control_error)?),
             };
             reading.cancel();

@@ -22,9 +22,16 @@ const CONNECTIONS: usize = 16;
 /// Serves until dropped. Without an address it only waits.
 ///
 /// # Errors
-/// The address cannot be had.
-pub async fn run(address: Option<SocketAddr>, responder: &Arc<Responder>) -> io::Result<()> {
-    let Some(address) = address else { return std::future::pending().await };
+/// An address cannot be had.
+pub async fn run(addresses: &[SocketAddr], responder: &Arc<Responder>) -> io::Result<()> {
+    if addresses.is_empty() {
+        return std::future::pending().await;
+    }
+    let serving = addresses.iter().map(|address| serve_on(*address, responder));
+    futures::future::try_join_all(serving).await.map(drop)
+}
+
+async fn serve_on(address: SocketAddr, responder: &Arc<Responder>) -> io::Result<()> {
     // The process before this one has the port until it has ended.
     let socket =
         if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;

@@ -82,7 +82,7 @@ fn free_address() -> SocketAddr {
 fn config(dir: &Path, listen: SocketAddr, stubs: Vec<String>, fingerprint: &str) -> Config {
     Config {
         listen: vec![listen],
-        metrics: None,
+        metrics: Vec::new(),
         domain: "cluster.local".into(),
         service_addresses: vec!["10.96.0.10".parse().expect("address")],
         cluster_ranges: vec!["10.96.0.0/12".parse().expect("range")],

@@ -1,6 +1,6 @@
 //! `hawser agent`, and a node's components alone: `kubelet`, `proxy`, `runtime`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -58,14 +58,6 @@ impl NodeSettings {
         self.addresses.first().copied().context("the node has no address")
     }
 
-    fn address_v4(&self) -> Result<Ipv4Addr> {
-        let v4 = self.addresses.iter().find_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        });
-        v4.context("--node-ip: the pods' network needs an IPv4 address of the node so far")
-    }
-
     fn log_dir(&self) -> PathBuf {
         self.flags.log_dir.clone().unwrap_or_else(|| self.flags.data_dir.join("logs"))
     }
@@ -114,22 +106,19 @@ impl NodeSettings {
         services: &[ipnet::IpNet],
         xdp: hawser_proxy::config::Xdp,
     ) -> Result<hawser_proxy::Config> {
-        let v4 = services.iter().find_map(|range| match range {
-            ipnet::IpNet::V4(net) => Some(*net),
-            ipnet::IpNet::V6(_) => None,
-        });
         Ok(hawser_proxy::Config {
             node_name: self.name.clone(),
-            node_ip: self.address_v4()?,
+            node_ips: self.addresses.clone(),
             uplink,
             run_dir: self.flags.run_dir.clone(),
             cgroup: self.cgroup()?,
-            service_cidr: v4,
+            service_cidrs: services.to_vec(),
             node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
             xdp,
+            tunnel: hawser_proxy::config::Tunnel::Off,
         })
     }
 
@@ -171,6 +160,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let mut proxy_config =
         node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range, flags.xdp)?;
     proxy_config.node_port_addresses = flags.nodeport_addresses.clone();
+    proxy_config.tunnel = flags.tunnel;
     let cluster_dns = flags.dns.addresses(&flags.service_cluster_ip_range);
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
@@ -213,7 +203,7 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
         () = stop.cancelled() => return components.run().await,
     };
     if let Some(identity) = dns {
-        let keeper = Keeper::new(&flags, node.address()?, &cluster_dns, &identity.kubeconfig()?, &cgroup)?;
+        let keeper = Keeper::new(&flags, &node.addresses, &cluster_dns, &identity.kubeconfig()?, &cgroup)?;
         components = components
             .spawn("DNS server", |token| keeper.run(token))
             .spawn("DNS server's token", |token| identity.run(token));

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -80,16 +80,23 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// For a node's address; `kubeconfig` is the server's identity, `cgroup` the node's directory in the v2 hierarchy.
+    /// For a node's addresses; `kubeconfig` is the server's identity, `cgroup` the node's directory in the v2 hierarchy.
     pub fn new(
         flags: &AgentFlags,
-        address: IpAddr,
+        addresses: &[IpAddr],
         service: &[IpAddr],
         kubeconfig: &Path,
         cgroup: &Path,
     ) -> Result<Self> {
         let port = flags.dns.dns_port;
-        let listen = [address, Ipv4Addr::LOCALHOST.into()].map(|ip| SocketAddr::new(ip, port).to_string());
+        let at = |ip: &IpAddr, port| SocketAddr::new(*ip, port).to_string();
+        let loopback = |ip: &IpAddr| match ip {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        let listen: Vec<_> =
+            addresses.iter().flat_map(|ip| [at(ip, port), at(&loopback(ip), port)]).collect();
+        let metrics: Vec<_> = addresses.iter().map(|ip| at(ip, flags.dns.dns_metrics_port)).collect();
         let service: Vec<_> = service.iter().map(IpAddr::to_string).collect();
         let ranges = flags.service_cluster_ip_range.iter().chain(&flags.cluster_cidr);
         let ranges: Vec<_> = ranges.map(ToString::to_string).collect();
@@ -97,7 +104,7 @@ impl Keeper {
             "dns".to_owned(),
             format!("--kubeconfig={}", kubeconfig.display()),
             format!("--listen={}", listen.join(",")),
-            format!("--metrics-address={}", SocketAddr::new(address, flags.dns.dns_metrics_port)),
+            format!("--metrics-address={}", metrics.join(",")),
             format!("--cluster-domain={}", flags.node.cluster_domain),
             format!("--cluster-dns={}", service.join(",")),
             format!("--cluster-range={}", ranges.join(",")),

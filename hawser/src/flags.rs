@@ -169,7 +169,7 @@ pub struct SchedulerFlags {
 /// The cluster's names, which server and nodes must agree on.
 #[derive(Args, Clone)]
 pub struct ClusterDnsFlags {
-    /// Addresses of the Service that leads to the nodes' DNS [default: the tenth of the first service range]
+    /// Addresses of the Service that leads to the nodes' DNS [default: the tenth of each service range]
     #[arg(long = "cluster-dns", value_name = "ADDRESS", value_delimiter = ',')]
     pub addresses: Vec<IpAddr>,
     /// Port of the nodes' DNS servers
@@ -184,15 +184,15 @@ pub struct ClusterDnsFlags {
 }
 
 impl ClusterDnsFlags {
-    /// The Service's addresses: as given, else the tenth of the first range, as kubeadm has it. Without DNS only what is
-    /// given, which is then another's.
+    /// The Service's addresses: as given, else the tenth of each range, as kubeadm has it for the first. Without DNS only
+    /// what is given, which is then another's.
     pub fn addresses(&self, service_ranges: &[ipnet::IpNet]) -> Vec<IpAddr> {
         if self.no_dns || !self.addresses.is_empty() {
             return self.addresses.clone();
         }
         // IPv4 has no host at the network's own address.
         let tenth = |range: &ipnet::IpNet| range.hosts().nth(if range.addr().is_ipv4() { 9 } else { 10 });
-        service_ranges.first().and_then(tenth).into_iter().collect()
+        service_ranges.iter().filter_map(tenth).collect()
     }
 }
 
@@ -204,9 +204,9 @@ pub struct DnsFlags {
     /// Addresses and ports to answer on
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', default_value = "127.0.0.1:10053")]
     pub listen: Vec<SocketAddr>,
-    /// Address and port of /metrics, /health and /ready
-    #[arg(long, value_name = "ADDR:PORT")]
-    pub metrics_address: Option<SocketAddr>,
+    /// Addresses and ports of /metrics, /health and /ready
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',')]
+    pub metrics_address: Vec<SocketAddr>,
     /// DNS domain of the cluster
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -301,6 +301,9 @@ pub struct AgentFlags {
     /// XDP on that interface: off, auto (hardware only), native or generic
     #[arg(long, default_value = "off")]
     pub xdp: hawser_proxy::config::Xdp,
+    /// How other nodes' pods are reached: off (directly, or by the network's routes) or vxlan, the same on every node
+    #[arg(long, default_value = "off")]
+    pub tunnel: hawser_proxy::config::Tunnel,
     /// Ranges of the Services' addresses, separated by commas
     #[arg(
         long,

@@ -13,6 +13,7 @@ use crate::services::Services;
 use crate::shared::Shared;
 use crate::volumes::{Roots, ensure_tmpfs};
 use crate::{dns, logs};
+use hawser_api::dataplane::Programmed;
 use kube::Client;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -25,7 +26,7 @@ pub struct Kubelet {
     config: Checked,
     client: Client,
     heartbeat: Arc<Notify>,
-    programmed: watch::Sender<Option<u64>>,
+    programmed: watch::Sender<Option<Programmed>>,
 }
 
 /// Why a kubelet does not start.
@@ -63,7 +64,7 @@ impl Kubelet {
 
     /// Takes what the node's dataplane has programmed: the resourceVersion up to which all EndpointSlices are in the
     /// kernel's maps. The kubelet says so in its Lease.
-    pub fn programmed(&self) -> watch::Sender<Option<u64>> {
+    pub fn programmed(&self) -> watch::Sender<Option<Programmed>> {
         self.programmed.clone()
     }
 

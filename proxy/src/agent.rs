@@ -4,19 +4,21 @@
 //! delayed, because a write of the API must be in the kernel within milliseconds.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aya::util::KernelVersion;
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
+use hawser_api::dataplane::Programmed;
 use hawser_ebpf_common::ct::{CtEntry, CtKey};
-use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IpcacheEntry4, LAYOUT, NodeConfig};
+use hawser_ebpf_common::endpoint::{CONFIG_CHECKSUM_IPV6, CONFIG_MASQUERADE, LAYOUT, NodeConfig};
 use hawser_ebpf_common::lb::{Address6, LbConfig};
 use hawser_ebpf_common::map_names;
 use hawser_watch::{Known, Named, compact};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::WatchStreamExt;
@@ -28,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::announcer;
-use crate::config::{Config, ConfigError, Settings};
+use crate::config::{Config, ConfigError, Settings, Tunnel};
 use crate::connections::Drift;
 use crate::convert;
 use crate::cuts::{self, Flows};
@@ -41,12 +43,14 @@ use crate::inspect::{self, InspectService};
 use crate::lock::{InstanceLock, LockError};
 use crate::maps::{Address, KernelMaps, MapError};
 use crate::netlink::{Netlink, NetlinkError};
-use crate::podnet::{NodeNet, PodNet, PodNetError, write_sysctl};
+use crate::podnet::{NodeNet, PodNet, PodNetError};
 use crate::programs::{Pins, Programs, ProgramsError, create_private};
-use crate::routes::Routes;
+use crate::routes::{Routes, Way};
 use crate::sweep::{Step, Sweep};
 use crate::sys::monotonic_ns;
-use crate::types::{PrefixSpec, address_be};
+use crate::tunnel::{self, TunnelError};
+use crate::types::PrefixSpec;
+use crate::uplink::{self, Uplink};
 
 /// Shortest and longest wait before a failed reconcile is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
@@ -75,10 +79,23 @@ pub enum Error {
     },
     /// No interface has the node's address.
     #[error("no interface has the address {0}")]
-    NoUplink(Ipv4Addr),
+    NoUplink(IpAddr),
     /// The named uplink does not exist.
     #[error("no interface is called {0}")]
     NoInterface(String),
+    /// Packets of pods would have to be smaller than their family allows.
+    #[error("the MTU of {interface} leaves {mtu} bytes for packets of pods, who need {least}")]
+    SmallMtu {
+        /// The uplink.
+        interface: String,
+        /// What is left.
+        mtu: u32,
+        /// What is needed.
+        least: u32,
+    },
+    /// The tunnels' interface could not be made.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
     /// The programs could not be loaded or attached.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
@@ -103,9 +120,9 @@ pub struct Agent {
     dataplane: Dataplane<KernelMaps>,
     routes: Option<Routes>,
     podnet: Option<Arc<PodNet>>,
-    cidr: watch::Sender<Option<Ipv4Net>>,
+    cidrs: watch::Sender<Vec<IpNet>>,
     synced: watch::Sender<bool>,
-    programmed: watch::Sender<Option<u64>>,
+    programmed: watch::Sender<Option<Programmed>>,
     link: Option<announcer::Link>,
     host_ports: (HostPorts, mpsc::UnboundedReceiver<HostPortsOf>),
     listener: UnixListener,
@@ -140,13 +157,13 @@ impl Agent {
         let mut programs = Programs::load(&pins)?;
         let mut maps = KernelMaps::open(&pins.maps())?;
         maps.set_lb_config(&LbConfig { node_netns_cookie: node_netns_cookie(), pad: 0 })?;
-        let (cidr, cidr_receiver) = watch::channel(None);
+        let (cidrs, cidrs_receiver) = watch::channel(Vec::new());
         let host_ports = HostPorts::new();
 
         let mut local = Local {
             node_name: config.node_name.clone(),
-            node_ips: if config.pod_network { vec![config.node_ip.into()] } else { Vec::new() },
-            service_cidrs: config.service_cidr.into_iter().map(IpNet::V4).collect(),
+            node_ips: if config.pod_network { config.node_ips.clone() } else { Vec::new() },
+            service_cidrs: config.service_cidrs.clone(),
             ..Local::default()
         };
         if !config.node_port_addresses.is_empty() {
@@ -156,21 +173,32 @@ impl Agent {
         let mut network = None;
         if config.pod_network {
             let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
-            let uplink = find_uplink(&netlink, config).await?;
-            local.links = uplink.subnet.into_iter().map(IpNet::V4).collect();
+            let uplink = Uplink::find(&netlink, config).await?;
+            let v6 = config.node_ip(true).is_some();
+            local.links = uplink.subnets.clone();
+            local.tunnel = config.tunnel == Tunnel::Vxlan;
+            let tunnel = match config.tunnel {
+                Tunnel::Vxlan => Some(tunnel::ensure(&netlink, inner_mtu(config, &uplink)?, v6).await?),
+                Tunnel::Off => None,
+            };
             maps.set_config(&NodeConfig {
-                node_ip_be: address_be(config.node_ip),
+                node_ip_be: config.node_ip(false).map_or(0, Address::of),
+                node_ip6_be: config.node_ip(true).map_or([0; 4], Address::of),
                 uplink_ifindex: uplink.index,
-                flags: if config.masquerade { CONFIG_MASQUERADE } else { 0 },
+                flags: config_flags(config),
                 layout: LAYOUT,
                 uplink_mac: uplink.mac,
                 mtu: u16::try_from(uplink.mtu).unwrap_or(0),
-                ..NodeConfig::default()
+                vxlan_ifindex: tunnel.as_ref().map_or(0, |link| link.index),
             })?;
-            write_sysctl("net/ipv4/ip_forward", "1")?;
+            uplink::forward(&uplink.name, v6).map_err(PodNetError::from)?;
+            programs.attach_tunnel(tunnel.as_ref().map(|link| link.name.as_str()))?;
+            if tunnel.is_none() {
+                tunnel::remove(&netlink).await?;
+            }
             programs.attach_uplink(&uplink.name)?;
             programs.attach_xdp(&uplink.name, config.xdp, uplink.is_virtual)?;
-            network = Some((netlink, uplink));
+            network = Some((netlink, uplink, tunnel));
         }
         programs.attach_cgroup(&config.cgroup)?;
         let programs = Arc::new(Mutex::new(programs));
@@ -178,9 +206,11 @@ impl Agent {
         let mut routes = None;
         let mut podnet = None;
         let mut link = None;
-        if let Some((netlink, uplink)) = network {
+        if let Some((netlink, uplink, tunnel)) = network {
             link = Some(announcer::Link { index: uplink.index, mac: uplink.mac });
-            let node = NodeNet { node_ip: config.node_ip, mtu: config.mtu.unwrap_or(uplink.mtu) };
+            let sources = config.node_ips.clone();
+            let mtu = config.mtu.map_or_else(|| inner_mtu(config, &uplink), Ok)?;
+            let node = NodeNet { node_ips: sources.clone(), mtu };
             let state_dir = config.run_dir.join("podnet");
             let pods = KernelMaps::open(&pins.maps())?;
             let started = PodNet::start(
@@ -189,12 +219,16 @@ impl Agent {
                 netlink.clone(),
                 programs.clone(),
                 pods,
-                cidr_receiver,
+                cidrs_receiver,
                 host_ports.0.clone(),
             )
             .await?;
             podnet = Some(Arc::new(started));
-            routes = Some(Routes::new(netlink, uplink.index));
+            let way = match tunnel {
+                Some(link) => Way::Tunnel { index: link.index, sources },
+                None => Way::Uplink(uplink.index),
+            };
+            routes = Some(Routes::new(netlink, way));
         }
         let socket = settings.socket();
         let listener = inspect::bind(&socket).map_err(io_error(socket))?;
@@ -204,7 +238,7 @@ impl Agent {
             settings,
             routes,
             podnet,
-            cidr,
+            cidrs,
             synced: watch::Sender::new(false),
             programmed: watch::Sender::new(None),
             link,
@@ -220,8 +254,9 @@ impl Agent {
         self.podnet.clone()
     }
 
-    /// Has it told, each time, up to which resourceVersion all EndpointSlices are in the maps.
-    pub fn tell_programmed(mut self, programmed: watch::Sender<Option<u64>>) -> Self {
+    /// Has it told, each time, up to which resourceVersions EndpointSlices and Nodes are in the maps and routes. Of Nodes
+    /// that changed in nothing that matters there the channel's readers are not woken.
+    pub fn tell_programmed(mut self, programmed: watch::Sender<Option<Programmed>>) -> Self {
         self.programmed = programmed;
         self
     }
@@ -247,7 +282,7 @@ impl Agent {
             dataplane,
             routes,
             podnet,
-            cidr,
+            cidrs,
             synced,
             programmed,
             link,
@@ -275,14 +310,16 @@ impl Agent {
         let engine = Engine {
             dataplane,
             routes,
-            cidr,
+            cidrs,
             synced,
             programmed,
+            prefixes_untold: false,
             cuts,
             announced,
             host_ports,
             health: HealthChecks::default(),
             node_name,
+            node_ips: settings.config.node_ips.clone(),
             known,
             retry: None,
         };
@@ -300,35 +337,21 @@ impl Agent {
     }
 }
 
-/// The node's interface to the others.
-struct Uplink {
-    index: u32,
-    name: String,
-    mac: [u8; 6],
-    mtu: u32,
-    is_virtual: bool,
-    subnet: Option<Ipv4Net>,
+/// Size of the packets that fit through the uplink with what a tunnel puts before them.
+fn inner_mtu(config: &Config, uplink: &Uplink) -> Result<u32, Error> {
+    let mtu = uplink.mtu.saturating_sub(config.overhead());
+    if mtu < config.least_mtu() {
+        return Err(Error::SmallMtu { interface: uplink.name.clone(), mtu, least: config.least_mtu() });
+    }
+    Ok(mtu)
 }
 
-async fn find_uplink(netlink: &Netlink, config: &Config) -> Result<Uplink, Error> {
-    let by_address = netlink.link_of(config.node_ip).await?;
-    let (link, subnet) = match (&config.uplink, by_address) {
-        (None, Some((link, subnet))) => (link, Some(subnet)),
-        (None, None) => return Err(Error::NoUplink(config.node_ip)),
-        (Some(name), by_address) => {
-            let link = netlink.link(name).await?.ok_or_else(|| Error::NoInterface(name.clone()))?;
-            let subnet = by_address.filter(|(other, _)| other.index == link.index).map(|(_, subnet)| subnet);
-            (link, subnet)
-        }
-    };
-    Ok(Uplink {
-        index: link.index,
-        name: link.name,
-        mac: link.mac.unwrap_or_default(),
-        mtu: link.mtu,
-        is_virtual: link.is_virtual,
-        subnet,
-    })
+/// `CONFIG_*`.
+fn config_flags(config: &Config) -> u32 {
+    // As `BPF_F_IPV6` came.
+    let checksum_ipv6 = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 16, 0));
+    (if config.masquerade { CONFIG_MASQUERADE } else { 0 })
+        | if checksum_ipv6 { CONFIG_CHECKSUM_IPV6 } else { 0 }
 }
 
 /// Objects by kind.
@@ -342,15 +365,19 @@ struct AllKnown {
 struct Engine {
     dataplane: Dataplane<KernelMaps>,
     routes: Option<Routes>,
-    cidr: watch::Sender<Option<Ipv4Net>>,
+    cidrs: watch::Sender<Vec<IpNet>>,
     synced: watch::Sender<bool>,
-    /// The resourceVersion up to which all EndpointSlices are in the maps.
-    programmed: watch::Sender<Option<u64>>,
+    /// Where maps and routes are.
+    programmed: watch::Sender<Option<Programmed>>,
+    /// Prefixes changed since that was told.
+    prefixes_untold: bool,
     cuts: mpsc::UnboundedSender<Vec<Cut>>,
     announced: mpsc::UnboundedSender<(IpAddr, bool)>,
     host_ports: mpsc::UnboundedReceiver<HostPortsOf>,
     health: HealthChecks,
     node_name: String,
+    /// This node's addresses, the first family's first.
+    node_ips: Vec<IpAddr>,
     known: AllKnown,
     /// When to reconcile, and how long to wait after that should it fail.
     retry: Option<(tokio::time::Instant, Duration)>,
@@ -402,6 +429,7 @@ impl Engine {
                 merge(changes.into_iter().map(|change| self.on_node(&change.name, change.value.as_ref())))
             }
         };
+        self.prefixes_untold |= !touched.prefixes.is_empty();
         if !self.known_all() {
             return;
         }
@@ -416,7 +444,7 @@ impl Engine {
         self.tell_around(&touched.services);
         let desired = self.dataplane.desired();
         let prefixes: Vec<_> =
-            touched.prefixes.iter().filter_map(|prefix| route_of(prefix, desired.prefix(prefix))).collect();
+            touched.prefixes.iter().map(|prefix| (*prefix, desired.prefix(prefix).copied())).collect();
         if let Some(routes) = &mut self.routes
             && !prefixes.is_empty()
             && let Err(error) = routes.apply(&prefixes).await
@@ -428,12 +456,18 @@ impl Engine {
 
     fn on_node(&mut self, name: &ObjectName, node: Option<&desired::Node>) -> Touched {
         if **name == *self.node_name {
-            let cidr = node.and_then(|node| node.pod_cidrs.iter().find_map(as_v4));
+            let of_family = |node: &desired::Node, ip: &IpAddr| {
+                node.pod_cidrs.iter().find(|cidr| cidr.addr().is_ipv4() == ip.is_ipv4()).copied()
+            };
+            let cidrs: Vec<IpNet> = node
+                .iter()
+                .flat_map(|node| self.node_ips.iter().filter_map(|ip| of_family(node, ip)))
+                .collect();
             // A Node that is deleted and comes back keeps its pods meanwhile.
-            self.cidr.send_if_modified(|held| {
-                let changed = cidr.is_some() && *held != cidr;
+            self.cidrs.send_if_modified(|held| {
+                let changed = !cidrs.is_empty() && *held != cidrs;
                 if changed {
-                    *held = cidr;
+                    *held = cidrs;
                 }
                 changed
             });
@@ -442,11 +476,15 @@ impl Engine {
     }
 
     /// Says up to where the maps are. Nothing is said while they, or the routes, differ from what the API says.
-    fn tell_programmed(&self) {
+    fn tell_programmed(&mut self) {
         let whole = self.known_all() && self.retry.is_none();
-        if let Some(revision) = self.known.slices.revision().filter(|_| whole) {
-            self.programmed.send_if_modified(|told| told.replace(revision) != Some(revision));
-        }
+        let revisions = self.known.slices.revision().zip(self.known.nodes.revision());
+        let Some((slices, nodes)) = revisions.filter(|_| whole) else { return };
+        let untold = std::mem::take(&mut self.prefixes_untold);
+        self.programmed.send_if_modified(|told| {
+            let before = told.replace(Programmed { slices, nodes });
+            untold || before.is_none_or(|before| before.slices != slices)
+        });
     }
 
     /// What follows from the maps: answers to health checks, addresses that moved here, and what has lost its backend.
@@ -488,13 +526,8 @@ impl Engine {
         }
         let services: Vec<ObjectName> = self.dataplane.desired().services().cloned().collect();
         self.tell_around(&services);
-        let prefixes: Vec<_> = self
-            .dataplane
-            .desired()
-            .prefixes()
-            .filter_map(|(prefix, spec)| route_of(prefix, Some(spec)))
-            .filter_map(|(prefix, entry)| Some((prefix, entry?)))
-            .collect();
+        let prefixes: Vec<(IpNet, PrefixSpec)> =
+            self.dataplane.desired().prefixes().map(|(prefix, spec)| (*prefix, *spec)).collect();
         if let Some(routes) = &mut self.routes
             && !routes.in_sync()
             && let Err(error) = routes.reconcile(&prefixes).await
@@ -515,18 +548,6 @@ fn merge(all: impl Iterator<Item = Touched>) -> Touched {
         sum.merge(touched);
         sum
     })
-}
-
-fn as_v4(prefix: &IpNet) -> Option<Ipv4Net> {
-    match prefix {
-        IpNet::V4(prefix) => Some(*prefix),
-        IpNet::V6(_) => None,
-    }
-}
-
-/// A prefix as the routes know it: of IPv4.
-fn route_of(prefix: &IpNet, spec: Option<&PrefixSpec>) -> Option<(Ipv4Net, Option<IpcacheEntry4>)> {
-    Some((as_v4(prefix)?, spec.map(<u32 as Address>::ipcache)))
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

@@ -1,14 +1,15 @@
 //! Configuration, as given and as checked.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipnet::{IpNet, Ipv4Net};
+use hawser_ebpf_common::endpoint::TUNNEL_OVERHEAD;
+use ipnet::IpNet;
 
 /// Longest path of a unix socket (`sun_path` less its final NUL).
 const MAX_SOCKET_PATH: usize = 107;
-/// Smallest MTU of IPv4 (RFC 791).
-const MIN_MTU: u32 = 68;
+/// Smallest MTU of IPv4 (RFC 791) and of IPv6 (RFC 8200).
+const MIN_MTU: [u32; 2] = [68, 1280];
 
 /// Where Services' packets are first looked at on the uplink.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,26 +40,49 @@ impl std::str::FromStr for Xdp {
     }
 }
 
+/// How packets for other nodes' pods get there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tunnel {
+    /// As they are: nodes share a link, or the network between them has routes to the pods' prefixes.
+    #[default]
+    Off,
+    /// In UDP between the nodes' addresses of IPv4 (RFC 7348). Every node of a cluster must do the same.
+    Vxlan,
+}
+
+impl std::str::FromStr for Tunnel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "vxlan" => Ok(Self::Vxlan),
+            other => Err(format!("{other:?} is none of off, vxlan")),
+        }
+    }
+}
+
 /// What an agent is told. [`crate::Agent::start`] checks it.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Name of this machine's Node.
     pub node_name: String,
-    /// Address of this machine, as the other nodes reach it. Pods' traffic comes from it when it is
-    /// masqueraded. Not used without the pod network.
-    pub node_ip: Ipv4Addr,
-    /// Interface that carries `node_ip`; found by that address when absent.
+    /// Addresses of this machine, as the other nodes reach it: at most one per family, the primary one first. Pods get
+    /// an address of each of these families that the node has a prefix of, and their traffic comes from these when it
+    /// is masqueraded. Not used without the pod network.
+    pub node_ips: Vec<IpAddr>,
+    /// Interface that carries the first of `node_ips`; found by that address when absent.
     pub uplink: Option<String>,
     /// `proxy.sock`, `bpf/` and the pod network's state live here.
     pub run_dir: PathBuf,
     /// Directory of a cgroup v2 below which the socket hooks work.
     pub cgroup: PathBuf,
     /// Addresses of Services: what no Service translates there is refused.
-    pub service_cidr: Option<Ipv4Net>,
+    pub service_cidrs: Vec<IpNet>,
     /// Node ports are open on this machine's addresses within these; when empty, on the primary address of
     /// each family, and on 127.0.0.1 for the machine's own sockets.
     pub node_port_addresses: Vec<IpNet>,
-    /// MTU of the pods' interfaces; the uplink's when absent.
+    /// MTU of the pods' interfaces; the uplink's when absent, less what a tunnel puts before a packet.
     pub mtu: Option<u32>,
     /// Pods that talk to something outside the cluster get the node's address.
     pub masquerade: bool,
@@ -66,6 +90,28 @@ pub struct Config {
     pub pod_network: bool,
     /// XDP on the uplink. Not used without the pod network.
     pub xdp: Xdp,
+    /// The way to other nodes' pods. Not used without the pod network.
+    pub tunnel: Tunnel,
+}
+
+impl Config {
+    /// This machine's address of a family.
+    pub fn node_ip(&self, v6: bool) -> Option<IpAddr> {
+        self.node_ips.iter().copied().find(|address| address.is_ipv6() == v6)
+    }
+
+    /// Smallest MTU that pods can have: of the more demanding of the node's families.
+    pub fn least_mtu(&self) -> u32 {
+        MIN_MTU[usize::from(self.node_ip(true).is_some())]
+    }
+
+    /// Bytes that a tunnel puts before a packet; 0 without one.
+    pub fn overhead(&self) -> u32 {
+        match self.tunnel {
+            Tunnel::Off => 0,
+            Tunnel::Vxlan => TUNNEL_OVERHEAD,
+        }
+    }
 }
 
 /// Why a configuration is refused.
@@ -94,8 +140,16 @@ impl Settings {
         if config.node_name.is_empty() {
             return wrong("node_name", "is empty");
         }
-        if config.pod_network && (config.node_ip.is_unspecified() || config.node_ip.is_multicast()) {
-            return wrong("node_ip", "is not the address of a machine");
+        if config.pod_network {
+            let no_machine = |address: &IpAddr| address.is_unspecified() || address.is_multicast();
+            if config.node_ips.is_empty() || config.node_ips.iter().any(no_machine) {
+                return wrong("node_ips", "is not the address of a machine");
+            }
+            if let [first, more @ ..] = config.node_ips.as_slice()
+                && (more.len() > 1 || more.iter().any(|address| address.is_ipv4() == first.is_ipv4()))
+            {
+                return wrong("node_ips", "has more than one address of a family");
+            }
         }
         if !config.run_dir.is_absolute() {
             return wrong("run_dir", "is not an absolute path");
@@ -106,8 +160,12 @@ impl Settings {
         if !config.cgroup.is_absolute() {
             return wrong("cgroup", "is not an absolute path");
         }
-        if config.mtu.is_some_and(|mtu| mtu < MIN_MTU) {
-            return wrong("mtu", "is below 68");
+        if config.pod_network && config.tunnel == Tunnel::Vxlan && config.node_ip(false).is_none() {
+            return wrong("tunnel", "goes over IPv4, and the node has no such address");
+        }
+        let least = config.least_mtu();
+        if config.mtu.is_some_and(|mtu| mtu < least) {
+            return wrong("mtu", &format!("is below {least}"));
         }
         Ok(Self { config })
     }
@@ -130,16 +188,17 @@ mod tests {
     fn good() -> Config {
         Config {
             node_name: "n1".into(),
-            node_ip: Ipv4Addr::new(10, 0, 0, 1),
+            node_ips: vec![[10, 0, 0, 1].into()],
             uplink: None,
             run_dir: "/run/hawser".into(),
             cgroup: "/sys/fs/cgroup".into(),
-            service_cidr: None,
+            service_cidrs: Vec::new(),
             node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
             xdp: Xdp::Off,
+            tunnel: Tunnel::Off,
         }
     }
 
@@ -147,13 +206,23 @@ mod tests {
     fn wrong_fields_are_named() {
         assert!(Settings::check(good()).is_ok());
         type Change = fn(&mut Config);
-        let cases: [(&str, Change); 6] = [
+        let cases: [(&str, Change); 10] = [
             ("node_name", |c| c.node_name.clear()),
-            ("node_ip", |c| c.node_ip = Ipv4Addr::UNSPECIFIED),
+            ("node_ips", |c| c.node_ips.clear()),
+            ("node_ips", |c| c.node_ips = vec![[0; 4].into()]),
+            ("node_ips", |c| c.node_ips.push([10, 0, 0, 2].into())),
             ("run_dir", |c| c.run_dir = "run".into()),
             ("run_dir", |c| c.run_dir = format!("/{}", "x".repeat(120)).into()),
             ("cgroup", |c| c.cgroup = "x".into()),
+            ("tunnel", |c| {
+                c.node_ips = vec![[0xfd00, 0, 0, 0, 0, 0, 0, 1].into()];
+                c.tunnel = Tunnel::Vxlan;
+            }),
             ("mtu", |c| c.mtu = Some(10)),
+            ("mtu", |c| {
+                c.node_ips.push([0xfd00, 0, 0, 0, 0, 0, 0, 1].into());
+                c.mtu = Some(1279);
+            }),
         ];
         for (field, change) in cases {
             let mut config = good();

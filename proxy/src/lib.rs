@@ -34,7 +34,9 @@ mod sockdiag;
 pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
+pub mod tunnel;
 pub mod types;
+mod uplink;
 
 pub use agent::{Agent, Error};
 pub use config::Config;

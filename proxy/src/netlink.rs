@@ -1,16 +1,19 @@
 //! The few rtnetlink requests that the pod network needs, in this network namespace or in another.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use futures::TryStreamExt;
-use ipnet::Ipv4Net;
-use netlink_packet_route::address::AddressAttribute;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 
 /// Marks the routes that are ours (`rtm_protocol`; a number that nobody has registered).
 pub const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(104);
@@ -45,8 +48,8 @@ pub struct Link {
 pub enum RouteTarget {
     /// Through a node on an interface's link, whatever the interface's own addresses are.
     Gateway {
-        /// Its address.
-        address: Ipv4Addr,
+        /// Its address, of the route's family.
+        address: IpAddr,
         /// The interface.
         index: u32,
     },
@@ -54,8 +57,8 @@ pub enum RouteTarget {
     Link {
         /// The interface.
         index: u32,
-        /// Source address of what the node itself sends.
-        source: Option<Ipv4Addr>,
+        /// Source address of what the node itself sends, of the route's family.
+        source: Option<IpAddr>,
     },
     /// Nowhere: "host unreachable".
     Unreachable,
@@ -82,6 +85,25 @@ fn is(error: &rtnetlink::Error, errno: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno)
 }
 
+/// Does something in the network namespace at a path. One short-lived thread enters it and nothing else does.
+///
+/// # Errors
+/// The namespace could not be entered, or the work failed.
+pub async fn in_namespace<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let namespace = std::fs::File::open(path)?;
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("netns".to_string()).spawn(move || {
+        let entered = nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET);
+        let result = entered.map_err(io::Error::from).and_then(|()| work());
+        // The receiver waits, or its task was cancelled: then nobody needs the answer.
+        let _ = sender.send(result);
+    })?;
+    receiver.await.map_err(|_| io::Error::other("the namespace thread died"))?
+}
+
 impl Netlink {
     /// In the network namespace of the calling thread.
     ///
@@ -93,26 +115,17 @@ impl Netlink {
         Ok(Self { handle })
     }
 
-    /// In the network namespace at a path. A socket keeps the namespace that it was opened in, so one
-    /// short-lived thread enters it and nothing else does.
+    /// In the network namespace at a path: a socket keeps the namespace that it was opened in.
     ///
     /// # Errors
     /// The namespace could not be entered, or the socket not be made.
     pub async fn inside(path: &Path) -> io::Result<Self> {
-        let namespace = std::fs::File::open(path)?;
         let runtime = tokio::runtime::Handle::current();
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        std::thread::Builder::new().name("netns".to_string()).spawn(move || {
-            let result = (|| {
-                nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-                let _context = runtime.enter();
-                rtnetlink::new_connection()
-            })();
-            // The receiver waits, or its task was cancelled: then nobody needs the answer.
-            let _ = sender.send(result);
-        })?;
-        let (connection, handle, _) =
-            receiver.await.map_err(|_| io::Error::other("the namespace thread died"))??;
+        let opened = in_namespace(path, move || {
+            let _context = runtime.enter();
+            rtnetlink::new_connection()
+        });
+        let (connection, handle, _) = opened.await?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
@@ -143,16 +156,15 @@ impl Netlink {
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn link_of(&self, address: Ipv4Addr) -> Result<Option<(Link, Ipv4Net)>, NetlinkError> {
+    pub async fn link_of(&self, address: IpAddr) -> Result<Option<(Link, IpNet)>, NetlinkError> {
         let what = || format!("finding the interface of {address}");
-        let mut addresses = self.handle.address().get().set_address_filter(IpAddr::V4(address)).execute();
+        let mut addresses = self.handle.address().get().set_address_filter(address).execute();
         let Some(message) = addresses.try_next().await.map_err(failed(what()))? else { return Ok(None) };
         let mut links = self.handle.link().get().match_index(message.header.index).execute();
         let Some(link) = links.try_next().await.map_err(failed(what()))? else { return Ok(None) };
-        let subnet =
-            Ipv4Net::new(address, message.header.prefix_len).unwrap_or_else(|_| Ipv4Net::from(address));
+        let subnet = IpNet::new(address, message.header.prefix_len).unwrap_or_else(|_| IpNet::from(address));
         let is_it = message.attributes.iter().any(|attribute| {
-            matches!(attribute, AddressAttribute::Local(IpAddr::V4(a)) | AddressAttribute::Address(IpAddr::V4(a)) if *a == address)
+            matches!(attribute, AddressAttribute::Local(a) | AddressAttribute::Address(a) if *a == address)
         });
         Ok(is_it.then(|| (read_link(&link), subnet.trunc())))
     }
@@ -179,6 +191,33 @@ impl Netlink {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         self.handle.link().add(message).execute().await.map_err(failed(format!("making veth {}", host.name)))
+    }
+
+    /// Makes the interface of VXLAN tunnels whose other ends the programs name packet by packet. It speaks neither ARP
+    /// nor neighbour discovery: every node's has the same link-layer address.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn add_vxlan(&self, name: &str, mac: [u8; 6], port: u16, mtu: u32) -> Result<(), NetlinkError> {
+        let message = LinkMessageBuilder::<LinkVxlan>::new(name)
+            .collect_metadata(true)
+            .learning(false)
+            .port(port)
+            .address(mac.to_vec())
+            .mtu(mtu)
+            .arp(false)
+            .build();
+        self.handle.link().add(message).execute().await.map_err(failed(format!("making vxlan {name}")))
+    }
+
+    /// Sets an interface's MTU.
+    ///
+    /// # Errors
+    /// See [`NetlinkError`].
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).build();
+        let set = self.handle.link().set(message).execute().await;
+        set.map_err(failed(format!("setting the MTU of interface {index}")))
     }
 
     /// Brings an interface up.
@@ -209,12 +248,16 @@ impl Netlink {
         }
     }
 
-    /// Gives an interface an address; it may have it already.
+    /// Gives an interface an address; it may have it already. Nobody is asked whether it is taken (RFC 4862, 5.4): one of
+    /// IPv6 can be used at once.
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn add_address(&self, index: u32, address: Ipv4Net) -> Result<(), NetlinkError> {
-        let request = self.handle.address().add(index, IpAddr::V4(address.addr()), address.prefix_len());
+    pub async fn add_address(&self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        if address.addr().is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         request.replace().execute().await.map_err(failed(format!("adding address {address}")))
     }
 
@@ -222,13 +265,8 @@ impl Netlink {
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn set_neighbour(
-        &self,
-        index: u32,
-        address: Ipv4Addr,
-        mac: [u8; 6],
-    ) -> Result<(), NetlinkError> {
-        let request = self.handle.neighbours().add(index, IpAddr::V4(address)).link_layer_address(&mac);
+    pub async fn set_neighbour(&self, index: u32, address: IpAddr, mac: [u8; 6]) -> Result<(), NetlinkError> {
+        let request = self.handle.neighbours().add(index, address).link_layer_address(&mac);
         request.replace().execute().await.map_err(failed(format!("adding neighbour {address}")))
     }
 
@@ -236,42 +274,44 @@ impl Netlink {
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn set_route(&self, prefix: Ipv4Net, target: RouteTarget) -> Result<(), NetlinkError> {
-        let message = route(prefix, target);
-        let request = self.handle.route().add(message).replace();
-        request.execute().await.map_err(failed(format!("adding route {prefix}")))
+    pub async fn set_route(&self, prefix: IpNet, target: RouteTarget) -> Result<(), NetlinkError> {
+        let what = || format!("adding route {prefix}");
+        let message = route(prefix, target).map_err(|source| NetlinkError { what: what(), source })?;
+        self.handle.route().add(message).replace().execute().await.map_err(failed(what()))
     }
 
     /// Deletes one of our routes; it may be gone already.
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn delete_route(&self, prefix: Ipv4Net) -> Result<(), NetlinkError> {
-        let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(prefix.network(), prefix.prefix_len())
-            .protocol(ROUTE_PROTOCOL)
-            .build();
+    pub async fn delete_route(&self, prefix: IpNet) -> Result<(), NetlinkError> {
+        let what = || format!("deleting route {prefix}");
+        let mut message =
+            destination(prefix).map_err(|source| NetlinkError { what: what(), source })?.build();
         message.header.kind = RouteType::Unspec;
         message.header.scope = RouteScope::NoWhere;
         match self.handle.route().del(message).execute().await {
-            Err(error) if !is(&error, libc::ESRCH) => Err(failed(format!("deleting route {prefix}"))(error)),
+            Err(error) if !is(&error, libc::ESRCH) => Err(failed(what())(error)),
             _ => Ok(()),
         }
     }
 
-    /// Prefixes of our routes through gateways and to nowhere.
+    /// Our routes of both families.
     ///
     /// # Errors
     /// See [`NetlinkError`].
-    pub async fn our_routes(&self) -> Result<Vec<(Ipv4Net, Option<Ipv4Addr>)>, NetlinkError> {
-        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let mut routes = self.handle.route().get(all).execute();
+    pub async fn our_routes(&self) -> Result<Vec<(IpNet, RouteTarget)>, NetlinkError> {
         let mut ours = Vec::new();
-        while let Some(message) = routes.try_next().await.map_err(failed("reading routes"))? {
-            if message.header.protocol == ROUTE_PROTOCOL
-                && let Some(route) = read_route(&message)
-            {
-                ours.push(route);
+        let all =
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+        for all in all {
+            let mut routes = self.handle.route().get(all).execute();
+            while let Some(message) = routes.try_next().await.map_err(failed("reading routes"))? {
+                if message.header.protocol == ROUTE_PROTOCOL
+                    && let Some(route) = read_route(&message)
+                {
+                    ours.push(route);
+                }
             }
         }
         Ok(ours)
@@ -307,39 +347,61 @@ fn read_link(message: &LinkMessage) -> Link {
     link
 }
 
-fn route(prefix: Ipv4Net, target: RouteTarget) -> RouteMessage {
-    let builder = RouteMessageBuilder::<Ipv4Addr>::new().protocol(ROUTE_PROTOCOL);
-    let builder = builder.destination_prefix(prefix.network(), prefix.prefix_len());
-    match target {
+/// A message of ours about a prefix.
+fn destination(prefix: IpNet) -> io::Result<RouteMessageBuilder<IpAddr>> {
+    let builder = RouteMessageBuilder::<IpAddr>::new().protocol(ROUTE_PROTOCOL);
+    builder.destination_prefix(prefix.network(), prefix.prefix_len()).map_err(io::Error::other)
+}
+
+fn route(prefix: IpNet, target: RouteTarget) -> io::Result<RouteMessage> {
+    let builder = destination(prefix)?;
+    Ok(match target {
         RouteTarget::Gateway { address, index } => {
-            builder.gateway(address).output_interface(index).onlink().build()
+            builder.gateway(address).map_err(io::Error::other)?.output_interface(index).onlink().build()
         }
         RouteTarget::Link { index, source } => {
             let builder = builder.output_interface(index).scope(RouteScope::Link);
             match source {
-                Some(source) => builder.pref_source(source).build(),
+                Some(source) => builder.pref_source(source).map_err(io::Error::other)?.build(),
                 None => builder.build(),
             }
         }
         RouteTarget::Unreachable => builder.kind(RouteType::Unreachable).build(),
+    })
+}
+
+fn read_address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
     }
 }
 
-/// Prefix and gateway of a route that leads through one, or nowhere; `None` for others.
-fn read_route(message: &RouteMessage) -> Option<(Ipv4Net, Option<Ipv4Addr>)> {
-    use netlink_packet_route::route::RouteAddress;
-    let mut address = None;
-    let mut gateway = None;
+/// Prefix and target of a route; `None` for what none of ours looks like.
+fn read_route(message: &RouteMessage) -> Option<(IpNet, RouteTarget)> {
+    let (mut to, mut gateway, mut source, mut interface) = (None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(a)) => address = Some(*a),
-            RouteAttribute::Gateway(RouteAddress::Inet(a)) => gateway = Some(*a),
+            RouteAttribute::Destination(address) => to = read_address(address),
+            RouteAttribute::Gateway(address) => gateway = read_address(address),
+            RouteAttribute::PrefSource(address) => source = read_address(address),
+            RouteAttribute::Oif(index) => interface = Some(*index),
             _ => {}
         }
     }
-    if gateway.is_none() && message.header.kind != RouteType::Unreachable {
-        return None;
-    }
-    let prefix = Ipv4Net::new(address?, message.header.destination_prefix_length).ok()?;
-    Some((prefix, gateway))
+    let any = || match message.header.address_family {
+        AddressFamily::Inet => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        AddressFamily::Inet6 => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        _ => None,
+    };
+    let prefix = IpNet::new(to.or_else(any)?, message.header.destination_prefix_length).ok()?;
+    let target = match (message.header.kind, gateway, interface) {
+        // Of IPv6 this one has an interface as well: loopback.
+        (RouteType::Unreachable, ..) => RouteTarget::Unreachable,
+        (_, Some(address), Some(index)) => RouteTarget::Gateway { address, index },
+        (_, None, Some(index)) => RouteTarget::Link { index, source },
+        _ => return None,
+    };
+    Some((prefix, target))
 }

@@ -39,8 +39,7 @@ const SOCKET_PROGRAMS: [&str; 9] = [
 ];
 /// The program of the uplink's XDP hook.
 const XDP_PROGRAM: &str = "xdp_uplink";
-/// Loaded when they are first asked for: verifying them takes time, and not every node attaches them. So far the agent
-/// attaches none of them but XDP's.
+/// Loaded when they are first asked for: verifying them takes time, and not every node attaches them.
 const ON_DEMAND: [&str; 4] = [XDP_PROGRAM, "xdp_pass", "from_tunnel", "to_tunnel"];
 /// Priority and handle of our filters: fixed, so that a restart finds them.
 const NETLINK_PRIORITY: u16 = 1;
@@ -245,13 +244,30 @@ impl Programs {
     /// # Errors
     /// See [`ProgramsError`].
     pub fn attach_uplink(&mut self, interface: &str) -> Result<(), ProgramsError> {
-        for (name, hook) in [("from_uplink", TcAttachType::Ingress), ("to_uplink", TcAttachType::Egress)] {
+        self.attach_both(["from_uplink", "to_uplink"], interface)
+    }
+
+    /// Attaches to the tunnels' interface, or replaces what is there; without one, lets go of what an earlier agent had.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`].
+    pub fn attach_tunnel(&mut self, interface: Option<&str>) -> Result<(), ProgramsError> {
+        const NAMES: [&str; 2] = ["from_tunnel", "to_tunnel"];
+        match interface {
+            Some(interface) => self.attach_both(NAMES, interface),
+            None => self.release_others(&NAMES, ""),
+        }
+    }
+
+    /// What comes in and what goes out of an interface, and of no other.
+    fn attach_both(&mut self, names: [&str; 2], interface: &str) -> Result<(), ProgramsError> {
+        for (name, hook) in names.into_iter().zip([TcAttachType::Ingress, TcAttachType::Egress]) {
             match self.tcx {
                 true => self.attach_tcx(name, interface, hook)?,
                 false => self.attach_netlink(name, interface, hook)?,
             }
         }
-        self.release_others(&["from_uplink", "to_uplink"], interface)
+        self.release_others(&names, interface)
     }
 
     /// Attaches XDP to the uplink, or replaces what is there, or takes it away.
@@ -374,6 +390,7 @@ impl Programs {
     fn attach_tcx(&mut self, name: &str, interface: &str, hook: TcAttachType) -> Result<(), ProgramsError> {
         let failed = attach_error(name, interface);
         let pin = self.pins.link(name, interface);
+        let _loaded: &mut SchedClassifier = self.program(name)?;
         if self.replace(name, interface, &pin)? {
             return Ok(());
         }

@@ -89,7 +89,7 @@ impl Node {
             prefix("10.244.2.0/24", Some(OTHER), IDENTITY_PODS),
             prefix("10.0.0.12/32", Some(OTHER), IDENTITY_REMOTE_NODE),
             prefix("10.0.0.11/32", None, IDENTITY_HOST),
-            Op::PutEndpoint { address: HERE, value: pod },
+            Op::PutEndpoint { address: HERE.into(), value: pod },
         ] {
             maps.apply(&op).expect("writes");
         }
@@ -313,7 +313,7 @@ fn direct_server_return() {
                 assert_eq!(usize::from(u16::from_be_bytes([bytes[16], bytes[17]])), bytes.len() - 14);
                 // On the backend's node the backend is local. The same map serves for both nodes here.
                 let pod = Endpoint4 { ifindex: 1, pod_mac: [6; 6], host_mac: [4; 6], ..Endpoint4::default() };
-                node.apply(Op::PutEndpoint { address: THERE, value: pod });
+                node.apply(Op::PutEndpoint { address: THERE.into(), value: pod });
                 let (code, arrived) = node.run("from_uplink", &bytes);
                 let got = parsed(&arrived);
                 assert_eq!((code, got.source, got.destination), (REDIRECT, sent.source, (THERE, 8080)));
@@ -321,7 +321,7 @@ fn direct_server_return() {
                 let (code, back) = node.run("from_pod", &Packet::answer(&got).bytes());
                 let back = parsed(&back);
                 assert_eq!((code, back.source, back.destination), (REDIRECT, (NODE, 30_090), sent.source));
-                node.apply(Op::DeleteEndpoint { address: THERE });
+                node.apply(Op::DeleteEndpoint { address: THERE.into() });
                 if protocol == Protocol::Tcp {
                     let next = Packet { transport: sent.transport.next(), ..sent.clone() };
                     let (code, bytes) = node.run(hook, &next.bytes());

@@ -20,16 +20,17 @@ fn translates_without_touching_interfaces() {
         api.put("endpointslices", slice("web", &[Ipv4Addr::LOCALHOST], 8080, "TCP"));
         let config = Config {
             node_name: "n1".to_string(),
-            node_ip: Ipv4Addr::UNSPECIFIED,
+            node_ips: Vec::new(),
             uplink: None,
             run_dir: dir.join("run"),
             cgroup: cgroup.path().to_path_buf(),
-            service_cidr: None,
+            service_cidrs: Vec::new(),
             node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: false,
             pod_network: false,
             xdp: hawser_proxy::config::Xdp::Off,
+            tunnel: hawser_proxy::config::Tunnel::Off,
         };
         // Every address is local here: what is not translated is refused at once, by nobody listening.
         netns.run(|| run("ip route add local 10.0.0.0/8 dev lo"));

@@ -328,7 +328,7 @@ fn model_fake_and_kernel_agree() {
         let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
         // BPF_PROG_TEST_RUN pretends that packets come from loopback: interface 1.
         let pod = Endpoint4 { ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], ..Endpoint4::default() };
-        maps.apply(&Op::PutEndpoint { address: POD, value: pod }).expect("an endpoint");
+        maps.apply(&Op::PutEndpoint { address: POD.into(), value: pod }).expect("an endpoint");
         // A backend elsewhere must see an address of this node.
         let current = maps.config().expect("reads");
         maps.set_config(&NodeConfig { node_ip_be: address_be(v4(NODE_IPS[0])), ..current }).expect("writes");
@@ -391,7 +391,8 @@ fn maps_of_another_layout_are_not_adopted() {
             || KernelMaps::open(&pins.maps()).expect("the maps").snapshot().expect("reads").endpoints.len();
         load();
         let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
-        maps.apply(&Op::PutEndpoint { address: POD, value: Endpoint4::default() }).expect("an endpoint");
+        maps.apply(&Op::PutEndpoint { address: POD.into(), value: Endpoint4::default() })
+            .expect("an endpoint");
         load();
         assert_eq!(endpoints(), 1, "adopted");
         let config = maps.config().expect("reads");
@@ -440,10 +441,10 @@ fn odd_packets() {
         let programs = Programs::load(&pins).expect("the programs load");
         let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
         let pod = Endpoint4 { ifindex: 1, pod_mac: [2; 6], host_mac: [4; 6], ..Endpoint4::default() };
-        maps.apply(&Op::PutEndpoint { address: POD, value: pod }).expect("an endpoint");
+        maps.apply(&Op::PutEndpoint { address: POD.into(), value: pod }).expect("an endpoint");
         let other = Ipv4Addr::new(10, 244, 0, 6);
         let elsewhere = Endpoint4 { ifindex: 2, ..pod };
-        maps.apply(&Op::PutEndpoint { address: other, value: elsewhere }).expect("an endpoint");
+        maps.apply(&Op::PutEndpoint { address: other.into(), value: elsewhere }).expect("an endpoint");
         let mut kernel = Kernel { programs, port: 0 };
         let drop = 2;
         let good = Packet::new((POD, 1000), (other, 80), Protocol::Tcp);

@@ -26,10 +26,20 @@ impl Cluster {
         server_flags: &[&str],
         program: Option<&Path>,
     ) -> Result<Self> {
+        Self::start_as(name, binary, nodes, program, |sandbox| sandbox.with_server_flags(server_flags))
+    }
+
+    /// The same with a sandbox of another kind.
+    pub fn start_as(
+        name: &str,
+        binary: &Path,
+        nodes: u8,
+        program: Option<&Path>,
+        configure: impl FnOnce(Sandbox) -> Sandbox,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hawser-test-").tempdir()?;
         let name = format!("{name}-{}", std::process::id());
-        let sandbox =
-            Sandbox::new(&name, &directory.path().join("sandbox"), binary).with_server_flags(server_flags);
+        let sandbox = configure(Sandbox::new(&name, &directory.path().join("sandbox"), binary));
         let cluster = Cluster { sandbox, _directory: directory };
         let mut archives = images::build_demo(&build::demo_images_dir())?;
         if let Some(program) = program {

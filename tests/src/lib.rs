@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod dual;
 pub mod etcd;
 pub mod footprint;
+pub mod netns;
 pub mod pods;
 pub mod server;
 pub mod wire;

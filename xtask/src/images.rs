@@ -17,6 +17,9 @@ pub const BUSYBOX: &str = "hawser.local/demo/busybox:1";
 /// The server's image: nginx with the libraries that it links.
 pub const NGINX: &str = "hawser.local/demo/nginx:1";
 
+/// Part of the archives' names: what an older recipe made is not taken for what this one makes.
+const RECIPE: u32 = 2;
+
 const BUSYBOX_PATH: &str = "/bin/busybox";
 const CURL_PATH: &str = "/usr/bin/curl";
 const NGINX_PATH: &str = "/usr/sbin/nginx";
@@ -35,8 +38,10 @@ http {
     access_log /dev/stdout;
     server {
         listen 80;
+        listen [::]:80;
         root /usr/share/nginx/html;
         location = /hostname { default_type text/plain; return 200 \"$hostname\\n\"; }
+        location = /client { default_type text/plain; return 200 \"$remote_addr\\n\"; }
     }
 }
 ";
@@ -47,8 +52,8 @@ const PAGE: &str = "<!doctype html>\n<title>Hawser</title>\n<h1>Served by nginx 
 pub fn build_demo(dir: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     let mut archives = Vec::new();
-    for (file, image) in [("busybox.tar", busybox as fn() -> Result<Image>), ("nginx.tar", nginx)] {
-        let path = dir.join(file);
+    for (name, image) in [("busybox", busybox as fn() -> Result<Image>), ("nginx", nginx)] {
+        let path = dir.join(format!("{name}-{RECIPE}.tar"));
         if !path.exists() {
             image()?.write(&path)?;
         }

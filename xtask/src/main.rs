@@ -32,6 +32,9 @@ enum Task {
         /// Load every OCI or docker archive of this folder on each node
         #[arg(long, value_name = "DIR")]
         images: Option<PathBuf>,
+        /// Give nodes, pods and Services IPv6 addresses as well
+        #[arg(long)]
+        dual_stack: bool,
         /// Build without optimisation, which is faster to build and slower to run
         #[arg(long)]
         dev: bool,
@@ -75,9 +78,10 @@ fn perform(task: Task) -> Result<()> {
             println!("{} ({toolchain:?})", output.display());
             Ok(())
         }
-        Task::Up { nodes, no_demo, images, dev } => {
+        Task::Up { nodes, no_demo, images, dual_stack, dev } => {
             let profile = if dev { build::Profile::Dev } else { build::Profile::Release };
-            sandbox::up(&sandbox::Options { nodes, demo: !no_demo, images, profile })
+            let families = if dual_stack { sandbox::Families::Dual } else { sandbox::Families::V4 };
+            sandbox::up(&sandbox::Options { nodes, demo: !no_demo, images, families, profile })
         }
         Task::Down => sandbox::down(),
         Task::Images => {

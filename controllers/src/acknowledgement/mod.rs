@@ -2,18 +2,22 @@
 //! one of them sends new connections elsewhere. See [`hawser_api::dataplane`] for the conditions that say so.
 //!
 //! A dataplane acknowledges a revision: all EndpointSlices up to it are in its maps. So a pod need only be looked up in
-//! the slices, and what it waits for is the newest revision among those that hold it. Only pods on nodes whose Leases
-//! carry that revision are looked at.
+//! the slices, and what it waits for is the newest revision among those that hold it. In the same way it acknowledges the
+//! ways to other nodes' pods, and a pod waits for the revision at which its Node got the prefixes that it has. Only pods
+//! on nodes whose Leases carry these revisions are looked at.
 
 mod acks;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hawser_api::dataplane::{DRAINED, PROGRAMMED, PROGRAMMED_REVISION, PROXY_NAME};
+use hawser_api::dataplane::{
+    DRAINED, PROGRAMMED, PROGRAMMED_NODES_REVISION, PROGRAMMED_REVISION, PROXY_NAME,
+};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, Service};
@@ -28,7 +32,8 @@ use crate::plan::{Act, Plan};
 use crate::pods;
 use crate::runner::{Clock, Controller, Failure, Queue, ViewError};
 use crate::services;
-use acks::{Acks, Laggard};
+use acks::{Acks, Laggard, Revisions};
+use ways::Ways;
 
 /// How long a Lease lasts that does not say so (that of Kubernetes' kubelet).
 const LEASE: Duration = Duration::from_secs(40);
@@ -42,7 +47,7 @@ pub enum Wish {
     Drained,
 }
 
-/// Where the EndpointSlices stand.
+/// Where the EndpointSlices, or all that the pod waits for, stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// They do not yet say about the pod what they will.
@@ -57,7 +62,7 @@ pub struct View {
     pub pod: Arc<Pod>,
     /// What it waits to be told.
     pub wish: Wish,
-    /// Where the slices stand.
+    /// Where slices and Nodes stand.
     pub standing: Standing,
     /// A live node that is not there yet.
     pub laggard: Option<Laggard>,
@@ -67,7 +72,7 @@ pub struct View {
 pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     let mut plan = Plan::new();
     if view.standing == Standing::Behind {
-        // A change of a slice leads here again.
+        // A change of a slice or of the Node leads here again.
         return plan;
     }
     if let Some(laggard) = &view.laggard {
@@ -174,12 +179,13 @@ pub struct Acknowledgement {
     caches: Arc<Caches>,
     clock: Clock,
     acks: Mutex<Acks>,
+    ways: Mutex<Ways>,
 }
 
 impl Acknowledgement {
     /// A controller on these caches.
     pub fn new(caches: &Arc<Caches>, clock: Clock) -> Self {
-        Self { caches: caches.clone(), clock, acks: Mutex::default() }
+        Self { caches: caches.clone(), clock, acks: Mutex::default(), ways: Mutex::default() }
     }
 
     /// Whether the pod waits for something that is known here.
@@ -191,25 +197,34 @@ impl Acknowledgement {
     fn heard(&self, node: &str, lease: Option<&Lease>) -> Vec<Key> {
         let now = (self.clock)();
         let mut acks = self.acks.lock();
-        let Some((lease, revision)) = lease.and_then(|lease| Some((lease, revision(lease)?))) else {
+        let Some((lease, revisions)) = lease.and_then(|lease| Some((lease, revisions(lease)?))) else {
             acks.forget(node);
             return acks.due(now);
         };
         let lasts = lease.spec.as_ref().and_then(|s| s.lease_duration_seconds);
         let lasts = lasts.and_then(|s| u64::try_from(s).ok()).map_or(LEASE, Duration::from_secs);
-        let new = acks.heard(node, revision, lasts, now);
+        let new = acks.heard(node, revisions, lasts, now);
         let mut keys = acks.due(now);
         drop(acks);
         if new {
-            let pods = self.caches.pods.by_index(BY_NODE, node);
-            keys.extend(pods.iter().filter(|pod| wish(pod).is_some()).map(|pod| Key::of(pod.as_ref())));
+            keys.extend(self.waiting_on(node));
         }
         keys
     }
+
+    /// Pods of a node that wait to be told something.
+    fn waiting_on(&self, node: &str) -> Vec<Key> {
+        let pods = self.caches.pods.by_index(BY_NODE, node);
+        pods.iter().filter(|pod| wish(pod).is_some()).map(|pod| Key::of(pod.as_ref())).collect()
+    }
 }
 
-fn revision(lease: &Lease) -> Option<u64> {
-    lease.metadata.annotations.as_ref()?.get(PROGRAMMED_REVISION)?.parse().ok()
+/// What a node's dataplane acknowledges. One that says nothing of Nodes, of an older version, is not waited for there.
+fn revisions(lease: &Lease) -> Option<Revisions> {
+    let annotations = lease.metadata.annotations.as_ref()?;
+    let slices = annotations.get(PROGRAMMED_REVISION)?.parse().ok()?;
+    let nodes = annotations.get(PROGRAMMED_NODES_REVISION).and_then(|revision| revision.parse().ok());
+    Some([slices, nodes.unwrap_or(u64::MAX)])
 }
 
 #[async_trait]
@@ -230,6 +245,12 @@ impl Controller for Acknowledgement {
             let lease = change.new.map(Arc::as_ref);
             for key in this.heard(&change.key.name, lease) {
                 q.add(key);
+            }
+        });
+        let (this, q) = (self.clone(), queue.clone());
+        self.caches.nodes.on_change(move |change| {
+            if this.ways.lock().heard(&change.key.name, change.new.map(Arc::as_ref)) {
+                this.waiting_on(&change.key.name).into_iter().for_each(|key| q.add(key));
             }
         });
         let (this, q) = (self.clone(), queue.clone());
@@ -266,12 +287,17 @@ impl Controller for Acknowledgement {
         let selecting = services::services_of(&self.caches, &pod);
         let services: Vec<_> = selecting.iter().filter_map(|key| self.caches.services.get(key)).collect();
         let slices = self.caches.slices.by_index(BY_TARGET, object::uid(pod.as_ref()));
-        let standing = standing(wish, &pod, &services, &slices);
-        let laggard = match standing {
-            Standing::At(revision) if revision > 0 => {
-                self.acks.lock().await_all(revision, key, (self.clock)())
+        let way = match wish {
+            Wish::Programmed => self.ways.lock().to(pods::node(&pod)),
+            Wish::Drained => Some(0),
+        };
+        let (standing, laggard) = match (standing(wish, &pod, &services, &slices), way) {
+            (Standing::At(slices), Some(node)) => {
+                let laggard = self.acks.lock().await_all([slices, node], key, (self.clock)());
+                (Standing::At(slices), laggard)
             }
-            _ => None,
+            // The Node will turn up, or the pod goes with it.
+            (Standing::Behind, _) | (_, None) => (Standing::Behind, None),
         };
         Ok(Some(View { pod, wish, standing, laggard }))
     }

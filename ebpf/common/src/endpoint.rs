@@ -27,7 +27,8 @@ map_types! {
 
     /// Value of `hawser_ipcache6`; the key is a prefix (`BPF_MAP_TYPE_LPM_TRIE`).
     pub struct IpcacheEntry6 [24] {
-        /// Node behind which the prefix lies; 0 when it is this node or none.
+        /// Node behind which the prefix lies; 0 when it is this node or none. IPv4-mapped (RFC 4291, 2.5.5.2) when it is
+        /// reached by a tunnel over IPv4.
         pub node_ip_be: [u32; 4],
         /// `IDENTITY_*`.
         pub identity: u32,
@@ -99,5 +100,8 @@ pub const VXLAN_PORT: u16 = 8472;
 pub const TUNNEL_OVERHEAD: u32 = 50;
 /// Link-layer address of every node's tunnel interface.
 pub const TUNNEL_MAC: [u8; 6] = [0x0e, 0x58, b'h', b'a', b'w', b's'];
+/// Source of what a node's stack sends into a tunnel, in place of [`TUNNEL_MAC`]: an interface takes what comes from its own
+/// address for its own echo.
+pub const TUNNEL_SOURCE_MAC: [u8; 6] = [0x0a, 0x58, b'h', b'a', b'w', b's'];
 /// Network identifier of the tunnels between nodes.
 pub const VXLAN_VNI: u32 = 2;

@@ -19,7 +19,7 @@ pub struct Prefix<A> {
     pub node_be: A,
     /// It is behind another node.
     pub remote: bool,
-    /// Where a tunnel to that node leads; 0 when there is none. Tunnels carry IPv4 only.
+    /// Where a tunnel to that node leads; 0 when there is none. Tunnels go over IPv4.
     pub tunnel_be: u32,
     pub identity: u32,
     pub flags: u32,
@@ -141,6 +141,13 @@ impl Family for V4 {
     }
 }
 
+/// The IPv4 address in an IPv4-mapped one (RFC 4291, 2.5.5.2), which stands for a node at the end of a tunnel; else 0.
+#[inline(always)]
+fn mapped(address_be: Address6) -> u32 {
+    let is_mapped = address_be[0] | address_be[1] == 0 && address_be[2] == 0xffff_u32.to_be();
+    if is_mapped { address_be[3] } else { 0 }
+}
+
 impl Family for V6 {
     const V6: bool = true;
     const AF: u32 = 10;
@@ -190,7 +197,7 @@ impl Family for V6 {
         Some(Prefix {
             node_be: entry.node_ip_be,
             remote: entry.node_ip_be != [0; 4],
-            tunnel_be: 0,
+            tunnel_be: mapped(entry.node_ip_be),
             identity: entry.identity,
             flags: entry.flags,
         })

@@ -90,7 +90,12 @@ pub fn is_tunnelled<F: Family>(
         && (prefix.identity == IDENTITY_PODS || F::endpoint(saddr_be).is_some())
 }
 
-/// Sends to another node: through a tunnel, to the node itself when it is on the link, else where the routes say.
+/// What a step says that has found out that a packet goes through a tunnel: with the counted reason in the low bits of the
+/// code, and the tunnel's other end in the reason's place. Its caller sends the packet, and so with less on the stack.
+const TUNNEL: u32 = 0x100;
+
+/// Sends to another node: through a tunnel (see [`through_tunnel`]), to the node itself when it is on the link, else where
+/// the routes say.
 #[inline(always)]
 pub fn to_node<F: Family>(
     ctx: &TcContext,
@@ -100,20 +105,25 @@ pub fn to_node<F: Family>(
 ) -> Result<Verdict, u32> {
     let config = config();
     if is_tunnelled::<F>(&config, prefix, packet.tuple.saddr_be) {
-        return to_tunnel::<F>(ctx, packet, prefix.tunnel_be, done);
+        return Ok(((TUNNEL | done) as i32, prefix.tunnel_be));
     }
     let on_link = prefix.flags & IPCACHE_ON_LINK != 0;
     to_uplink::<F>(ctx, packet, on_link.then_some(prefix.node_be), done)
 }
 
+/// Ends a step that may have called [`to_node`].
 #[inline(always)]
-fn to_tunnel<F: Family>(
+pub fn through_tunnel<F: Family>(
     ctx: &TcContext,
     packet: &Packet<F::Address>,
-    node_be: u32,
-    done: u32,
+    outcome: Result<Verdict, u32>,
 ) -> Result<Verdict, u32> {
-    far::unpack(to_tunnel_far::<F>(ctx, packet, node_be, done))
+    match outcome {
+        Ok((code, node_be)) if code > 0 && code as u32 & TUNNEL != 0 => {
+            far::unpack(to_tunnel_far::<F>(ctx, packet, node_be, code as u32 & !TUNNEL))
+        }
+        outcome => outcome,
+    }
 }
 
 #[inline(never)]
@@ -174,7 +184,7 @@ fn segment_len<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u32 {
 /// Routes a packet that a pod sent. `Err(NO_SERVICE)` is for the caller to answer.
 #[inline(always)]
 pub fn route<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
-    far::unpack(route_far::<F>(ctx, packet, done))
+    through_tunnel::<F>(ctx, packet, far::unpack(route_far::<F>(ctx, packet, done)))
 }
 
 #[inline(never)]

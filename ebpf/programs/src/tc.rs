@@ -4,7 +4,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::PROTO_UDP;
 use hawser_ebpf_common::ct::CT_MASQUERADE;
-use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS};
+use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS, TUNNEL_SOURCE_MAC};
 use hawser_ebpf_common::metrics::{direction, reason};
 
 use crate::announce;
@@ -14,6 +14,7 @@ use crate::dsr;
 use crate::family::Family;
 use crate::far;
 use crate::forward::{self, NEXT, Verdict, config};
+use crate::frame::Frame;
 use crate::lb::{V4, V6};
 use crate::nat::{Origin, Seen, Translated, masquerade, translate, translate_known};
 use crate::packet::{ETH_P_ARP_BE, ETH_P_IP_BE, ETH_P_IPV6_BE, Packet, Part, parse_aside};
@@ -274,7 +275,7 @@ fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
 /// Brings what came in to a pod, to another node, or to the stack.
 #[inline(always)]
 fn deliver<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> Result<Verdict, u32> {
-    far::unpack(deliver_far::<F>(ctx, packet, done))
+    forward::through_tunnel::<F>(ctx, packet, far::unpack(deliver_far::<F>(ctx, packet, done)))
 }
 
 #[inline(never)]
@@ -371,5 +372,6 @@ fn try_to_tunnel<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         return Err(reason::NO_ROUTE);
     }
     forward::set_tunnel(ctx, prefix.tunnel_be)?;
+    Frame::store(ctx, TUNNEL_SOURCE_MAC.len(), &TUNNEL_SOURCE_MAC)?;
     Ok((NEXT, reason::FORWARDED))
 }

@@ -2,7 +2,7 @@
 
 use crate::config::Checked;
 use crate::retry::Retry;
-use hawser_api::dataplane::PROGRAMMED_REVISION;
+use hawser_api::dataplane::{PROGRAMMED_NODES_REVISION, PROGRAMMED_REVISION, Programmed};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
@@ -14,21 +14,21 @@ const NAMESPACE: &str = "kube-node-lease";
 /// A lease lasts for so many renewals.
 const RENEWALS: u64 = 4;
 
-/// Renews the lease for ever, and tells `heartbeat` each time. A new `programmed` revision is written at once; while one
+/// Renews the lease for ever, and tells `heartbeat` each time. What `programmed` tells of is written at once; while one
 /// is on its way, later ones wait for it and go together.
 pub(super) async fn keep(
     client: Client,
     config: Checked,
     node_uid: String,
-    mut programmed: watch::Receiver<Option<u64>>,
+    mut programmed: watch::Receiver<Option<Programmed>>,
     heartbeat: &Notify,
 ) {
     let api: Api<Lease> = Api::namespaced(client, NAMESPACE);
     let mut known: Option<Lease> = None;
     let mut retry = Retry::default();
     loop {
-        let revision = *programmed.borrow_and_update();
-        match renew(&api, &config, &node_uid, revision, known.take()).await {
+        let told = *programmed.borrow_and_update();
+        match renew(&api, &config, &node_uid, told, known.take()).await {
             Ok(lease) => {
                 known = Some(lease);
                 retry = Retry::default();
@@ -58,7 +58,7 @@ async fn renew(
     api: &Api<Lease>,
     config: &Checked,
     node_uid: &str,
-    programmed: Option<u64>,
+    programmed: Option<Programmed>,
     known: Option<Lease>,
 ) -> Result<Lease, kube::Error> {
     let name = &config.node_name;
@@ -73,9 +73,10 @@ async fn renew(
         ..LeaseSpec::default()
     };
     let note = |metadata: &mut ObjectMeta| {
-        if let Some(revision) = programmed {
+        if let Some(told) = programmed {
             let annotations = metadata.annotations.get_or_insert_default();
-            annotations.insert(PROGRAMMED_REVISION.to_owned(), revision.to_string());
+            annotations.insert(PROGRAMMED_REVISION.to_owned(), told.slices.to_string());
+            annotations.insert(PROGRAMMED_NODES_REVISION.to_owned(), told.nodes.to_string());
         }
     };
     match current {

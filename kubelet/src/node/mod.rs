@@ -44,7 +44,7 @@ pub(crate) struct NodeKeeper {
     /// Told after each renewal of the Lease and each look at a ready node's status.
     pub heartbeat: Arc<Notify>,
     /// What the dataplane has programmed; see [`hawser_api::dataplane::PROGRAMMED_REVISION`].
-    pub programmed: watch::Receiver<Option<u64>>,
+    pub programmed: watch::Receiver<Option<hawser_api::dataplane::Programmed>>,
 }
 
 impl NodeKeeper {
@@ -220,7 +220,7 @@ impl NodeKeeper {
     }
 
     async fn publish(&self, status: &NodeStatus) -> Result<Node, kube::Error> {
-        let patch = serde_json::json!({"status": status});
+        let patch = status_patch(status);
         let name = &self.config.node_name;
         self.api().patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await
     }
@@ -308,4 +308,14 @@ fn version(node: &Node) -> u64 {
 
 fn is_ready(s: &NodeStatus) -> bool {
     s.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// A strategic merge patch to a status. Addresses are replaced as a whole: the key that they would be merged by is their
+/// type, of which a node of two families has two.
+fn status_patch(status: &NodeStatus) -> serde_json::Value {
+    let mut patch = serde_json::json!({"status": status});
+    if let Some(addresses) = patch["status"]["addresses"].as_array_mut() {
+        addresses.push(serde_json::json!({"$patch": "replace"}));
+    }
+    patch
 }

@@ -163,6 +163,8 @@ pub struct Local {
     pub node_ips: Vec<IpAddr>,
     /// Subnets of the uplink: a node in one of them is reached without a router.
     pub links: Vec<IpNet>,
+    /// Other nodes' pods are reached by tunnels.
+    pub tunnel: bool,
     /// Addresses of Services.
     pub service_cidrs: Vec<IpNet>,
     /// Addresses that node ports are open on. Absent: the node's primary address of each family, and
@@ -451,20 +453,31 @@ impl Desired {
     fn node_prefixes(&self, node: &Node, local: bool) -> Vec<(IpNet, PrefixSpec)> {
         let mut claims = Vec::with_capacity(node.addresses.len() + node.pod_cidrs.len());
         let identity = if local { IDENTITY_HOST } else { IDENTITY_REMOTE_NODE };
-        claims.extend(node.addresses.iter().map(|to| (IpNet::from(*to), self.behind(*to, identity, local))));
+        let end = if self.local.tunnel && !local { Self::tunnel_end(node) } else { None };
+        claims.extend(node.addresses.iter().map(|to| {
+            let via = end.filter(|_| to.is_ipv6()).unwrap_or(*to);
+            (IpNet::from(*to), self.behind(via, identity, local))
+        }));
         for cidr in &node.pod_cidrs {
             let known = if local { &self.local.node_ips } else { &node.addresses };
             // Pods of one family are reached by the node's primary address of that family.
             let same = |address: &&IpAddr| address.is_ipv4() == cidr.addr().is_ipv4();
             let Some(via) = known.iter().chain(&node.addresses).find(same) else { continue };
-            claims.push((cidr.trunc(), self.behind(*via, IDENTITY_PODS, local)));
+            claims.push((cidr.trunc(), self.behind(end.unwrap_or(*via), IDENTITY_PODS, local)));
         }
         claims
     }
 
+    /// The address of another node at which its tunnel ends: tunnels go over IPv4.
+    fn tunnel_end(node: &Node) -> Option<IpAddr> {
+        node.addresses.iter().find(|address| address.is_ipv4()).copied()
+    }
+
     /// What lies behind a node's address.
     fn behind(&self, node: IpAddr, identity: u32, local: bool) -> PrefixSpec {
-        let on_link = !local && self.local.links.iter().any(|link| link.contains(&node));
+        // Behind a tunnel the address may be of the other family than the packets: the routes know the way.
+        let on_link =
+            !local && !self.local.tunnel && self.local.links.iter().any(|link| link.contains(&node));
         PrefixSpec {
             node: (!local).then_some(node),
             identity,
@@ -521,6 +534,38 @@ mod tests {
         assert!(touched.contains(&pods) && desired.prefix(&pods).is_none());
         assert_eq!(desired.endpoints_on.len(), 1);
         assert!(desired.departed.is_empty());
+    }
+
+    #[test]
+    fn tunnels_to_pods_of_both_families_end_at_an_address_of_ipv4() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
+        let dual = ["172.16.0.2", "fd00::2"];
+        // Addresses of this node and of the other; whether there are tunnels; where the other's pods are.
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], bool, [Option<&'a str>; 2]);
+        let cases: [Case<'_>; 3] = [
+            (&["172.16.0.1", "fd00::1"], &dual, false, [Some("172.16.0.2"), Some("fd00::2")]),
+            (&["172.16.0.1", "fd00::1"], &dual, true, [Some("172.16.0.2"), Some("172.16.0.2")]),
+            (&["172.16.0.1"], &dual[..1], true, [Some("172.16.0.2"), None]),
+        ];
+        for (here, there, tunnel, ends) in cases {
+            let mut desired = Desired::new(Local {
+                node_name: "node-1".into(),
+                node_ips: here.iter().map(|address| ip(address)).collect(),
+                tunnel,
+                ..Local::default()
+            });
+            let other = Node {
+                addresses: there.iter().map(|address| ip(address)).collect(),
+                pod_cidrs: vec![net("10.244.2.0/24"), net("fd01::/64")],
+                zone: None,
+            };
+            desired.set_node(&"node-2".into(), Some(&other));
+            for (prefix, end) in other.pod_cidrs.iter().zip(ends) {
+                let at = desired.prefix(prefix).and_then(|spec| spec.node);
+                assert_eq!(at, end.map(ip), "{here:?} {prefix}");
+            }
+        }
     }
 
     #[test]

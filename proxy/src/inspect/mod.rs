@@ -115,7 +115,7 @@ impl Inspect for InspectService {
         held.sort_by_key(|(address, _)| *address);
         let records = self.podnet.as_ref().map(|podnet| podnet.records()).unwrap_or_default();
         let endpoints = held.into_iter().map(|(address, endpoint)| {
-            let record = records.iter().find(|record| record.address == address);
+            let record = records.iter().find(|record| record.addresses().any(|held| held == address));
             Endpoint {
                 address: address.to_string(),
                 ifindex: endpoint.ifindex,

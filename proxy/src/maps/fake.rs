@@ -2,7 +2,7 @@
 //! the load balancer is tested.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hawser_ebpf_common::endpoint::Endpoint4;
@@ -28,7 +28,7 @@ pub struct FakeMaps {
     maglev: BTreeMap<MaglevKey, Arc<MaglevChunk>>,
     prefixes: BTreeMap<IpNet, PrefixSpec>,
     announced: BTreeSet<IpAddr>,
-    endpoints: BTreeMap<Ipv4Addr, Endpoint4>,
+    endpoints: BTreeMap<IpAddr, Endpoint4>,
 }
 
 /// Who asks.

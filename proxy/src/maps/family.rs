@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData};
-use hawser_ebpf_common::endpoint::{Announce, IpcacheEntry4, IpcacheEntry6};
+use hawser_ebpf_common::endpoint::{Announce, Endpoint4, IpcacheEntry4, IpcacheEntry6};
 use hawser_ebpf_common::lb::{Address6, Backend, ReverseNat, ReverseSk, ServiceKey, ServiceValue, SocketKey};
 use hawser_ebpf_common::map_names as names;
 use ipnet::IpNet;
@@ -26,6 +26,7 @@ pub struct Names {
     reverse_nat: &'static str,
     reverse_sk: &'static str,
     ipcache: &'static str,
+    endpoints: &'static str,
     announced: &'static str,
 }
 
@@ -37,7 +38,8 @@ pub trait Address: Copy + Eq + Hash + Default + Send + Sync + 'static {
     const NAMES: Names;
     /// Bits of an address.
     const BITS: u8;
-    /// To the maps' form; the other family's addresses are never asked for and give the unspecified one.
+    /// To the maps' form. One of IPv4 is IPv4-mapped in IPv6; one of IPv6 is never asked for in IPv4 and gives the
+    /// unspecified one.
     fn of(address: IpAddr) -> Self;
     /// Back.
     fn ip(self) -> IpAddr;
@@ -55,6 +57,7 @@ impl Address for u32 {
         reverse_nat: names::REVERSE_NAT4,
         reverse_sk: names::REVERSE_SK4,
         ipcache: names::IPCACHE,
+        endpoints: names::ENDPOINTS,
         announced: names::ANNOUNCE,
     };
     const BITS: u8 = 32;
@@ -89,6 +92,7 @@ impl Address for Address6 {
         reverse_nat: names::REVERSE_NAT6,
         reverse_sk: names::REVERSE_SK6,
         ipcache: names::IPCACHE6,
+        endpoints: names::ENDPOINTS6,
         announced: names::ANNOUNCE6,
     };
     const BITS: u8 = 128;
@@ -96,7 +100,7 @@ impl Address for Address6 {
     fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V6(address) => address6_be(address),
-            IpAddr::V4(_) => [0; 4],
+            IpAddr::V4(address) => address6_be(address.to_ipv6_mapped()),
         }
     }
 
@@ -110,7 +114,7 @@ impl Address for Address6 {
     }
 
     fn prefix_spec(entry: &IpcacheEntry6) -> PrefixSpec {
-        let node = (entry.node_ip_be != [0; 4]).then(|| entry.node_ip_be.ip());
+        let node = (entry.node_ip_be != [0; 4]).then(|| entry.node_ip_be.ip().to_canonical());
         PrefixSpec { node, identity: entry.identity, flags: entry.flags }
     }
 }
@@ -138,6 +142,7 @@ where
     reverse_nat: HashMap<MapData, u32, ReverseNat<A>>,
     reverse_sk: HashMap<MapData, SocketKey<A>, ReverseSk>,
     ipcache: LpmTrie<MapData, A, A::Ipcache>,
+    endpoints: HashMap<MapData, A, Endpoint4>,
     announced: HashMap<MapData, A, Announce>,
 }
 
@@ -156,6 +161,7 @@ where
             reverse_nat: open(dir, A::NAMES.reverse_nat)?,
             reverse_sk: open(dir, A::NAMES.reverse_sk)?,
             ipcache: open(dir, A::NAMES.ipcache)?,
+            endpoints: open(dir, A::NAMES.endpoints)?,
             announced: open(dir, A::NAMES.announced)?,
         })
     }
@@ -190,6 +196,14 @@ where
 
     pub fn delete_prefix(&mut self, prefix: IpNet) -> Result<(), MapError> {
         deleted(A::NAMES.ipcache, self.ipcache.remove(&lpm_key(prefix)))
+    }
+
+    pub fn put_endpoint(&mut self, address: IpAddr, value: &Endpoint4) -> Result<(), MapError> {
+        self.endpoints.insert(A::of(address), value, 0).map_err(kernel(A::NAMES.endpoints))
+    }
+
+    pub fn delete_endpoint(&mut self, address: IpAddr) -> Result<(), MapError> {
+        deleted(A::NAMES.endpoints, self.endpoints.remove(&A::of(address)))
     }
 
     pub fn put_announced(&mut self, address: IpAddr) -> Result<(), MapError> {
@@ -255,6 +269,13 @@ where
                 into.push((id, frontend));
             }
         }
+        Ok(())
+    }
+
+    /// Adds the pods.
+    pub fn endpoints(&self, into: &mut Vec<(IpAddr, Endpoint4)>) -> Result<(), MapError> {
+        let endpoints = dump(A::NAMES.endpoints, &self.endpoints)?;
+        into.extend(endpoints.into_iter().map(|(address, value)| (address.ip(), value)));
         Ok(())
     }
 
@@ -344,4 +365,27 @@ fn l4<A: Address>(address: A, port_be: u16, protocol: u8) -> Option<L4Addr> {
 
 fn lpm_key<A: Address + Pod>(prefix: IpNet) -> Key<A> {
     Key::new(u32::from(prefix.prefix_len()), A::of(prefix.network()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_comes_back_as_it_was_written() {
+        let spec = |node: Option<&str>| PrefixSpec {
+            node: node.map(|node| node.parse().expect("an address")),
+            identity: 16,
+            flags: 1,
+        };
+        for node in [None, Some("10.0.0.1")] {
+            assert_eq!(u32::prefix_spec(&u32::ipcache(&spec(node))), spec(node));
+        }
+        for node in [None, Some("10.0.0.1"), Some("fd00::1")] {
+            assert_eq!(Address6::prefix_spec(&Address6::ipcache(&spec(node))), spec(node));
+        }
+        // The form that the programs look for.
+        let mapped = Address6::ipcache(&spec(Some("10.0.0.1"))).node_ip_be;
+        assert_eq!(mapped, [0, 0, 0xffff_u32.to_be(), address_be([10, 0, 0, 1].into())]);
+    }
 }

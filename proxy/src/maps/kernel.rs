@@ -1,7 +1,7 @@
 //! The kernel's maps, opened from their pins.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use super::family::{FamilyMaps, Filling};
 use super::{MapError, Maps, Op, SlotKey, Snapshot, Socket};
 use crate::sys;
-use crate::types::{Family, L4Addr, PrefixSpec, address_be, address_from_be, address6_from_be, words_be};
+use crate::types::{Family, L4Addr, PrefixSpec, address_from_be, address6_from_be, words_be};
 
 /// `E2BIG`-free upper bound of a dump: an LRU map that others write to may never end.
 const MAX_DUMP: usize = 1 << 20;
@@ -51,7 +51,6 @@ pub struct KernelMaps {
     sockets: HashMap<MapData, u64, CountedSocket>,
     lb_config: Array<MapData, LbConfig>,
     ct: HashMap<MapData, CtKey4, CtEntry4>,
-    endpoints: HashMap<MapData, u32, Endpoint4>,
     metrics: PerCpuArray<MapData, MetricsValue>,
     config: Array<MapData, NodeConfig>,
 }
@@ -167,7 +166,6 @@ impl KernelMaps {
             sockets: open(dir, names::SOCKETS)?,
             lb_config: open(dir, names::LB_CONFIG)?,
             ct: open(dir, names::CT)?,
-            endpoints: open(dir, names::ENDPOINTS)?,
             metrics: open(dir, names::METRICS)?,
             config: open(dir, names::CONFIG)?,
         })
@@ -357,10 +355,12 @@ impl KernelMaps {
     /// Pods of this node.
     ///
     /// # Errors
-    /// The map could not be read.
-    pub fn endpoints(&self) -> Result<Vec<(Ipv4Addr, Endpoint4)>, MapError> {
-        let all = dump(names::ENDPOINTS, &self.endpoints)?;
-        Ok(all.into_iter().map(|(address, value)| (address_from_be(address), value)).collect())
+    /// A map could not be read.
+    pub fn endpoints(&self) -> Result<Vec<(IpAddr, Endpoint4)>, MapError> {
+        let mut all = Vec::new();
+        self.v4.endpoints(&mut all)?;
+        self.v6.endpoints(&mut all)?;
+        Ok(all)
     }
 
     /// Open connections to one backend; 0 where none were counted.
@@ -450,10 +450,10 @@ impl Maps for KernelMaps {
                 of_family!(self, Family::of(*address), maps => maps.delete_announced(*address))
             }
             Op::PutEndpoint { address, value } => {
-                self.endpoints.insert(address_be(*address), value, 0).map_err(kernel(names::ENDPOINTS))
+                of_family!(self, Family::of(*address), maps => maps.put_endpoint(*address, value))
             }
             Op::DeleteEndpoint { address } => {
-                deleted(names::ENDPOINTS, self.endpoints.remove(&address_be(*address)))
+                of_family!(self, Family::of(*address), maps => maps.delete_endpoint(*address))
             }
         }
     }

@@ -11,7 +11,7 @@ pub(crate) use family::Address;
 pub use faulty::{Faults, FaultyMaps};
 pub use kernel::{CtRecord, KernelMaps, MetricsRecord};
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hawser_ebpf_common::endpoint::Endpoint4;
@@ -153,14 +153,14 @@ pub enum Op {
     /// Writes a pod of this node.
     PutEndpoint {
         /// The pod's address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Value.
         value: Endpoint4,
     },
     /// Deletes a pod of this node.
     DeleteEndpoint {
         /// The pod's address.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
 }
 
@@ -184,7 +184,7 @@ pub struct Snapshot {
     /// Addresses that the node answers for on its link.
     pub announced: Vec<IpAddr>,
     /// Pods of this node.
-    pub endpoints: Vec<(Ipv4Addr, Endpoint4)>,
+    pub endpoints: Vec<(IpAddr, Endpoint4)>,
 }
 
 impl Snapshot {

@@ -1,27 +1,32 @@
 //! The pods' network: an address from the node's prefix, a veth pair, routes, and the programs on it.
 //!
-//! The pod sees one interface `eth0` with a /32 and a default route through 169.254.1.1, a name for the
-//! node's end of the pair: a permanent neighbour entry answers for it, so no ARP is spoken. The node's
-//! end has no address. What the pod sends is routed by `from_pod`, past the node's stack where it can.
+//! The pod sees one interface `eth0` with a /32, a /128 or both, and a default route of each family through
+//! 169.254.1.1 and fe80::1, names for the node's end of the pair: permanent neighbour entries answer for them,
+//! so neither ARP nor neighbour discovery is spoken. The node's end has no address. What the pod sends is routed
+//! by `from_pod`, past the node's stack where it can.
 
+mod inside;
 mod pool;
 mod store;
+mod sysctl;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hawser_ebpf_common::endpoint::{Endpoint4, GATEWAY_ADDRESS};
-use ipnet::Ipv4Net;
+use hawser_ebpf_common::endpoint::Endpoint4;
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use pool::{Lease, Pool, REUSE_DELAY};
 pub use store::{PortMapping, Record, Store};
+pub use sysctl::SysctlError;
+pub(crate) use sysctl::write_sysctl;
 
 use crate::desired::HostPort;
 use crate::host_ports::HostPorts;
@@ -59,7 +64,7 @@ fn host_ports_of(record: &Record) -> Vec<HostPort> {
         host_ip: mapping.host_ip,
         host_port: mapping.host_port,
         protocol: mapping.protocol,
-        pod_ips: vec![record.address.into()],
+        pod_ips: record.addresses().collect(),
         container_port: mapping.container_port,
     });
     ports.collect()
@@ -73,7 +78,7 @@ pub enum PodNetError {
     NoPodCidr,
     /// All addresses are in use, or were until a moment ago.
     #[error("no free address in {0}")]
-    Exhausted(Ipv4Net),
+    Exhausted(IpNet),
     /// The state on disk could not be read or written.
     #[error("address store: {0}")]
     Store(#[source] io::Error),
@@ -86,13 +91,8 @@ pub enum PodNetError {
         source: io::Error,
     },
     /// A network setting below /proc/sys could not be written.
-    #[error("{path}: {source}")]
-    Sysctl {
-        /// Its path.
-        path: String,
-        /// What went wrong.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
     /// A netlink request failed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -110,16 +110,38 @@ pub enum PodNetError {
 /// What the pods' network must know of the node.
 #[derive(Debug, Clone)]
 pub struct NodeNet {
-    /// This node's address.
-    pub node_ip: Ipv4Addr,
+    /// This node's addresses, at most one of a family.
+    pub node_ips: Vec<IpAddr>,
     /// MTU of the pods' interfaces.
     pub mtu: u32,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    pool: Pool,
+    /// By family.
+    pools: [Pool; 2],
     by_sandbox: HashMap<String, Record>,
+}
+
+impl State {
+    fn pool(&mut self, v6: bool) -> &mut Pool {
+        &mut self.pools[usize::from(v6)]
+    }
+
+    /// One address of each prefix, or of none.
+    fn allocate(&mut self, cidrs: &[IpNet], now: Duration) -> Result<Vec<IpAddr>, PodNetError> {
+        let mut taken: Vec<IpAddr> = Vec::with_capacity(cidrs.len());
+        for cidr in cidrs {
+            match self.pool(cidr.addr().is_ipv6()).allocate(*cidr, now) {
+                Some(address) => taken.push(address),
+                None => {
+                    taken.iter().for_each(|address| self.pool(address.is_ipv6()).forget(*address));
+                    return Err(PodNetError::Exhausted(*cidr));
+                }
+            }
+        }
+        Ok(taken)
+    }
 }
 
 /// The pods' network of one node.
@@ -132,7 +154,8 @@ pub struct PodNet {
     state: Mutex<State>,
     /// One setup or teardown of a sandbox at a time.
     busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    cidr: watch::Receiver<Option<Ipv4Net>>,
+    /// The node's prefixes, at most one of a family, the first family's first; empty until they are known.
+    cidrs: watch::Receiver<Vec<IpNet>>,
     /// Tells the dataplane of host ports.
     host_ports: HostPorts,
 }
@@ -149,18 +172,21 @@ impl PodNet {
         netlink: Netlink,
         programs: Arc<Mutex<Programs>>,
         maps: KernelMaps,
-        cidr: watch::Receiver<Option<Ipv4Net>>,
+        cidrs: watch::Receiver<Vec<IpNet>>,
         host_ports: HostPorts,
     ) -> Result<Self, PodNetError> {
         let (store, records) = Store::open(state_dir).map_err(PodNetError::Store)?;
         let mut state = State::default();
         for record in records {
-            match record.released_at {
-                Some(at) => state.pool.restore(record.address, Lease::Released(Duration::from_secs(at))),
-                None => {
-                    state.pool.restore(record.address, Lease::Held);
-                    state.by_sandbox.insert(record.sandbox_id.clone(), record);
-                }
+            let lease = match record.released_at {
+                Some(at) => Lease::Released(Duration::from_secs(at)),
+                None => Lease::Held,
+            };
+            for address in record.addresses() {
+                state.pool(address.is_ipv6()).restore(address, lease);
+            }
+            if lease == Lease::Held {
+                state.by_sandbox.insert(record.sandbox_id.clone(), record);
             }
         }
         let podnet = Self {
@@ -171,7 +197,7 @@ impl PodNet {
             store,
             state: Mutex::new(state),
             busy: Mutex::default(),
-            cidr,
+            cidrs,
             host_ports,
         };
         podnet.adopt().await?;
@@ -192,7 +218,7 @@ impl PodNet {
         };
         self.connect(&record, request).await?;
         self.tell_host_ports(&record, false);
-        Ok(vec![IpAddr::V4(record.address)])
+        Ok(record.addresses().collect())
     }
 
     /// A sandbox may have got its namespace anew.
@@ -220,14 +246,18 @@ impl PodNet {
         let record = self.state.lock().by_sandbox.get(sandbox_id).cloned();
         if let Some(mut record) = record {
             self.tell_host_ports(&record, true);
-            self.maps.lock().apply(&Op::DeleteEndpoint { address: record.address })?;
+            for address in record.addresses() {
+                self.maps.lock().apply(&Op::DeleteEndpoint { address })?;
+            }
             self.netlink.delete_link(&record.interface).await?;
             let now = since_epoch();
             record.released_at = Some(now.as_secs());
             self.store.put(&record).map_err(PodNetError::Store)?;
             let mut state = self.state.lock();
             state.by_sandbox.remove(sandbox_id);
-            state.pool.release(record.address, now);
+            for address in record.addresses() {
+                state.pool(address.is_ipv6()).release(address, now);
+            }
         }
         drop(guard);
         self.busy.lock().remove(sandbox_id);
@@ -239,18 +269,13 @@ impl PodNet {
     /// # Errors
     /// `NoPodCidr` until then.
     pub fn ready(&self) -> Result<(), PodNetError> {
-        if self.cidr.borrow().is_some() { Ok(()) } else { Err(PodNetError::NoPodCidr) }
+        if self.cidrs.borrow().is_empty() { Err(PodNetError::NoPodCidr) } else { Ok(()) }
     }
 
     /// The addresses of a pod that was set up.
     pub fn addresses(&self, sandbox_id: &str) -> Vec<IpAddr> {
-        self.state
-            .lock()
-            .by_sandbox
-            .get(sandbox_id)
-            .map(|record| IpAddr::V4(record.address))
-            .into_iter()
-            .collect()
+        let state = self.state.lock();
+        state.by_sandbox.get(sandbox_id).into_iter().flat_map(Record::addresses).collect()
     }
 
     /// All pods that have an address.
@@ -268,10 +293,9 @@ impl PodNet {
         for record in &records {
             // A pod whose interface is gone waits for its teardown.
             let Some(link) = self.netlink.link(&record.interface).await? else { continue };
-            let endpoint = endpoint(record.address, link.index);
-            self.maps.lock().apply(&Op::PutEndpoint { address: record.address, value: endpoint })?;
+            self.put_endpoints(record, link.index)?;
             self.attach(&record.interface).await?;
-            endpoints.push(record.address);
+            endpoints.extend(record.addresses());
             self.tell_host_ports(record, false);
         }
         let held = self.maps.lock().snapshot()?.endpoints;
@@ -304,20 +328,21 @@ impl PodNet {
     }
 
     async fn allocate(&self, request: &PodNetRequest) -> Result<Record, PodNetError> {
-        let mut cidr = self.cidr.clone();
-        let known = tokio::time::timeout(CIDR_TIMEOUT, cidr.wait_for(Option::is_some)).await;
-        let cidr = match known {
-            Ok(Ok(cidr)) => (*cidr).ok_or(PodNetError::NoPodCidr)?,
+        let mut cidrs = self.cidrs.clone();
+        let known = tokio::time::timeout(CIDR_TIMEOUT, cidrs.wait_for(|cidrs| !cidrs.is_empty())).await;
+        let cidrs = match known {
+            Ok(Ok(cidrs)) => cidrs.clone(),
             _ => return Err(PodNetError::NoPodCidr),
         };
         let mut state = self.state.lock();
-        let address = state.pool.allocate(cidr, since_epoch()).ok_or(PodNetError::Exhausted(cidr))?;
+        let addresses = state.allocate(&cidrs, since_epoch())?;
         let record = Record {
             sandbox_id: request.sandbox_id.clone(),
             namespace: request.namespace.clone(),
             name: request.name.clone(),
             uid: request.uid.clone(),
-            address,
+            address: addresses[0],
+            second: addresses.get(1).copied(),
             interface: free_name(&request.sandbox_id, &state.by_sandbox),
             netns: Some(request.netns.clone()),
             host_ports: request.host_ports.clone(),
@@ -357,57 +382,27 @@ impl PodNet {
         let host = host.ok_or_else(|| gone(&record.interface))?;
         let pod = pod.ok_or_else(|| gone(POD_INTERFACE))?;
 
-        self.tune(&record.interface)?;
+        for sysctl in sysctl::of_host_end(&record.interface, record.addresses().any(|a| a.is_ipv6())) {
+            sysctl.write()?;
+        }
         self.attach(&record.interface).await?;
         self.netlink.set_up(host.index).await?;
-        self.configure_pod(&inside, pod.index, record.address).await?;
+        inside::configure(&request.netns, &inside, pod.index, record).await?;
 
-        self.netlink.set_neighbour(host.index, record.address, pod_mac(record.address)).await?;
-        let target = RouteTarget::Link { index: host.index, source: Some(self.node.node_ip) };
-        self.netlink.set_route(Ipv4Net::from(record.address), target).await?;
-        let value = endpoint(record.address, host.index);
-        self.maps.lock().apply(&Op::PutEndpoint { address: record.address, value })?;
-        Ok(())
-    }
-
-    async fn configure_pod(
-        &self,
-        inside: &Netlink,
-        index: u32,
-        address: Ipv4Addr,
-    ) -> Result<(), PodNetError> {
-        if let Some(loopback) = inside.link("lo").await? {
-            inside.set_up(loopback.index).await?;
+        for address in record.addresses() {
+            self.netlink.set_neighbour(host.index, address, pod_mac(record.address)).await?;
+            let source = self.node.node_ips.iter().copied().find(|ip| ip.is_ipv6() == address.is_ipv6());
+            let target = RouteTarget::Link { index: host.index, source };
+            self.netlink.set_route(IpNet::from(address), target).await?;
         }
-        inside.add_address(index, Ipv4Net::from(address)).await?;
-        inside.set_up(index).await?;
-        let gateway = Ipv4Addr::from(GATEWAY_ADDRESS);
-        inside.set_neighbour(index, gateway, host_mac(address)).await?;
-        let link = RouteTarget::Link { index, source: None };
-        inside.set_route(Ipv4Net::from(gateway), link).await?;
-        let default = RouteTarget::Gateway { address: gateway, index };
-        inside.set_route(Ipv4Net::default(), default).await?;
-        Ok(())
+        self.put_endpoints(record, host.index)
     }
 
-    /// Settings of the node's end.
-    fn tune(&self, interface: &str) -> Result<(), PodNetError> {
-        // Packets of a pod reach the stack from where its route leads, but answers of other interfaces
-        // to it may not: the programs have checked the source already.
-        write_sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")?;
-        write_sysctl(&format!("net/ipv4/conf/{interface}/forwarding"), "1")?;
-        // No address, no router solicitations. A kernel without IPv6 has nothing to switch off.
-        match write_sysctl(&format!("net/ipv6/conf/{interface}/disable_ipv6"), "1") {
-            Err(PodNetError::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+    fn put_endpoints(&self, record: &Record, ifindex: u32) -> Result<(), PodNetError> {
+        let value = endpoint(record.address, ifindex);
+        let mut maps = self.maps.lock();
+        record.addresses().try_for_each(|address| Ok(maps.apply(&Op::PutEndpoint { address, value })?))
     }
-}
-
-/// Writes a setting of the calling thread's network namespace.
-pub(crate) fn write_sysctl(name: &str, value: &str) -> Result<(), PodNetError> {
-    let path = format!("/proc/sys/{name}");
-    std::fs::write(&path, value).map_err(|source| PodNetError::Sysctl { path, source })
 }
 
 fn since_epoch() -> Duration {
@@ -415,19 +410,26 @@ fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Address of the pod's end: locally administered, and different for every address of the cluster.
-fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
+/// Address of the pod's end: locally administered, and different for every pod of the node.
+fn pod_mac(address: IpAddr) -> [u8; 6] {
+    let [a, b, c, d] = low_bytes(address);
     [0x0a, 0x58, a, b, c, d]
 }
 
 /// Address of the node's end.
-fn host_mac(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
+fn host_mac(address: IpAddr) -> [u8; 6] {
+    let [a, b, c, d] = low_bytes(address);
     [0x0e, 0x58, a, b, c, d]
 }
 
-fn endpoint(address: Ipv4Addr, ifindex: u32) -> Endpoint4 {
+fn low_bytes(address: IpAddr) -> [u8; 4] {
+    match address {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(address) => (u128::from(address) as u32).to_be_bytes(),
+    }
+}
+
+fn endpoint(address: IpAddr, ifindex: u32) -> Endpoint4 {
     Endpoint4 { ifindex, flags: 0, pod_mac: pod_mac(address), host_mac: host_mac(address), pad: [0; 4] }
 }
 

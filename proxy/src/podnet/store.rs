@@ -1,9 +1,9 @@
-//! The pods' addresses on disk, one file per address: a crash at any moment leaves each address with one
-//! owner or none.
+//! The pods' addresses on disk, one file per pod, named by its first address: a crash at any moment leaves each address
+//! with one owner or none.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -39,8 +39,11 @@ pub struct Record {
     pub name: String,
     /// UID of the pod.
     pub uid: String,
-    /// The pod's address.
-    pub address: Ipv4Addr,
+    /// The pod's address; of the node's first family when there are two.
+    pub address: IpAddr,
+    /// Its address of the other family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<IpAddr>,
     /// The node's end of the veth pair.
     pub interface: String,
     /// The pod's network namespace.
@@ -52,6 +55,13 @@ pub struct Record {
     /// Seconds since the epoch when the pod went away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_at: Option<u64>,
+}
+
+impl Record {
+    /// The pod's addresses, the first one first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(self.address).chain(self.second)
+    }
 }
 
 /// A directory of records.
@@ -111,7 +121,8 @@ mod tests {
             namespace: "default".into(),
             name: "web".into(),
             uid: "u".into(),
-            address: Ipv4Addr::new(10, 0, 0, last),
+            address: [10, 0, 0, last].into(),
+            second: None,
             interface: "hws0".into(),
             netns: None,
             host_ports: Vec::new(),
@@ -128,7 +139,8 @@ mod tests {
         store.put(&Record { released_at: Some(7), ..record(2) }).expect("replaces");
         let mapping =
             PortMapping { host_ip: None, host_port: 80, container_port: 8080, protocol: Protocol::Sctp };
-        let third = Record { host_ports: vec![mapping], ..record(3) };
+        let sixth = Some([0xfd00, 0, 0, 0, 0, 0, 0, 3].into());
+        let third = Record { host_ports: vec![mapping], second: sixth, ..record(3) };
         store.put(&third).expect("writes");
         std::fs::write(dir.path().join("pods/10.0.0.4.part"), b"{").expect("half a record");
         let (_, mut records) = Store::open(dir.path().join("pods")).expect("opens");

@@ -106,16 +106,17 @@ impl TestNode {
     pub fn config(&self) -> Config {
         Config {
             node_name: self.name.clone(),
-            node_ip: self.ip,
+            node_ips: vec![self.ip.into()],
             uplink: None,
             run_dir: self.run_dir.clone(),
             cgroup: self.cgroup.path().to_path_buf(),
-            service_cidr: Some("10.96.0.0/12".parse().expect("a prefix")),
+            service_cidrs: vec!["10.96.0.0/12".parse().expect("a prefix")],
             node_port_addresses: Vec::new(),
             mtu: None,
             masquerade: true,
             pod_network: true,
             xdp: hawser_proxy::config::Xdp::Off,
+            tunnel: hawser_proxy::config::Tunnel::Off,
         }
     }
 

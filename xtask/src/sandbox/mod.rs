@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use api::Api;
-pub use net::{Network, SERVER_ADDRESS, node_address};
+pub use net::{Fabric, Families, Network, SERVER_ADDRESS, node_address, node_address6};
 pub use process::Daemon;
 
 use crate::{build, images, setup, target_dir};
@@ -40,6 +40,8 @@ pub struct Options {
     pub demo: bool,
     /// A folder of OCI or docker archives to load on each node.
     pub images: Option<PathBuf>,
+    /// Addresses of IPv4 only, or of both families.
+    pub families: Families,
     /// How to build.
     pub profile: build::Profile,
 }
@@ -56,7 +58,8 @@ pub fn up(options: &Options) -> Result<()> {
     if let Some(folder) = &options.images {
         archives.extend(archives_of(folder)?);
     }
-    let sandbox = Sandbox::new("hawser", &target_dir().join("sandbox"), &binary);
+    let sandbox =
+        Sandbox::new("hawser", &target_dir().join("sandbox"), &binary).with_families(options.families);
     let progress = spinner();
     let started = Instant::now();
     let result = sandbox.start(options.nodes, &archives, &|message| progress.set_message(message.to_owned()));
@@ -126,6 +129,9 @@ struct State {
     port: u16,
     /// Every cgroup directory that the nodes' own cgroups were made in.
     cgroup_parents: Vec<PathBuf>,
+    /// Address families, which a sandbox keeps.
+    #[serde(default)]
+    families: Families,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,7 +148,10 @@ pub struct Sandbox {
     run: PathBuf,
     binary: PathBuf,
     network: Network,
+    families: Families,
+    fabric: Fabric,
     server_flags: Vec<String>,
+    agent_flags: Vec<String>,
 }
 
 impl Sandbox {
@@ -156,8 +165,30 @@ impl Sandbox {
             network: Network::new(run.join("netns")),
             run,
             binary: binary.to_path_buf(),
+            families: Families::default(),
+            fabric: Fabric::default(),
             server_flags: Vec::new(),
+            agent_flags: Vec::new(),
         }
+    }
+
+    /// Gives hosts, pods and Services addresses of these families.
+    pub fn with_families(mut self, families: Families) -> Self {
+        self.families = families;
+        self
+    }
+
+    /// Joins hosts in another way than by one link.
+    pub fn with_fabric(mut self, fabric: Fabric) -> Self {
+        self.fabric = fabric;
+        self.network.join_by(fabric);
+        self
+    }
+
+    /// Gives further flags to every `hawser agent`.
+    pub fn with_agent_flags(mut self, flags: &[&str]) -> Self {
+        self.agent_flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
     }
 
     /// Gives further flags to `hawser server`.
@@ -197,6 +228,12 @@ impl Sandbox {
             fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
         }
         let mut state = self.read_state()?;
+        let is_new = state.daemons.is_empty();
+        ensure!(
+            is_new || state.families == self.families,
+            "the sandbox runs with other address families: `cargo xtask down` first"
+        );
+        state.families = self.families;
         state.cgroup_parents = cgroups::own()?;
         self.link_images(archives)?;
         progress("making the network");
@@ -204,7 +241,7 @@ impl Sandbox {
         self.remove_surplus_nodes(&mut state, nodes)?;
 
         progress("starting the control plane");
-        self.network.ensure_host(SERVER_HOST, SERVER_ADDRESS)?;
+        self.network.ensure_host(SERVER_HOST, &self.families.of_server())?;
         self.ensure_server(&mut state)?;
         let api = self.wait_for_server(&state)?;
 
@@ -212,7 +249,7 @@ impl Sandbox {
         let token = self.wait_for_file(&self.directory.join(SERVER_HOST).join("node-token"))?;
         for number in 1..=nodes {
             let host = node_name(number);
-            self.network.ensure_host(&host, node_address(number))?;
+            self.network.ensure_host(&host, &self.families.of_node(number))?;
             self.ensure_agent(&mut state, number, token.trim())?;
         }
         self.wait_for_nodes(&state, &api, nodes, progress)?;
@@ -307,6 +344,7 @@ impl Sandbox {
             format!("--bind={SERVER_ADDRESS}:{API_PORT}"),
             format!("--advertise-address={SERVER_ADDRESS}"),
         ];
+        argv.extend(self.families.flags().iter().map(|flag| (*flag).to_owned()));
         argv.extend(self.server_flags.iter().cloned());
         self.spawn(state, SERVER_HOST, Some(listener), &argv, built)
     }
@@ -327,18 +365,21 @@ impl Sandbox {
         if self.keep(state, &host, built)? {
             return Ok(());
         }
-        let argv = [
+        let addresses: Vec<String> = self.families.of_node(number).iter().map(ToString::to_string).collect();
+        let mut argv = vec![
             self.binary.display().to_string(),
             "agent".to_owned(),
             format!("--server=https://{SERVER_ADDRESS}:{API_PORT}"),
             format!("--token={token}"),
             format!("--node-name={host}"),
-            format!("--node-ip={}", node_address(number)),
+            format!("--node-ip={}", addresses.join(",")),
             format!("--data-dir={}", self.directory.join(&host).display()),
             format!("--run-dir={}", self.node_run_dir(number).display()),
             format!("--cgroup-root={}/{host}", self.cgroup_root()),
             format!("--images={}", self.directory.join("images").display()),
         ];
+        argv.extend(self.families.flags().iter().map(|flag| (*flag).to_owned()));
+        argv.extend(self.agent_flags.iter().cloned());
         self.spawn(state, &host, None, &argv, built)
     }
 
@@ -410,7 +451,7 @@ impl Sandbox {
 
     /// Follows the nodes' watch until all are Ready, and gives the control plane's host a route to their pods.
     fn wait_for_nodes(&self, state: &State, api: &Api, nodes: u8, progress: &dyn Fn(&str)) -> Result<()> {
-        let mut pod_networks: BTreeMap<String, String> = BTreeMap::new();
+        let mut pod_networks: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let deadline = Instant::now() + NODES_TIMEOUT;
         while Instant::now() < deadline {
             for number in 1..=nodes {
@@ -427,16 +468,28 @@ impl Sandbox {
                     (1..=nodes).filter(|number| pod_networks.contains_key(&node_name(*number))).count();
                 progress(&format!("{ready} of {nodes} nodes are Ready"));
                 if ready == usize::from(nodes) {
-                    for number in 1..=nodes {
-                        if let Some(network) = pod_networks.get(&node_name(number)) {
-                            self.network.route(SERVER_HOST, network, node_address(number))?;
-                        }
+                    // A router between them knows no pods: it would not help to send it such packets.
+                    let known = (1..=nodes).filter(|_| self.fabric == Fabric::Bridge);
+                    for number in known {
+                        self.route_pods(number, pod_networks.get(&node_name(number)))?;
                     }
                     return Ok(());
                 }
             }
         }
         bail!("only {} of {nodes} nodes are Ready after {NODES_TIMEOUT:?}", pod_networks.len());
+    }
+
+    /// Routes of the control plane's host to a node's pods.
+    fn route_pods(&self, number: u8, networks: Option<&Vec<String>>) -> Result<()> {
+        let via = self.families.of_node(number);
+        for network in networks.into_iter().flatten() {
+            let of_family = via.iter().find(|via| via.is_ipv6() == network.contains(':'));
+            if let Some(via) = of_family {
+                self.network.route(SERVER_HOST, network, *via)?;
+            }
+        }
+        Ok(())
     }
 
     fn remove_surplus_nodes(&self, state: &mut State, nodes: u8) -> Result<()> {
@@ -472,15 +525,16 @@ pub fn node_name(number: u8) -> String {
     format!("node-{number}")
 }
 
-/// The node's name and pod network, if its Ready condition is True.
-fn ready_node(node: &Value) -> Option<(String, String)> {
+/// The node's name and pod networks, if its Ready condition is True.
+fn ready_node(node: &Value) -> Option<(String, Vec<String>)> {
     let ready = node["status"]["conditions"]
         .as_array()?
         .iter()
         .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
     let name = node["metadata"]["name"].as_str()?;
-    let network = node["spec"]["podCIDR"].as_str()?;
-    ready.then(|| (name.to_owned(), network.to_owned()))
+    let networks = node["spec"]["podCIDRs"].as_array()?;
+    let networks = networks.iter().filter_map(|network| Some(network.as_str()?.to_owned())).collect();
+    ready.then(|| (name.to_owned(), networks))
 }
 
 fn remove_mounts(directory: &Path) -> Result<()> {

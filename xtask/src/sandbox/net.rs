@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,26 +13,96 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{output, run};
 
-/// Prefix length of the fabric's network.
-pub const FABRIC_PREFIX: u8 = 24;
-
 /// Address of the control plane's host.
-pub const SERVER_ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 2);
+pub const SERVER_ADDRESS: Ipv4Addr = fabric4(2);
+
+const fn fabric4(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 30, 0, host)
+}
+
+const fn fabric6(host: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, host as u16)
+}
 
 /// Address of node `number`, counted from 1.
 pub fn node_address(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(172, 30, 0, 10 + number)
+    fabric4(10 + number)
 }
+
+/// Address of IPv6 of node `number`, counted from 1.
+pub fn node_address6(number: u8) -> Ipv6Addr {
+    fabric6(10 + number)
+}
+
+/// The address families that hosts have, and the ranges of pods and Services.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Families {
+    /// IPv4.
+    #[default]
+    V4,
+    /// Both, IPv4 first.
+    Dual,
+}
+
+impl Families {
+    /// A host's addresses, by the number in their last part.
+    fn addresses(self, host: u8) -> Vec<IpAddr> {
+        match self {
+            Self::V4 => vec![fabric4(host).into()],
+            Self::Dual => vec![fabric4(host).into(), fabric6(host).into()],
+        }
+    }
+
+    /// Of the control plane's host.
+    pub fn of_server(self) -> Vec<IpAddr> {
+        self.addresses(2)
+    }
+
+    /// Of node `number`, counted from 1.
+    pub fn of_node(self, number: u8) -> Vec<IpAddr> {
+        self.addresses(10 + number)
+    }
+
+    /// What server and agents are told about the ranges of pods and Services.
+    pub fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::V4 => &[],
+            Self::Dual => &[
+                "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
+                "--service-cluster-ip-range=10.96.0.0/12,fd00:10:96::/112",
+            ],
+        }
+    }
+}
+
+/// How hosts are joined.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Fabric {
+    /// One link for all.
+    #[default]
+    Bridge,
+    /// A link for each, and a router that knows the hosts' addresses and no pods'.
+    Router,
+}
+
+/// The router's own addresses.
+const ROUTER: (Ipv4Addr, Ipv6Addr) = (fabric4(1), fabric6(1));
 
 /// The namespaces of one sandbox.
 pub struct Network {
     directory: PathBuf,
+    fabric: Fabric,
 }
 
 impl Network {
     /// Namespaces bound below `directory`.
     pub fn new(directory: PathBuf) -> Self {
-        Network { directory }
+        Network { directory, fabric: Fabric::default() }
+    }
+
+    /// Joins hosts in another way.
+    pub fn join_by(&mut self, fabric: Fabric) {
+        self.fabric = fabric;
     }
 
     /// The file that a host's namespace is bound to.
@@ -40,35 +110,64 @@ impl Network {
         self.directory.join(host)
     }
 
-    /// Makes the fabric's namespace with its bridge, unless it is there.
+    /// Makes the fabric's namespace, unless it is there.
     pub fn ensure_fabric(&self) -> Result<()> {
-        if self.make_namespace("fabric")? {
-            self.ip("fabric", "link set lo up\nlink add br0 type bridge\nlink set br0 up\n")?;
+        if !self.make_namespace("fabric")? {
+            return Ok(());
         }
-        Ok(())
+        match self.fabric {
+            Fabric::Bridge => {
+                self.ip("fabric", "link set lo up\nlink add br0 type bridge\nlink set br0 up\n")
+            }
+            Fabric::Router => {
+                self.ip("fabric", "link set lo up\n")?;
+                let forward =
+                    "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding";
+                self.output("fabric", "sh", &["-c", forward]).map(drop)
+            }
+        }
     }
 
     /// Makes a host's namespace with `eth0` on the fabric, unless it is there.
-    pub fn ensure_host(&self, host: &str, address: Ipv4Addr) -> Result<()> {
+    pub fn ensure_host(&self, host: &str, addresses: &[IpAddr]) -> Result<()> {
         if !self.make_namespace(host)? {
             return Ok(());
         }
-        let theirs = self.namespace(host);
-        self.ip(
-            "fabric",
-            &format!(
-                "link add {host} type veth peer name eth0 netns {}\nlink set {host} master br0\nlink set {host} up\n",
-                theirs.display()
-            ),
-        )?;
-        self.ip(
-            host,
-            &format!("link set lo up\naddr add {address}/{FABRIC_PREFIX} dev eth0\nlink set eth0 up\n"),
-        )
+        let pair =
+            format!("link add {host} type veth peer name eth0 netns {}\n", self.namespace(host).display());
+        let (mut theirs, mut ours) = (pair, "link set lo up\nlink set eth0 up\n".to_owned());
+        for address in addresses {
+            let nodad = if address.is_ipv6() { " nodad" } else { "" };
+            match self.fabric {
+                Fabric::Bridge => {
+                    let length = if address.is_ipv4() { 24 } else { 64 };
+                    ours.push_str(&format!("addr add {address}/{length} dev eth0{nodad}\n"));
+                }
+                Fabric::Router => {
+                    let router: IpAddr = if address.is_ipv4() { ROUTER.0.into() } else { ROUTER.1.into() };
+
+                    theirs.push_str(&format!(
+                        "addr add {router} dev {host}{nodad}\nroute add {address} dev {host}\n"
+                    ));
+                    ours.push_str(&format!(
+                        "addr add {address} dev eth0{nodad}\nroute add {router} dev eth0\n\
+                         route add default via {router} src {address}\n"
+                    ));
+                }
+            }
+        }
+        // A link must be up before it has routes, and its other end must be there before that.
+        let up = match self.fabric {
+            Fabric::Bridge => format!("link set {host} master br0\nlink set {host} up\n"),
+            Fabric::Router => format!("link set {host} up\n"),
+        };
+        let (made, routed) = theirs.split_once('\n').unwrap_or((&theirs, ""));
+        self.ip("fabric", &format!("{made}\n{up}{routed}"))?;
+        self.ip(host, &ours)
     }
 
     /// Routes a node's pods to the node, on a host that is not a node itself.
-    pub fn route(&self, host: &str, destination: &str, via: Ipv4Addr) -> Result<()> {
+    pub fn route(&self, host: &str, destination: &str, via: IpAddr) -> Result<()> {
         self.ip(host, &format!("route replace {destination} via {via}\n"))
     }
 
