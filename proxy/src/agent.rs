@@ -196,6 +196,7 @@ impl Agent {
             podnet = Some(Arc::new(started));
             routes = Some(Routes::new(netlink, uplink.index));
         }
+        programs.lock().finish_migration()?;
         let socket = settings.socket();
         let listener = inspect::bind(&socket).map_err(io_error(socket))?;
         Ok(Self {

@@ -26,6 +26,7 @@ pub mod inspect;
 mod lock;
 pub mod maglev;
 pub mod maps;
+mod migrate;
 pub mod netlink;
 pub mod podnet;
 pub mod programs;
