@@ -79,6 +79,55 @@ fn built_in_kinds(generator: &mut SchemaGenerator) {
     );
 }
 
+/// Types that are not in the crate, in words of our own.
+const OWN: &[(&str, &str, &[(&str, &str)])] = &[
+    (
+        "ContainerMetrics",
+        "What one container uses.",
+        &[
+            ("name", "Name of the container."),
+            ("usage", "CPU on the average of the window, and the memory's working set at its end."),
+        ],
+    ),
+    (
+        "NodeMetrics",
+        "What a node uses, as its kubelet tells.",
+        &[
+            ("timestamp", "End of the window."),
+            ("usage", "CPU on the average of the window, and the memory's working set at its end."),
+            ("window", "The time over which the CPU's use was counted."),
+        ],
+    ),
+    (
+        "PodMetrics",
+        "What the containers of a pod use, as the kubelet tells.",
+        &[
+            ("containers", "Every running container of the pod."),
+            ("timestamp", "End of the window."),
+            ("window", "The time over which the CPU's use was counted."),
+        ],
+    ),
+];
+/// Where these types are.
+const OWN_PACKAGE: &str = "io.k8s.metrics.pkg.apis.metrics.v1beta1";
+/// Fields of every object.
+const OBJECT: &[(&str, &str)] = &[
+    ("apiVersion", "Group and version of the object's type."),
+    ("kind", "Name of the object's type."),
+    ("metadata", "Name, namespace and labels of what is measured."),
+];
+
+fn own_types(text: &mut String) -> std::fmt::Result {
+    for (name, what, fields) in OWN {
+        writeln!(text, "{OWN_PACKAGE}.{name}\t{what}")?;
+        let of_objects = if *name == "ContainerMetrics" { &[] } else { OBJECT };
+        for (field, what) in fields.iter().chain(of_objects) {
+            writeln!(text, " {field}\t{what}")?;
+        }
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     let mut generator = SchemaSettings::default().into_generator();
@@ -93,6 +142,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             writeln!(text, " {field}\t{}", of(schema))?;
         }
     }
+    own_types(&mut text)?;
     let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     encoder.write_all(text.as_bytes())?;
     let out = std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?;

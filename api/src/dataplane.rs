@@ -4,6 +4,12 @@
 //! controller turns that into two conditions of pods: [`PROGRAMMED`], for which a pod's `Ready` waits as for a readiness
 //! gate (KEP-580), and [`DRAINED`], for which the signal that ends a deleted pod waits.
 
+/// Label of Services and EndpointSlices that another proxy serves.
+pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+
+/// Label of those of a Service without an address of its own, which no proxy serves.
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
+
 /// Annotation of a node's Lease: the resourceVersion up to which every EndpointSlice is in the kernel's maps.
 pub const PROGRAMMED_REVISION: &str = "hawser.io/programmed-revision";
 

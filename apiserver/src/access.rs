@@ -434,6 +434,8 @@ pub struct Access {
     pub virtuals: Vec<Arc<dyn VirtualResource>>,
     /// exec, attach, logs, proxy.
     pub connectors: Vec<Arc<dyn Connector>>,
+    /// What nodes and pods use, on a server that reads it.
+    pub usage: Option<Arc<crate::usage::Usage>>,
     /// Documents at paths that are no resources: `/.well-known/openid-configuration`, `/openid/v1/jwks`.
     pub documents: Vec<(String, Document)>,
     /// Objects that must exist before the server is ready.

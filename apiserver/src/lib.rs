@@ -42,6 +42,7 @@ pub mod server;
 pub mod streaming;
 mod table;
 pub mod tokens;
+pub mod usage;
 pub mod version;
 pub mod webhook;
 

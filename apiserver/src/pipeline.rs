@@ -25,8 +25,8 @@ use crate::metrics::{Metrics, Running, Series};
 use crate::negotiate::{self, Accepted, Encoding, Offer};
 use crate::openapi::OpenApi;
 use crate::registry::subresource::binding;
-use crate::registry::virtual_read;
 use crate::registry::{Answer, Call, Registry};
+use crate::registry::{usage, virtual_read};
 use crate::request_info::RequestInfo;
 use crate::respond::{self, Renderer};
 use crate::{table, version};
@@ -320,6 +320,9 @@ impl Pipeline {
         }
         if virtual_read::is_component_statuses(&call.row) {
             return registry.component_statuses(call).await;
+        }
+        if usage::is_usage(&call.row) {
+            return registry.usage(call).await;
         }
         match info.verb {
             "get" => registry.get(call).await,

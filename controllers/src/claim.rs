@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::Selector;
 use serde_json::json;
 
-use crate::object::{self, Object};
+use crate::cache::{BY_SELECTOR, Store};
+use crate::object::{self, Key, Object};
 use crate::plan::Act;
 
 /// What became of the candidates.
@@ -16,6 +17,28 @@ pub struct Claims<K> {
     pub claimed: Vec<Arc<K>>,
     /// Adoptions and releases.
     pub acts: Vec<Act>,
+}
+
+/// The owners of one kind that a dependent concerns: its controller, or for an orphan all that select it. The kind's store
+/// has the index [`BY_SELECTOR`].
+pub fn owners<O: Object, K: Object>(
+    store: &Store<O>,
+    selector: impl Fn(&O) -> Option<Selector>,
+    dependent: &K,
+) -> Vec<Key> {
+    let namespace = object::namespace(dependent);
+    if let Some(owner) = object::controller_ref(dependent.meta()) {
+        let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        let ours = owner.kind == O::kind(&()) && group == O::group(&());
+        return ours.then(|| Key::new(namespace, &owner.name)).into_iter().collect();
+    }
+    let labels = &dependent.meta().labels;
+    object::label_buckets(namespace, labels)
+        .iter()
+        .flat_map(|bucket| store.by_index(BY_SELECTOR, bucket))
+        .filter(|owner| selector(owner).is_some_and(|s| object::matches(&s, labels)))
+        .map(|owner| Key::of(owner.as_ref()))
+        .collect()
 }
 
 /// Sorts `candidates` (owned ones and orphans of the owner's namespace) for `owner`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use kube::Client;
 
+use crate::autoscaler;
 use crate::clusterdns::ClusterDns;
 use crate::runner::leader::LeaderConfig;
 
@@ -65,6 +66,8 @@ pub struct Config {
     pub unhealthy_zone_threshold: f32,
     /// The size of zones up to which a disrupted zone is left alone.
     pub large_cluster_size_threshold: usize,
+    /// How autoscalers decide.
+    pub autoscaler: autoscaler::Settings,
     /// How many ended pods are kept; 0 keeps all.
     pub terminated_pod_gc_threshold: usize,
     /// How long a pod on a node that is gone is left before it is deleted.
@@ -98,6 +101,7 @@ impl Default for Config {
             secondary_node_eviction_rate: 0.01,
             unhealthy_zone_threshold: 0.55,
             large_cluster_size_threshold: 50,
+            autoscaler: autoscaler::Settings::default(),
             terminated_pod_gc_threshold: 12_500,
             orphan_quarantine: Duration::from_secs(40),
             leader_election: None,

@@ -8,6 +8,7 @@
 
 pub mod acknowledgement;
 pub mod aggregation;
+pub mod autoscaler;
 pub mod cache;
 pub mod certificates;
 pub mod claim;
@@ -35,6 +36,7 @@ pub mod policystatus;
 pub mod protection;
 pub mod quota;
 pub mod replicaset;
+pub mod resourceclaim;
 pub mod revisions;
 pub mod runner;
 pub mod servicecidr;
@@ -42,6 +44,7 @@ pub mod services;
 pub mod statefulset;
 pub mod tokens;
 pub mod ttl;
+pub mod volume;
 
 pub use config::{ClientFor, Config, SigningCa};
 pub use manager::{ControllerManager, Error};

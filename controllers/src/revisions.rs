@@ -6,16 +6,46 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::core::Selector;
 use serde_json::{Value, json};
 
+use crate::cache::{Caches, Store};
+use crate::claim;
 use crate::hash::content_hash;
-use crate::object::{self, Labels, Object};
+use crate::object::{self, Key, Labels, Object};
 use crate::plan::Act;
+use crate::runner::Queue;
 
 /// Label with the hash of what a StatefulSet's revision holds.
 pub const HASH: &str = "controller.kubernetes.io/hash";
 /// Label of pods with the name (or the hash) of their revision, and of a DaemonSet's revisions with their hash.
 pub const REVISION_LABEL: &str = "controller-revision-hash";
+
+/// Queues the sets of a kind that a change of theirs, of their pods or of their revisions concerns.
+pub fn wire<O: Object>(
+    caches: &Arc<Caches>,
+    store: fn(&Caches) -> &Store<O>,
+    selector: fn(&O) -> Option<Selector>,
+    queue: &Arc<Queue>,
+) {
+    let q = queue.clone();
+    store(caches).on_change(move |change| q.add(change.key.clone()));
+    let (all, q) = (caches.clone(), queue.clone());
+    caches.pods.on_change(move |change| {
+        for pod in change.states() {
+            claim::owners(store(&all), selector, pod.as_ref()).into_iter().for_each(|key| q.add(key));
+        }
+    });
+    let q = queue.clone();
+    caches.revisions.on_change(move |change| {
+        for revision in change.states() {
+            let owner = object::controller_ref(&revision.metadata).filter(|r| r.kind == O::kind(&()));
+            if let Some(owner) = owner {
+                q.add(Key::new(object::namespace(revision.as_ref()), &owner.name));
+            }
+        }
+    });
+}
 
 /// What stands between an owner and the revision of its present template.
 pub enum Present {

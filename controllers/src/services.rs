@@ -12,7 +12,7 @@ use crate::pods;
 use crate::runner::Queue;
 
 /// Label of endpoints whose Service has no address of its own.
-pub const HEADLESS: &str = "service.kubernetes.io/headless";
+pub use hawser_api::dataplane::HEADLESS;
 /// Node label with the zone.
 pub const ZONE: &str = "topology.kubernetes.io/zone";
 

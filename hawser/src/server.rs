@@ -112,8 +112,12 @@ async fn start(flags: &ApiserverFlags, whole: bool) -> Result<(ApiServer, Arc<Pk
     let mut access = AccessConfig::new(pki.clone());
     access.anonymous = flags.anonymous_auth.unwrap_or(!whole);
     access.address_pools = whole;
+    access.usage = whole;
     access.node_token_file = Some(data.join("node-token"));
     let mut config = Config::new(Arc::new(access));
+    if whole {
+        config.runtime_config.push(hawser_apiserver::usage::GROUP_VERSION.to_owned());
+    }
     config.listen = vec![flags.bind];
     config.inherit_sockets = true;
     config.tls = Some(Arc::new(hawser_apiserver::pki::server_config(&pki)?));
@@ -127,7 +131,10 @@ async fn start(flags: &ApiserverFlags, whole: bool) -> Result<(ApiServer, Arc<Pk
     let apiserver = ApiServer::start(config, storage.clone()).await?;
     let host = if flags.bind.ip().is_unspecified() { advertise } else { flags.bind.ip() };
     let url = format!("https://{}", SocketAddr::new(host, flags.bind.port()));
-    pki.write_admin_kubeconfig(&data.join("admin.kubeconfig"), &url)?;
+    let admin = (data.join("admin.kubeconfig"), url.clone());
+    pki.write_admin_kubeconfig(&admin.0, &admin.1)?;
+    // Ends with the process: there is nothing to give back.
+    tokio::spawn(pki.clone().keep_renewed(pki_config, admin, CancellationToken::new()));
     tracing::info!(%url, data = %data.display(), "the API server is ready");
     Ok((apiserver, pki, storage))
 }

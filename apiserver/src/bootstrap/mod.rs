@@ -22,6 +22,7 @@ use crate::tokens::ServiceAccountTokens;
 use crate::tokens::node_token::{BootstrapToken, NodeToken};
 use crate::tokens::request::TokenRequests;
 use crate::tokens::review::TokenReviews;
+use crate::usage::Usage;
 
 /// Settings of access control.
 #[derive(Debug, Clone)]
@@ -37,6 +38,8 @@ pub struct AccessConfig {
     pub anonymous: bool,
     /// Where the join token is kept (mode 0600); None for a server that nodes do not join by token.
     pub node_token_file: Option<PathBuf>,
+    /// Whether the kubelets are asked for what their nodes and pods use, to serve `metrics.k8s.io`.
+    pub usage: bool,
     /// Whether there are address pools of load balancers (`loadbalancerippools.hawser.io`).
     pub address_pools: bool,
 }
@@ -50,6 +53,7 @@ impl AccessConfig {
             api_audiences: Vec::new(),
             anonymous: true,
             node_token_file: None,
+            usage: false,
             address_pools: false,
         }
     }
@@ -85,6 +89,12 @@ impl AccessBuilder for AccessConfig {
             let object = pools::definition();
             bootstrap.push(BootstrapObject { object, policy: BootstrapPolicy::ReconcileSpec });
         }
+        let usage = self.usage.then(Arc::<Usage>::default);
+        if let Some(usage) = &usage {
+            let kubelets = crate::streaming::kubelets(&self.pki).map_err(|e| text(&e))?;
+            let (usage, stop) = (Arc::clone(usage), host.stop.clone());
+            tokio::spawn(crate::usage::collect::run(usage, Arc::clone(&reader), kubelets, stop));
+        }
         let (configuration, keys) = (Arc::clone(&tokens), Arc::clone(&tokens));
         Ok(Access {
             authenticator: Arc::new(RequestAuthenticator { bearer: Arc::clone(&bearer) }),
@@ -98,6 +108,7 @@ impl AccessBuilder for AccessConfig {
                 Arc::new(TokenRequests { tokens }),
             ],
             authorizer: authorizers,
+            usage,
             documents: vec![
                 (
                     "/.well-known/openid-configuration".to_owned(),

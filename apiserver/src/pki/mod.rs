@@ -1,13 +1,14 @@
 //! The cluster's own public key infrastructure.
 //!
 //! On first start everything is created below one directory (mode 0700, keys 0600) under the names that
-//! kubeadm uses; later starts reuse it. A leaf certificate is renewed when it is near its end, when it no
-//! longer carries the names the server is reached by, or when it was not signed by the present CA. The CA
-//! itself is never replaced: nodes pin its digest in their join token.
+//! kubeadm uses; later starts reuse it. A leaf certificate is renewed when it is near its end (also by a server
+//! that runs: [`Pki::keep_renewed`]), when it no longer carries the names the server is reached by, or when it was
+//! not signed by the present CA. The CA itself is never replaced: nodes pin its digest in their join token.
 
 mod files;
 mod issue;
 mod kubeconfig;
+mod live;
 mod tls;
 
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ use std::time::{Duration, SystemTime};
 pub use files::write_private;
 pub use issue::{Identity, LeafSpec};
 pub use kubeconfig::kubeconfig;
+pub use live::{AdminFile, Live, Presented};
 pub use tls::{kubelet_client_config, server_config, unverified_client_config};
 
 use crate::encryption::KeyRing;
@@ -126,6 +128,8 @@ pub struct Pki {
     pub service_account_key: String,
     /// Keys for Secrets at rest.
     pub encryption: KeyRing,
+    /// What a running server presents: as renewed since.
+    pub live: Live,
 }
 
 impl Pki {
@@ -139,12 +143,13 @@ impl Pki {
         files::ensure_private_dir(dir)?;
         let ca = load_or_create_ca(dir, now)?;
         let leaf = |name: &str, spec: LeafSpec| load_or_create_leaf(dir, name, &spec, &ca, now);
+        let serving = leaf("apiserver", LeafSpec::server("kube-apiserver", config.serving_sans()))?;
+        let client = LeafSpec::client(KUBELET_CLIENT_USER, Some(KUBELET_CLIENT_GROUP));
+        let kubelet_client = leaf("apiserver-kubelet-client", client)?;
         Ok(Self {
-            serving: leaf("apiserver", LeafSpec::server("kube-apiserver", config.serving_sans()))?,
-            kubelet_client: leaf(
-                "apiserver-kubelet-client",
-                LeafSpec::client(KUBELET_CLIENT_USER, Some(KUBELET_CLIENT_GROUP)),
-            )?,
+            live: Live::new(&serving, &kubelet_client, &ca)?,
+            serving,
+            kubelet_client,
             admin: leaf("admin", LeafSpec::client("kubernetes-admin", Some("system:masters")))?,
             controller_manager: leaf(
                 "controller-manager",
@@ -162,8 +167,11 @@ impl Pki {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_admin_kubeconfig(&self, path: &Path, server_url: &str) -> Result<(), PkiError> {
-        let text = kubeconfig("hawser", server_url, &self.ca.cert_pem, "kubernetes-admin", &self.admin);
-        files::write_private(path, text.as_bytes())
+        files::write_private(path, self.admin_kubeconfig(server_url).as_bytes())
+    }
+
+    fn admin_kubeconfig(&self, server_url: &str) -> String {
+        kubeconfig("hawser", server_url, &self.ca.cert_pem, "kubernetes-admin", &self.admin)
     }
 
     /// SHA-256 of the CA certificate's DER in lower-case hex: what a node's join token pins.

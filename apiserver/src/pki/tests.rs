@@ -98,3 +98,26 @@ fn a_ca_certificate_without_its_key_is_an_error() {
     std::fs::copy(other.dir.join("ca.key"), config.dir.join("ca.key")).expect("copy");
     assert!(matches!(Pki::load_or_create(&config, SystemTime::now()), Err(PkiError::Malformed { .. })));
 }
+
+#[test]
+fn a_running_server_presents_what_was_renewed() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let config = config(dir.path());
+    let now = SystemTime::now();
+    let pki = Pki::load_or_create(&config, now).expect("create");
+    let admin = (dir.path().join("admin.kubeconfig"), "https://127.0.0.1:6443".to_owned());
+    let (server, client) =
+        (server_config(&pki).expect("server"), kubelet_client_config(&pki).expect("client"));
+    // What the configurations ask at each handshake.
+    pki.write_admin_kubeconfig(&admin.0, &admin.1).expect("kubeconfig");
+    let shown = |pki: &Pki| format!("{:?}", (&pki.live.serving, &pki.live.kubelet_client));
+    let before = shown(&pki);
+    assert!(!pki.renew(&config, &admin, now).expect("look"), "nothing is due");
+    assert_eq!(shown(&pki), before);
+    let later = now + LEAF_LIFETIME - RENEW_BEFORE + Duration::from_secs(60);
+    assert!(pki.renew(&config, &admin, later).expect("renew"));
+    assert_ne!(shown(&pki), before);
+    assert!(std::fs::read_to_string(&admin.0).expect("kubeconfig").contains("kubernetes-admin"));
+    assert!(!pki.renew(&config, &admin, later).expect("look"), "once is enough");
+    drop((server, client));
+}

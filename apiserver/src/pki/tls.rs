@@ -10,7 +10,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{Pki, PkiError};
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
@@ -35,8 +35,7 @@ pub fn server_config(pki: &Pki) -> Result<ServerConfig, PkiError> {
         .with_safe_default_protocol_versions()
         .map_err(|e| PkiError::Tls(e.to_string()))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![pki.serving.cert_der()?, pki.ca.cert_der()?], pki.serving.key_der()?)
-        .map_err(|e| PkiError::Tls(e.to_string()))?;
+        .with_cert_resolver(pki.live.serving.clone());
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -51,8 +50,7 @@ pub fn kubelet_client_config(pki: &Pki) -> Result<ClientConfig, PkiError> {
         .with_safe_default_protocol_versions()
         .map_err(|e| PkiError::Tls(e.to_string()))?
         .with_root_certificates(roots(pki)?)
-        .with_client_auth_cert(vec![pki.kubelet_client.cert_der()?], pki.kubelet_client.key_der()?)
-        .map_err(|e| PkiError::Tls(e.to_string()))?;
+        .with_client_cert_resolver(pki.live.kubelet_client.clone());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -16,6 +16,7 @@ pub mod patch;
 pub mod subresource;
 pub mod token;
 pub mod update;
+pub mod usage;
 pub mod virtual_read;
 pub mod watch;
 

@@ -7,6 +7,7 @@ mod location;
 mod messages;
 mod options;
 mod proxy;
+mod resource;
 mod rewrite;
 
 use std::sync::Arc;
@@ -37,6 +38,14 @@ pub fn connectors(
         Arc::new(kubelet::PodStreams { shared: shared.clone(), authorizers: Arc::clone(authorizers) }),
         Arc::new(proxy::HttpProxy { shared }),
     ])
+}
+
+/// Who asks kubelets what their nodes use.
+///
+/// # Errors
+/// When the key material makes no TLS configuration.
+pub fn kubelets(pki: &Pki) -> Result<Arc<dyn crate::usage::collect::Kubelets>, PkiError> {
+    Ok(Arc::new(resource::Resource { tls: Arc::new(kubelet_client_config(pki)?) }))
 }
 
 /// What every connector needs.

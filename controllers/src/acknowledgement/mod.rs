@@ -9,12 +9,11 @@ mod acks;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hawser_api::dataplane::{DRAINED, PROGRAMMED, PROGRAMMED_REVISION};
+use hawser_api::dataplane::{DRAINED, PROGRAMMED, PROGRAMMED_REVISION, PROXY_NAME};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, Service};
@@ -23,7 +22,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::cache::{BY_NODE, BY_TARGET, Caches};
-use crate::endpointslice::SERVICE_NAME;
+use crate::endpointslice::{SERVICE_NAME, desired};
 use crate::object::{self, Key};
 use crate::plan::{Act, Plan};
 use crate::pods;
@@ -31,8 +30,6 @@ use crate::runner::{Clock, Controller, Failure, Queue, ViewError};
 use crate::services;
 use acks::{Acks, Laggard};
 
-/// Label of Services and slices that another proxy serves.
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// How long a Lease lasts that does not say so (that of Kubernetes' kubelet).
 const LEASE: Duration = Duration::from_secs(40);
 
@@ -124,14 +121,10 @@ fn wish(pod: &Pod) -> Option<Wish> {
 }
 
 /// Whether dataplanes serve the Service, and an endpoint of it is made of the pod.
-fn expects(service: &Service, pod: &Pod) -> bool {
-    let spec = service.spec.as_ref();
-    let families: Vec<&str> =
-        spec.and_then(|s| s.ip_families.as_ref()).into_iter().flatten().map(String::as_str).collect();
-    let of_family = |ip: &String| {
-        let family = if ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) { "IPv6" } else { "IPv4" };
-        families.is_empty() || families.contains(&family)
-    };
+fn expects(service: &Service, pod: &Arc<Pod>) -> bool {
+    let pods = [pod.clone()];
+    let families = desired::families(service, &[], &pods);
+    let of_family = |ip: &String| families.iter().any(|family| desired::is_of(family, ip));
     !object::is_deleting(service)
         && !services::is_headless(service)
         && object::label(&service.metadata, PROXY_NAME).is_none()
@@ -139,8 +132,13 @@ fn expects(service: &Service, pod: &Pod) -> bool {
 }
 
 /// Where the slices stand with the pod: `of_pod` are those that hold it, `services` those that select it.
-fn standing(wish: Wish, pod: &Pod, services: &[Arc<Service>], of_pod: &[Arc<EndpointSlice>]) -> Standing {
-    let uid = object::uid(pod);
+fn standing(
+    wish: Wish,
+    pod: &Arc<Pod>,
+    services: &[Arc<Service>],
+    of_pod: &[Arc<EndpointSlice>],
+) -> Standing {
+    let uid = object::uid(pod.as_ref());
     let seen = |slice: &EndpointSlice| {
         let label = |name| object::label(&slice.metadata, name);
         label(services::HEADLESS).is_none() && label(PROXY_NAME).is_none()

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -22,7 +23,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::api::storage::v1::VolumeAttributesClass;
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate};
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
@@ -33,6 +35,7 @@ pub use store::{Change, Handler, IndexFn, Scope, Store, Written};
 
 use crate::loadbalancer::pool::LoadBalancerIPPool;
 use crate::object::{self, Key, Object};
+use crate::volume::{attach, binder};
 
 /// Index: objects by their managing controller's uid.
 pub const BY_CONTROLLER: &str = "controller-uid";
@@ -56,6 +59,14 @@ pub const AGGREGATES: &str = "aggregates";
 pub const BY_CLAIM: &str = "claim";
 /// Index: claims and volumes by the VolumeAttributesClasses that they refer to.
 pub const BY_ATTRIBUTES_CLASS: &str = "attributes-class";
+/// Index: pods by `namespace/claim` of each resource claim that they use.
+pub const BY_RESOURCE_CLAIM: &str = "resource-claim";
+/// Index: pods by `namespace/template` of each template of which they need a claim.
+pub const BY_TEMPLATE: &str = "template";
+/// Index: free volumes, and claims that wait for one, by their class.
+pub const BY_CLASS: &str = "class";
+/// Index: objects by the one that they refer to.
+pub const BY_REFERENCE: &str = "reference";
 /// Index: addresses of Services, all under one value.
 pub const BY_RANGE: &str = "range";
 /// Index: load balancers by the node that answers for them, empty where there is none.
@@ -212,6 +223,7 @@ caches! {
         vec![
             (BY_CONTROLLER, controller_uid::<Pod>), (ORPHANS, orphan::<Pod>), (BY_LABEL, labels::<Pod>),
             (BY_NODE, pod_node), (TERMINATED, pod_terminated), (BY_CLAIM, pod_claims),
+            (BY_RESOURCE_CLAIM, crate::resourceclaim::claims_of), (BY_TEMPLATE, crate::resourceclaim::templates_of),
         ],
         trim_pod,
     );
@@ -305,20 +317,40 @@ caches! {
                 j.spec.as_ref().and_then(|s| s.selector.as_ref()).and_then(|s| s.match_labels.as_ref()))])],
         |_| {},
     );
+    /// HorizontalPodAutoscalers.
+    autoscalers: HorizontalPodAutoscaler = Store::new(Scope::default(), vec![], |_| {});
     /// CronJobs.
     cron_jobs: CronJob = Store::new(Scope::default(), vec![], |_| {});
     /// PersistentVolumeClaims.
     claims: PersistentVolumeClaim = Store::new(
         Scope::default(),
-        vec![(BY_ATTRIBUTES_CLASS, crate::protection::classes_of_claim)],
+        vec![
+            (BY_ATTRIBUTES_CLASS, crate::protection::classes_of_claim),
+            (BY_CLASS, binder::waiting_claims), (BY_REFERENCE, binder::volume_of_claim),
+        ],
         |_| {},
     );
     /// PersistentVolumes.
     volumes: PersistentVolume = Store::new(
         Scope::default(),
-        vec![(BY_ATTRIBUTES_CLASS, crate::protection::classes_of_volume)],
+        vec![
+            (BY_ATTRIBUTES_CLASS, crate::protection::classes_of_volume),
+            (BY_CLASS, binder::free_volumes), (BY_REFERENCE, binder::claim_of_volume),
+        ],
         |_| {},
     );
+    /// ResourceClaims.
+    resource_claims: ResourceClaim =
+        Store::new(Scope::default(), vec![(BY_CONTROLLER, crate::resourceclaim::owner)], |_| {});
+    /// ResourceClaimTemplates.
+    claim_templates: ResourceClaimTemplate = Store::new(Scope::default(), vec![], |_| {});
+    /// StorageClasses.
+    storage_classes: StorageClass = Store::new(Scope::default(), vec![], |_| {});
+    /// CSIDrivers.
+    csi_drivers: CSIDriver = Store::new(Scope::default(), vec![], |_| {});
+    /// VolumeAttachments.
+    attachments: VolumeAttachment =
+        Store::new(Scope::default(), vec![(BY_NODE, attach::node_of), (BY_REFERENCE, attach::volume_of)], |_| {});
     /// VolumeAttributesClasses.
     attributes_classes: VolumeAttributesClass = Store::new(Scope::default(), vec![], |_| {});
     /// ResourceQuotas.

@@ -16,7 +16,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 
-use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, Caches, ORPHANS};
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::pods;
@@ -47,26 +47,6 @@ impl DaemonSets {
     /// A controller on these caches.
     pub fn new(caches: &Arc<Caches>, clock: Clock) -> Self {
         Self { caches: caches.clone(), clock, backoffs: Mutex::default() }
-    }
-
-    fn keys_of(&self, pod: &Pod) -> Vec<Key> {
-        let namespace = object::namespace(pod);
-        if let Some(owner) = object::controller_ref(&pod.metadata) {
-            return (owner.kind == "DaemonSet")
-                .then(|| Key::new(namespace, &owner.name))
-                .into_iter()
-                .collect();
-        }
-        let selects = |set: &DaemonSet| {
-            let selector = set.spec.as_ref().and_then(|s| object::selector(&s.selector));
-            selector.is_some_and(|s| object::matches(&s, &pod.metadata.labels))
-        };
-        object::label_buckets(namespace, &pod.metadata.labels)
-            .iter()
-            .flat_map(|bucket| self.caches.daemon_sets.by_index(BY_SELECTOR, bucket))
-            .filter(|set| selects(set))
-            .map(|set| Key::of(set.as_ref()))
-            .collect()
     }
 
     /// For each node whose pod has failed: how long its replacement has to wait still.
@@ -116,26 +96,8 @@ impl Controller for DaemonSets {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.daemon_sets.on_change(move |change| q.add(change.key.clone()));
-        let (this, q) = (self.clone(), queue.clone());
-        self.caches.pods.on_change(move |change| {
-            for pod in change.states() {
-                for key in this.keys_of(pod) {
-                    q.add(key);
-                }
-            }
-        });
-        let q = queue.clone();
-        self.caches.revisions.on_change(move |change| {
-            for revision in change.states() {
-                if let Some(owner) =
-                    object::controller_ref(&revision.metadata).filter(|r| r.kind == "DaemonSet")
-                {
-                    q.add(Key::new(object::namespace(revision.as_ref()), &owner.name));
-                }
-            }
-        });
+        let selector = |set: &DaemonSet| object::selector(&set.spec.as_ref()?.selector);
+        revisions::wire(&self.caches, |caches| &caches.daemon_sets, selector, queue);
         // A node that comes, goes or changes what decides about pods concerns every DaemonSet.
         let (this, q) = (self.clone(), queue.clone());
         self.caches.nodes.on_change(move |change| {

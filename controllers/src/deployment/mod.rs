@@ -13,8 +13,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
+use kube::core::Selector;
 
-use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, Caches, ORPHANS};
+use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::pods;
@@ -22,6 +24,11 @@ use crate::runner::{Controller, Failure, Queue, ViewError};
 
 pub use numbers::resolve;
 pub use reconcile::{View, reconcile};
+
+/// What a Deployment selects. One that would select everything selects nothing.
+fn selector(deployment: &Deployment) -> Option<Selector> {
+    object::selector(&deployment.spec.as_ref()?.selector).filter(|s| !s.selects_all())
+}
 
 /// The controller. Keys are Deployments.
 pub struct Deployments {
@@ -32,27 +39,6 @@ impl Deployments {
     /// A controller on these caches.
     pub fn new(caches: &Arc<Caches>) -> Self {
         Self { caches: caches.clone() }
-    }
-
-    /// The Deployments that a ReplicaSet concerns.
-    fn keys_of(&self, set: &ReplicaSet) -> Vec<Key> {
-        let namespace = object::namespace(set);
-        if let Some(owner) = object::controller_ref(&set.metadata) {
-            return (owner.kind == "Deployment")
-                .then(|| Key::new(namespace, &owner.name))
-                .into_iter()
-                .collect();
-        }
-        let selects = |deployment: &Deployment| {
-            let selector = deployment.spec.as_ref().and_then(|s| object::selector(&s.selector));
-            selector.is_some_and(|s| !s.selects_all() && object::matches(&s, &set.metadata.labels))
-        };
-        object::label_buckets(namespace, &set.metadata.labels)
-            .iter()
-            .flat_map(|bucket| self.caches.deployments.by_index(BY_SELECTOR, bucket))
-            .filter(|deployment| selects(deployment))
-            .map(|deployment| Key::of(deployment.as_ref()))
-            .collect()
     }
 
     /// The Deployment above a pod, by way of its ReplicaSet.
@@ -83,7 +69,7 @@ impl Controller for Deployments {
         let (this, q) = (self.clone(), queue.clone());
         self.caches.replica_sets.on_change(move |change| {
             for set in change.states() {
-                for key in this.keys_of(set) {
+                for key in claim::owners(&this.caches.deployments, selector, set.as_ref()) {
                     q.add(key);
                 }
             }

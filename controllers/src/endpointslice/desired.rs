@@ -52,7 +52,8 @@ pub fn identity(endpoint: &Endpoint) -> String {
     }
 }
 
-fn is_of(family: &str, ip: &str) -> bool {
+/// Whether an address is of a family.
+pub fn is_of(family: &str, ip: &str) -> bool {
     match ip.parse::<IpAddr>() {
         Ok(IpAddr::V4(_)) => family == "IPv4",
         Ok(IpAddr::V6(_)) => family == "IPv6",

@@ -1,6 +1,6 @@
 //! EndpointSlice: the addresses behind a Service, in slices of at most 100.
 
-mod desired;
+pub mod desired;
 pub mod mirror;
 mod place;
 #[cfg(test)]

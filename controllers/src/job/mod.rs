@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, Caches, ORPHANS};
+use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::runner::{Controller, Failure, Queue, ViewError};
@@ -62,23 +63,10 @@ impl Jobs {
     }
 
     fn keys_of(&self, pod: &Pod) -> Vec<Key> {
-        let namespace = object::namespace(pod);
-        if let Some(owner) = object::controller_ref(&pod.metadata) {
-            let ours = owner.kind == "Job" && owner.api_version.starts_with("batch/");
-            let job = ours.then(|| Key::new(namespace, &owner.name));
-            return job.into_iter().chain(self.is_stray(pod).then(|| pod_key(pod))).collect();
-        }
-        let selects = |job: &Job| {
-            let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref()).and_then(object::selector);
-            selector.is_some_and(|s| object::matches(&s, &pod.metadata.labels))
-        };
-        object::label_buckets(namespace, &pod.metadata.labels)
-            .iter()
-            .flat_map(|bucket| self.caches.jobs.by_index(BY_SELECTOR, bucket))
-            .filter(|job| selects(job))
-            .map(|job| Key::of(job.as_ref()))
-            .chain(self.is_stray(pod).then(|| pod_key(pod)))
-            .collect()
+        let selector = |job: &Job| object::selector(job.spec.as_ref()?.selector.as_ref()?);
+        let mut keys = claim::owners(&self.caches.jobs, selector, pod);
+        keys.extend(self.is_stray(pod).then(|| pod_key(pod)));
+        keys
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::acknowledgement::Acknowledgement;
 use crate::aggregation::RoleAggregation;
+use crate::autoscaler::Autoscalers;
 use crate::cache::{AnyStore, Caches};
 use crate::certificates::approve::Approver;
 use crate::certificates::clean::Cleaner;
@@ -38,18 +39,25 @@ use crate::node::eviction::TaintEviction;
 use crate::node::ipam::{NodeIpam, Pool};
 use crate::node::lifecycle::{self, NodeLifecycle};
 use crate::node::podgc::PodGc;
+use crate::node::ttl::Ttl;
 use crate::node::zones;
 use crate::nsdefaults::{RootCa, ServiceAccounts};
 use crate::policystatus::PolicyStatus;
 use crate::protection::Protection;
 use crate::quota::Quotas;
 use crate::replicaset::{ReplicaSets, ReplicationControllers};
+use crate::resourceclaim::cleanup::Claims;
+use crate::resourceclaim::pods::PodClaims;
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
 use crate::servicecidr::ServiceCidrs;
 use crate::statefulset::StatefulSets;
 use crate::tokens::TokenCleaner;
 use crate::ttl::TtlAfterFinished;
+use crate::volume::attach::Attacher;
+use crate::volume::binder::{Binder, Reclaimer};
+use crate::volume::ephemeral::EphemeralVolumes;
+use crate::volume::expand::Expander;
 
 /// Why the manager ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +195,20 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("statefulset", "statefulset-controller", |t, _| StatefulSets::new(&t.caches));
     t.add("job", "job-controller", |t, _| Jobs::new(&t.caches));
     t.add("cronjob", "cronjob-controller", |t, _| CronJobs::new(&t.caches));
+    t.add("horizontal-pod-autoscaler", "horizontal-pod-autoscaler", |t, client| {
+        Autoscalers::new(&t.caches, client, clock.clone(), t.config.autoscaler.clone())
+    });
     t.add("ttl-after-finished", "ttl-after-finished-controller", |t, _| TtlAfterFinished::new(&t.caches));
+    t.add("persistentvolume-binder", "persistent-volume-binder", |t, _| Binder::new(&t.caches));
+    t.add("persistentvolume-reclaimer", "persistent-volume-binder", |t, client| {
+        Reclaimer::new(&t.caches, client)
+    });
+    t.add("persistentvolume-expander", "expand-controller", |t, _| Expander::new(&t.caches));
+    t.add("persistentvolume-attach-detach", "attachdetach-controller", |t, _| Attacher::new(&t.caches));
+    t.add("ephemeral-volume", "ephemeral-volume-controller", |t, _| EphemeralVolumes::new(&t.caches));
+    t.add("resourceclaim", "resource-claim-controller", |t, client| Claims::new(&t.caches, client));
+    t.add("resourceclaim-pods", "resource-claim-controller", |t, _| PodClaims::new(&t.caches));
+    t.add("ttl", "ttl-controller", |t, _| Ttl::new(&t.caches));
     t.add("pvc-protection", "pvc-protection-controller", |t, _| {
         Protection::<PersistentVolumeClaim>::new(&t.caches)
     });

@@ -6,4 +6,5 @@ pub mod ipam;
 pub mod lifecycle;
 pub mod podgc;
 pub mod taints;
+pub mod ttl;
 pub mod zones;

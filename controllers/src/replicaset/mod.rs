@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 
-use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS, Store};
+use crate::cache::{BY_CONTROLLER, Caches, ORPHANS, Store};
+use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::pods;
@@ -40,23 +41,6 @@ impl<K: Replicates> Replicas<K> {
 
     fn sets(&self) -> &Store<K> {
         (self.store)(&self.caches)
-    }
-
-    /// The objects that a pod concerns: its controller, or for an orphan all that select it.
-    fn keys_of(&self, pod: &Pod) -> Vec<Key> {
-        let namespace = object::namespace(pod);
-        if let Some(owner) = object::controller_ref(&pod.metadata) {
-            let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
-            let ours = owner.kind == K::kind(&()) && group == K::group(&());
-            return ours.then(|| Key::new(namespace, &owner.name)).into_iter().collect();
-        }
-        let selects = |set: &K| set.selector().is_some_and(|s| object::matches(&s, &pod.metadata.labels));
-        object::label_buckets(namespace, &pod.metadata.labels)
-            .iter()
-            .flat_map(|bucket| self.sets().by_index(BY_SELECTOR, bucket))
-            .filter(|set| selects(set))
-            .map(|set| Key::of(set.as_ref()))
-            .collect()
     }
 
     /// The active pods of all sets with the same owner as `set`, itself included.
@@ -91,7 +75,7 @@ impl<K: Replicates> Controller for Replicas<K> {
         let (this, q) = (self.clone(), queue.clone());
         self.caches.pods.on_change(move |change| {
             for pod in change.states() {
-                for key in this.keys_of(pod) {
+                for key in claim::owners(this.sets(), K::selector, pod.as_ref()) {
                     q.add(key);
                 }
             }

@@ -11,9 +11,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Pod;
 
-use crate::cache::{BY_CONTROLLER, BY_SELECTOR, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, Caches, ORPHANS};
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::revisions;
@@ -31,26 +30,6 @@ impl StatefulSets {
     pub fn new(caches: &Arc<Caches>) -> Self {
         Self { caches: caches.clone() }
     }
-
-    fn keys_of(&self, pod: &Pod) -> Vec<Key> {
-        let namespace = object::namespace(pod);
-        if let Some(owner) = object::controller_ref(&pod.metadata) {
-            return (owner.kind == "StatefulSet")
-                .then(|| Key::new(namespace, &owner.name))
-                .into_iter()
-                .collect();
-        }
-        let selects = |set: &StatefulSet| {
-            let selector = set.spec.as_ref().and_then(|s| object::selector(&s.selector));
-            selector.is_some_and(|s| object::matches(&s, &pod.metadata.labels))
-        };
-        object::label_buckets(namespace, &pod.metadata.labels)
-            .iter()
-            .flat_map(|bucket| self.caches.stateful_sets.by_index(BY_SELECTOR, bucket))
-            .filter(|set| selects(set))
-            .map(|set| Key::of(set.as_ref()))
-            .collect()
-    }
 }
 
 #[async_trait]
@@ -66,25 +45,8 @@ impl Controller for StatefulSets {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.stateful_sets.on_change(move |change| q.add(change.key.clone()));
-        let (this, q) = (self.clone(), queue.clone());
-        self.caches.pods.on_change(move |change| {
-            for pod in change.states() {
-                for key in this.keys_of(pod) {
-                    q.add(key);
-                }
-            }
-        });
-        let q = queue.clone();
-        self.caches.revisions.on_change(move |change| {
-            for revision in change.states() {
-                let owner = object::controller_ref(&revision.metadata).filter(|r| r.kind == "StatefulSet");
-                if let Some(owner) = owner {
-                    q.add(Key::new(object::namespace(revision.as_ref()), &owner.name));
-                }
-            }
-        });
+        let selector = |set: &StatefulSet| object::selector(&set.spec.as_ref()?.selector);
+        revisions::wire(&self.caches, |caches| &caches.stateful_sets, selector, queue);
         self.caches.claims.want();
     }
 

@@ -61,7 +61,16 @@ impl<C: Controller> Harness<C> {
     /// A controller made by `make` on an empty model.
     pub fn new(make: impl FnOnce(&Arc<Caches>, &kube::Client) -> C) -> Self {
         let clock = clock();
-        let model = Model::shared(clock.clone());
+        Self::at(clock.clone(), Model::shared(clock), make)
+    }
+
+    /// A controller made by `make` on a model that others use too.
+    pub fn on(model: Shared, make: impl FnOnce(&Arc<Caches>, &kube::Client) -> C) -> Self {
+        let now = model.lock().now.clone();
+        Self::at(now, model, make)
+    }
+
+    fn at(clock: Clock, model: Shared, make: impl FnOnce(&Arc<Caches>, &kube::Client) -> C) -> Self {
         let client = super::client(model.clone());
         let caches = Caches::new();
         let controller = Arc::new(make(&caches, &client));
@@ -127,6 +136,17 @@ impl<C: Controller> Harness<C> {
         }
     }
 
+    /// Shows every event once more, as a watch that begins anew may.
+    pub fn again(&mut self) {
+        let log: Vec<Logged> = self.model.lock().log.clone();
+        // Of each object the last state: what is gone does not come back.
+        let there = |event: &&Logged| {
+            let held = self.model.lock().read(&event.kind, &key_of(event)).ok();
+            held.is_some_and(|held| held == event.object)
+        };
+        log.iter().filter(there).for_each(|event| give(&self.caches, event));
+    }
+
     /// Works on every key that is due until none is, delivering everything before each; at most
     /// `bound` times. Returns how often it worked.
     pub async fn settle(&mut self, bound: usize) -> usize {
@@ -184,6 +204,11 @@ impl<C: Controller> Harness<C> {
     }
 }
 
+fn key_of(event: &Logged) -> crate::object::Key {
+    let text = |field: &str| event.object["metadata"][field].as_str().unwrap_or_default();
+    crate::object::Key::new(text("namespace"), text("name"))
+}
+
 fn feed<K: Object>(store: &Store<K>, event: &Logged) {
     let object: K = serde_json::from_value(event.object.clone()).expect("typed");
     match event.what {
@@ -193,6 +218,10 @@ fn feed<K: Object>(store: &Store<K>, event: &Logged) {
 }
 
 fn give(caches: &Caches, event: &Logged) {
+    // Samples of pods are no pods, whatever they are called.
+    if event.kind.0 == "metrics.k8s.io" {
+        return;
+    }
     let of = |field: &str| -> &Value { &event.object["metadata"][field] };
     match event.kind.1.as_str() {
         "pods" => feed(&caches.pods, event),
@@ -211,9 +240,15 @@ fn give(caches: &Caches, event: &Logged) {
         "daemonsets" => feed(&caches.daemon_sets, event),
         "controllerrevisions" => feed(&caches.revisions, event),
         "jobs" => feed(&caches.jobs, event),
+        "horizontalpodautoscalers" => feed(&caches.autoscalers, event),
         "cronjobs" => feed(&caches.cron_jobs, event),
         "persistentvolumeclaims" => feed(&caches.claims, event),
         "persistentvolumes" => feed(&caches.volumes, event),
+        "resourceclaims" => feed(&caches.resource_claims, event),
+        "resourceclaimtemplates" => feed(&caches.claim_templates, event),
+        "storageclasses" => feed(&caches.storage_classes, event),
+        "csidrivers" => feed(&caches.csi_drivers, event),
+        "volumeattachments" => feed(&caches.attachments, event),
         "volumeattributesclasses" => feed(&caches.attributes_classes, event),
         "poddisruptionbudgets" => feed(&caches.budgets, event),
         "certificatesigningrequests" => feed(&caches.csrs, event),

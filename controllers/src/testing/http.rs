@@ -73,9 +73,10 @@ async fn serve(model: &Shared, request: Request<Body>) -> Answer {
     let mut model = model.lock();
     let result = match (&parts.method, key.name.is_empty()) {
         (&Method::GET, true) => list(&mut model, &kind, &key, param, meta_only),
-        (&Method::GET, false) => {
-            model.fault("get", &kind.1).and_then(|()| model.read(&kind, &key)).map(|o| shown(&o, meta_only))
-        }
+        (&Method::GET, false) => model
+            .fault("get", &kind.1)
+            .and_then(|()| model.read_sub(&kind, &key, &sub))
+            .map(|o| shown(&o, meta_only)),
         (&Method::POST, _) => {
             model.fault("create", &kind.1).and_then(|()| model.create(&kind, &key.namespace, body))
         }

@@ -3,8 +3,9 @@
 
 mod harness;
 mod http;
+mod laws;
 mod model;
 
 pub use harness::{Harness, clock, lag};
 pub use http::client;
-pub use model::{Fault, Model, Shared};
+pub use model::{Fault, Model, Shared, merge};

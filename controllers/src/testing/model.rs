@@ -167,6 +167,24 @@ impl Model {
         }
     }
 
+    /// The `scale` subresource of a workload, or the object itself for other subresources.
+    pub fn read_sub(&self, kind: &Kind, key: &Key, sub: &str) -> Result<Value, Refusal> {
+        let object = self.read(kind, key)?;
+        if sub != "scale" {
+            return Ok(object);
+        }
+        let pairs = object["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
+        let selector: Vec<String> =
+            pairs.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
+        let meta = |field: &str| object["metadata"][field].clone();
+        Ok(json!({"apiVersion": "autoscaling/v1", "kind": "Scale",
+            "metadata": {"name": meta("name"), "namespace": meta("namespace"), "uid": meta("uid"),
+                "resourceVersion": meta("resourceVersion")},
+            "spec": {"replicas": object["spec"]["replicas"]},
+            "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
+                "selector": selector.join(",")}}))
+    }
+
     /// Verb create.
     pub fn create(&mut self, kind: &Kind, namespace: &str, mut body: Value) -> Result<Value, Refusal> {
         self.serial += 1;
@@ -219,6 +237,12 @@ impl Model {
                 for fixed in ["uid", "creationTimestamp", "deletionTimestamp", "generation"] {
                     new["metadata"][fixed] = old["metadata"][fixed].clone();
                 }
+                self.bump_generation(kind, key, &mut new);
+                new
+            }
+            "scale" => {
+                let mut new = old.clone();
+                new["spec"]["replicas"] = body["spec"]["replicas"].clone();
                 self.bump_generation(kind, key, &mut new);
                 new
             }
@@ -346,6 +370,10 @@ fn has_status(kind: &Kind) -> bool {
             | "daemonsets"
             | "jobs"
             | "cronjobs"
+            | "horizontalpodautoscalers"
+            | "persistentvolumeclaims"
+            | "resourceclaims"
+            | "persistentvolumes"
             | "namespaces"
             | "certificatesigningrequests"
             | "poddisruptionbudgets"

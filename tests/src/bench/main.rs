@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod controllers;
 mod crds;
 mod dns;
 mod load;
@@ -35,6 +36,8 @@ enum Part {
     Memory,
     /// Custom resource definitions in number
     Crds,
+    /// A Deployment of 10,000 pods; all controllers with 100,000 pods
+    Controllers,
     /// The etcd engine
     Etcd,
     /// A node's DNS server
@@ -127,6 +130,9 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     }
     if wanted(Part::Crds) {
         crds::run(&binary, &mut report).await?;
+    }
+    if wanted(Part::Controllers) {
+        controllers::run(&binary, &mut report).await?;
     }
     if wanted(Part::Etcd) {
         api::etcd(&mut report).await?;

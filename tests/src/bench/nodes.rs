@@ -200,7 +200,13 @@ async fn until_in_map(socket: &Path, frontend: &str, backend: &str) -> Result<In
         };
         let request = hawser_cli::proto::GetLbRequest { address: Some(address) };
         let has = |b: &hawser_cli::proto::Backend| b.address.as_ref().is_some_and(|a| a.address == backend);
-        if inspect.get_lb(request).await?.into_inner().backends.iter().any(has) {
+        let found = match inspect.get_lb(request).await {
+            Ok(found) => found.into_inner(),
+            // The Service itself is on its way, too.
+            Err(status) if status.code() == tonic::Code::NotFound => continue,
+            Err(status) => return Err(status.into()),
+        };
+        if found.backends.iter().any(has) {
             return Ok(Instant::now());
         }
     }

@@ -1,6 +1,7 @@
 //! Rolling updates under steady load: how many requests fail.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +10,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::{LogParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use parking_lot::Mutex;
 use serde_json::json;
 use xtask::sandbox::node_name;
 
@@ -19,6 +21,8 @@ use crate::steady::Counts;
 const REPLICAS: i32 = 20;
 /// How long the clients make requests.
 const SPAN: Duration = Duration::from_secs(60);
+/// How often the bench looks whether it is run itself.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Measures with a sandbox of two nodes, a client on each.
 pub async fn run(binary: &Path, report: &mut Report) -> Result<()> {
@@ -47,6 +51,7 @@ async fn measure(client: &Client, report: &mut Report) -> Result<()> {
                 "metadata": {"labels": {"app": "steady"}},
                 "spec": {"containers": [{
                     "name": "c", "image": BENCH_IMAGE, "args": ["serve", "--port", PORT.to_string()],
+                    "resources": {"requests": {"cpu": "50m"}},
                     "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
                 }]},
             },
@@ -63,13 +68,15 @@ async fn measure(client: &Client, report: &mut Report) -> Result<()> {
             "metadata": {"name": name},
             "spec": {
                 "nodeName": node_name(number), "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
-                "containers": [{"name": "c", "image": BENCH_IMAGE,
+                "containers": [{"name": "c", "image": BENCH_IMAGE, "resources": {"requests": {"cpu": "200m"}},
                     "args": ["steady", "--target", target, "--seconds", seconds]}],
             },
         });
         pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
         wait(&pods, name, "Ready", |pod| pod.is_some_and(is_ready)).await?;
     }
+    let pause = Arc::new(Mutex::new(Duration::ZERO));
+    let watch = tokio::spawn(pauses(pause.clone()));
     let (started, mut updates) = (Instant::now(), 0);
     while started.elapsed() < SPAN {
         updates += 1;
@@ -89,6 +96,7 @@ async fn measure(client: &Client, report: &mut Report) -> Result<()> {
             failed[kind] += counts.failed[kind];
         }
     }
+    watch.abort();
     report.add(
         &format!("rolling updates of {REPLICAS} pods under load"),
         f64::from(updates),
@@ -100,6 +108,8 @@ async fn measure(client: &Client, report: &mut Report) -> Result<()> {
         report.add(&format!("{what} meanwhile"), done[kind] as f64, "", Target::None);
         report.add(&format!("{what} that failed"), failed[kind] as f64, "", Target::Below(1.0));
     }
+    let paused = pause.lock().as_secs_f64();
+    report.add("longest time the machine did not run the bench itself", paused, "s", Target::None);
     let (done, failed) = (done.iter().sum::<u64>() as f64, failed.iter().sum::<u64>() as f64);
     report.add("failed, of a million requests", failed / done * 1e6, "", Target::Below(1.0));
     Ok(())
@@ -126,4 +136,16 @@ async fn counts(pods: &Api<Pod>, name: &str) -> Result<Counts> {
     let log = pods.logs(name, &LogParams::default()).await?;
     ensure!(phase(ended.as_ref()).as_deref() == Some("Succeeded"), "the client failed: {log}");
     serde_json::from_str(log.trim()).with_context(|| format!("{name} said {log}"))
+}
+
+/// Until it is dropped: the longest time for which this process was not run though it wanted to, outside of all pods.
+/// On a crowded machine the scheduler can keep a whole group of processes waiting for longer than a request may take.
+async fn pauses(longest: Arc<Mutex<Duration>>) {
+    loop {
+        let asleep = Instant::now();
+        tokio::time::sleep(TICK).await;
+        let late = asleep.elapsed().saturating_sub(TICK);
+        let mut longest = longest.lock();
+        *longest = longest.max(late);
+    }
 }

@@ -79,7 +79,8 @@ fn slice(service: &ObjectName, addresses: impl Iterator<Item = Ipv4Addr>) -> Sli
     let endpoint = |address: Ipv4Addr| SliceEndpoint {
         address: address.into(),
         ready: true,
-        serving_terminating: false,
+        serving: true,
+        terminating: false,
         node: None,
         hints: None,
     };

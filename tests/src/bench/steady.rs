@@ -1,8 +1,8 @@
 //! Steady requests while the servers behind a Service change: every one is counted, and those that fail.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use parking_lot::Mutex;
@@ -62,7 +62,7 @@ async fn client(kind: Kind, target: SocketAddr, until: Instant, counts: Arc<Mute
     let mut number = 0u64;
     while Instant::now() < until {
         number += 1;
-        let outcome = tokio::time::timeout(ANSWER_TIMEOUT, async {
+        let request = async {
             match kind {
                 Kind::Datagrams => ask(&datagrams, target, number).await,
                 Kind::Connections | Kind::Kept => {
@@ -77,22 +77,48 @@ async fn client(kind: Kind, target: SocketAddr, until: Instant, counts: Arc<Mute
                     Ok(())
                 }
             }
-        })
-        .await;
+        };
+        let mut request = std::pin::pin!(request);
+        let failure = match tokio::time::timeout(ANSWER_TIMEOUT, &mut request).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("{error:#}")),
+            // Its socket is still open.
+            Err(_) => Some(format!("no answer in time, {}", waiting(target.port()))),
+        };
         let mut counts = counts.lock();
         counts.done[kind as usize] += 1;
-        let failure = match outcome {
-            Ok(Ok(())) => continue,
-            Ok(Err(error)) => format!("{error:#}"),
-            Err(_) => "no answer in time".to_owned(),
-        };
+        let Some(failure) = failure else { continue };
         counts.failed[kind as usize] += 1;
         if counts.texts.len() < MAX_TEXTS {
-            let text = format!("{kind:?}: {failure}");
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+            let text = format!("{now:.3} {kind:?}: {failure}");
             counts.texts.push(text);
         }
     }
     Ok(())
+}
+
+/// The pods that sockets wait for: connecting, or with bytes that nobody acknowledged. See proc_pid_net(5).
+fn waiting(port: u16) -> String {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let mut waiting: Vec<String> = table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (remote, state, queues) = (fields.get(2)?, fields.get(3)?, fields.get(4)?);
+            let (address, remote_port) = remote.split_once(':')?;
+            let address = Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.swap_bytes());
+            let stuck = *state == "02" || !queues.starts_with("00000000:");
+            let is_ours = u16::from_str_radix(remote_port, 16) == Ok(port);
+            (is_ours && stuck).then(|| {
+                format!("{address} ({})", if *state == "02" { "SYN-SENT" } else { "unacknowledged" })
+            })
+        })
+        .collect();
+    waiting.sort();
+    waiting.dedup();
+    format!("waiting for [{}]", waiting.join(", "))
 }
 
 async fn ask(socket: &UdpSocket, target: SocketAddr, number: u64) -> Result<()> {
