@@ -7,12 +7,14 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 
+use aya::programs::XdpMode;
 use common::cluster::{CLIENT, Cluster, TestPod, service, slice};
 use common::traffic::{TIMEOUT, exchange, serve, starts, tcp, udp};
 use common::{Netns, eventually, isolated, run};
 use hawser_ebpf_common::ct::{CT_DSR, CT_REPLY};
 use hawser_ebpf_common::metrics::{direction, reason};
 use hawser_proxy::config::Xdp;
+use hawser_proxy::programs::{Pins, Programs};
 use serde_json::json;
 
 const PORT: u16 = 30_080;
@@ -24,6 +26,8 @@ struct Scene {
     cluster: Cluster,
     client: Netns,
     pod: TestPod,
+    /// Held for what is attached.
+    _others: Option<Programs>,
 }
 
 impl Scene {
@@ -37,13 +41,19 @@ impl Scene {
             for netns in [&client, &pod.netns, &cluster.nodes[0].netns, &cluster.nodes[1].netns] {
                 netns.run(|| run("ethtool -K eth0 tx off"));
             }
-            // What the driver of a veth sends back by itself, its other end takes only with a queue of its own.
-            cluster.fabric.run(|| {
-                run("ethtool -K n1 gro on");
-                run("ethtool -K n2 gro on");
-            });
         }
-        Self { cluster, client, pod }
+        // What XDP in the driver of a veth sends back, its other end takes only with a program of its own.
+        let others = (xdp == Xdp::Native).then(|| {
+            let mut programs = Programs::load(&Pins::new(dir.join("others"))).expect("the programs load");
+            let pass = programs.xdp("xdp_pass").expect("a program");
+            cluster.fabric.run(|| {
+                for end in ["n1", "n2"] {
+                    pass.attach(end, XdpMode::Driver).expect("attaches");
+                }
+            });
+            programs
+        });
+        Self { cluster, client, pod, _others: others }
     }
 
     /// A Service of each protocol with every kind of frontend.
