@@ -32,6 +32,7 @@ pub mod podnet;
 pub mod programs;
 mod routes;
 mod sockdiag;
+mod status;
 pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
