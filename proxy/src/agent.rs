@@ -46,6 +46,7 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::podnet::{NodeNet, PodNet, PodNetError};
 use crate::programs::{Pins, Programs, ProgramsError, create_private};
 use crate::routes::{Routes, Way};
+use crate::status::{self, Pressure};
 use crate::sweep::{Step, Sweep};
 use crate::sys::monotonic_ns;
 use crate::tunnel::{self, TunnelError};
@@ -230,6 +231,7 @@ impl Agent {
             };
             routes = Some(Routes::new(netlink, way));
         }
+        programs.lock().finish_migration()?;
         let socket = settings.socket();
         let listener = inspect::bind(&socket).map_err(io_error(socket))?;
         Ok(Self {
@@ -324,7 +326,9 @@ impl Agent {
             retry: None,
         };
         let recount = recount(maps.clone(), stop.clone());
-        let sweep = sweep_ct(maps, flows, stop.clone());
+        let pressure = Arc::new(Pressure::default());
+        let status = status::run(maps.clone(), engine.synced.subscribe(), pressure.clone());
+        let sweep = sweep_ct(maps, flows, pressure, stop.clone());
         tokio::select! {
             result = service => result?,
             () = engine.run(client, stop.clone()) => {}
@@ -332,6 +336,7 @@ impl Agent {
             () = recount => {}
             () = cutting => {}
             () = announcing => {}
+            () = status => {}
         }
         Ok(())
     }
@@ -622,7 +627,7 @@ fn addresses_within(prefixes: &[IpNet]) -> std::io::Result<Vec<IpAddr>> {
 
 /// Removes entries of connections that are over: one pass over both maps every [`CT_SWEEP`], or when a backend is gone,
 /// in parts between which other work gets its turn.
-async fn sweep_ct(maps: PathBuf, flows: Arc<Flows>, token: CancellationToken) {
+async fn sweep_ct(maps: PathBuf, flows: Arc<Flows>, pressure: Arc<Pressure>, token: CancellationToken) {
     let mut tick = tokio::time::interval(CT_SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -633,8 +638,8 @@ async fn sweep_ct(maps: PathBuf, flows: Arc<Flows>, token: CancellationToken) {
         }
         let cut = flows.to_remove();
         let swept = async {
-            sweep_family::<u32>(&maps, map_names::CT, &cut).await?;
-            sweep_family::<Address6>(&maps, map_names::CT6, &cut).await
+            sweep_family::<u32>(&maps, map_names::CT, &cut, &pressure).await?;
+            sweep_family::<Address6>(&maps, map_names::CT6, &cut, &pressure).await
         };
         match swept.await {
             Ok(()) => flows.removed(&cut),
@@ -651,6 +656,7 @@ async fn sweep_family<A: Address>(
     maps: &std::path::Path,
     name: &'static str,
     cut: &HashSet<Cut>,
+    pressure: &Pressure,
 ) -> Result<(), MapError>
 where
     CtKey<A>: aya::Pod,
@@ -661,6 +667,7 @@ where
         match sweep.step(monotonic_ns(), cut)? {
             Step::More => tokio::task::yield_now().await,
             Step::Done { entries, capacity } => {
+                pressure.set(name, entries, capacity);
                 if entries * 10 > capacity * 9 {
                     tracing::warn!(
                         name,

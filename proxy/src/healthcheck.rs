@@ -66,7 +66,8 @@ impl HealthChecks {
         let stop = CancellationToken::new();
         let endpoints = Arc::new(AtomicUsize::new(endpoints));
         let answer = Answer::new(service, endpoints.clone(), self.in_order.clone());
-        let served = serve(port, answer);
+        let what = format!("health check of {service}");
+        let served = serve(what, Listen::Everywhere(port), move |_| answer.response());
         let token = stop.clone();
         tokio::spawn(async move { token.run_until_cancelled(served).await });
         let server = Server { port, endpoints, _stop: stop.drop_guard() };
@@ -109,24 +110,43 @@ impl Answer {
     }
 }
 
-/// On all addresses of both families, or of IPv4 where there is no other.
-async fn listen(port: u16) -> io::Result<TcpListener> {
-    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
-        Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-            TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await
+/// Where a port is open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Listen {
+    /// On all addresses of both families, or of IPv4 where there is no other.
+    Everywhere(u16),
+    /// On 127.0.0.1.
+    Loopback(u16),
+}
+
+impl Listen {
+    async fn bind(self) -> io::Result<TcpListener> {
+        match self {
+            Self::Loopback(port) => TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await,
+            Self::Everywhere(port) => {
+                match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
+                    Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                        TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await
+                    }
+                    other => other,
+                }
+            }
         }
-        other => other,
     }
 }
 
-async fn serve(port: u16, answer: Answer) {
+/// Answers requests for a path, until dropped.
+pub(crate) async fn serve(
+    what: String,
+    on: Listen,
+    answer: impl Fn(&str) -> Response<Full<Bytes>> + Clone + Send + Sync + 'static,
+) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let listener = match listen(port).await {
+        let listener = match on.bind().await {
             Ok(listener) => listener,
             Err(error) => {
-                let service = format!("{}/{}", answer.namespace, answer.name);
-                tracing::warn!(port, service, %error, "health check port; trying again");
+                tracing::warn!(what, ?on, %error, "opening a port; trying again");
                 tokio::time::sleep(RETRY).await;
                 continue;
             }
@@ -135,8 +155,8 @@ async fn serve(port: u16, answer: Answer) {
         {
             let answer = answer.clone();
             tokio::spawn(async move {
-                let service = service_fn(move |_| {
-                    let response = answer.response();
+                let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                    let response = answer(request.uri().path());
                     async move { Ok::<_, Infallible>(response) }
                 });
                 // An error is the client's affair: it is gone, or does not speak HTTP.

@@ -26,11 +26,13 @@ pub mod inspect;
 mod lock;
 pub mod maglev;
 pub mod maps;
+mod migrate;
 pub mod netlink;
 pub mod podnet;
 pub mod programs;
 mod routes;
 mod sockdiag;
+mod status;
 pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;

@@ -15,11 +15,11 @@ use aya::programs::{
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use hawser_ebpf_common::endpoint::{LAYOUT, NodeConfig};
-use hawser_ebpf_common::map_names;
 use nix::mount::MsFlags;
 
 use crate::config;
 use crate::maps::{KernelMaps, MapError};
+use crate::migrate;
 use crate::sys;
 
 /// The programs, compiled by build.rs; aligned because the ELF is read in place.
@@ -149,7 +149,7 @@ pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(PRIVATE).create(path)
 }
 
-fn remove_if_there(path: &Path) -> Result<(), ProgramsError> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), ProgramsError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(ProgramsError::Pin { path: path.to_path_buf(), source })
@@ -167,14 +167,14 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads the programs over the pinned maps, which are made when they are missing or of another
-    /// layout. Attaches nothing.
+    /// Loads the programs over the pinned maps, which are made when they are missing; those of an older layout hand
+    /// their elements on. Attaches nothing.
     ///
     /// # Errors
     /// See [`ProgramsError`].
     pub fn load(pins: &Pins) -> Result<Self, ProgramsError> {
         pins.prepare()?;
-        discard_other_layouts(pins)?;
+        migrate::prepare(pins)?;
         let mut loader = EbpfLoader::new();
         let mut ebpf = loader.default_map_pin_directory(pins.maps()).load(OBJECT).map_err(Box::new)?;
         for (name, program) in ebpf.programs_mut() {
@@ -183,10 +183,19 @@ impl Programs {
                 false => load_and_pin(pins, name, program)?,
             }
         }
+        migrate::copy(pins)?;
         let mut config = KernelMaps::open(&pins.maps())?;
         let current = config.config()?;
         config.set_config(&NodeConfig { layout: LAYOUT, ..current })?;
         Ok(Self { ebpf, pins: pins.clone(), tcx: has_tcx() })
+    }
+
+    /// When these programs are attached in place of the old ones: lets the maps of an older layout go.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`].
+    pub fn finish_migration(&self) -> Result<(), ProgramsError> {
+        migrate::finish(&self.pins)
     }
 
     /// Attaches the socket hooks to a cgroup v2, or replaces those that an earlier agent attached. Another
@@ -464,23 +473,4 @@ fn attach_error(name: &str, target: &str) -> impl Fn(&dyn std::error::Error) -> 
         }
         ProgramsError::Attach { name: name.clone(), target: target.clone(), reason }
     }
-}
-
-/// Removes the pins of maps that another layout version made: programs of this one cannot read them.
-fn discard_other_layouts(pins: &Pins) -> Result<(), ProgramsError> {
-    if !pins.maps().join(map_names::CONFIG).exists() {
-        return Ok(());
-    }
-    let layout = KernelMaps::pinned_config(&pins.maps()).map(|config| config.layout);
-    // 0: an agent died between making the maps and marking them.
-    if layout.as_ref().is_ok_and(|layout| *layout == LAYOUT || *layout == 0) {
-        return Ok(());
-    }
-    tracing::warn!(?layout, wanted = LAYOUT, "the pinned maps have another layout; making new ones");
-    let dir = pins.maps();
-    let failed = |source| ProgramsError::Pin { path: dir.clone(), source };
-    for entry in std::fs::read_dir(&dir).map_err(failed)? {
-        remove_if_there(&entry.map_err(failed)?.path())?;
-    }
-    Ok(())
 }

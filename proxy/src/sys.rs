@@ -60,7 +60,7 @@ struct BatchAttr {
 }
 
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is one of the structs above, initialised and without padding, and its length goes
+    // SAFETY: `attr` is one of the structs above or an array of integers, initialised and without padding, and its length goes
     // with it; the kernel reads it and what it points to before the call returns.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -77,6 +77,24 @@ pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a map and pins it: for tests of maps that no program of this version has.
+///
+/// # Errors
+/// The kernel refused.
+#[cfg(test)]
+pub fn map_create_pinned(kind: u32, key: u32, value: u32, max_entries: u32, path: &Path) -> io::Result<()> {
+    /// `BPF_MAP_CREATE` and `BPF_OBJ_PIN` of `enum bpf_cmd`.
+    const BPF_MAP_CREATE: libc::c_long = 0;
+    const BPF_OBJ_PIN: libc::c_long = 6;
+    let fd = bpf(BPF_MAP_CREATE, &[kind, key, value, max_entries, 0])?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    let map = unsafe { OwnedFd::from_raw_fd(fd) };
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = ObjectAttr { pathname: path.as_ptr() as u64, bpf_fd: map.as_raw_fd() as u32, file_flags: 0 };
+    bpf(BPF_OBJ_PIN, &attr).map(drop)
 }
 
 /// Replaces the program of a link at once: there is no moment without a program.

@@ -6,30 +6,13 @@ mod common;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
 
-use common::cluster::{Cluster, TestNode, service, slice};
+use common::cluster::{CLIENT, Cluster, TestNode, service, slice};
 use common::traffic::{serve, starts, tcp};
 use common::{Netns, eventually, isolated, run};
 use serde_json::{Value, json};
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 200);
 const ADDRESS6: &str = "fd00::200";
-const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 50);
-
-/// A machine on the nodes' link.
-fn client(cluster: &Cluster) -> Netns {
-    let client = Netns::new();
-    cluster.fabric.run(|| {
-        let path = client.path();
-        run(&format!("ip link add client type veth peer name eth0 netns {}", path.display()));
-        run("ip link set client master br0 up");
-    });
-    client.run(|| {
-        run(&format!("ip addr add {CLIENT}/24 dev eth0"));
-        run("ip addr add fd00::50/64 dev eth0 nodad");
-        run("ip link set eth0 up");
-    });
-    client
-}
 
 /// The link-layer address that a machine knows for another's address.
 fn neighbour(client: &Netns, address: &str) -> Option<String> {
@@ -66,7 +49,7 @@ fn an_address_moves_with_its_node() {
         for (pod, name) in [(&a, "a"), (&c, "c")] {
             serve(&pod.netns, 8080, name);
         }
-        let client = client(&cluster);
+        let client = cluster.client();
         let ask = || client.run(|| tcp(ADDRESS, 80));
         let macs = [mac(&cluster.nodes[0]), mac(&cluster.nodes[1])];
         let mut endpoints = slice("balanced", &[a.ip, c.ip], 8080, "TCP");

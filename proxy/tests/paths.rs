@@ -2,13 +2,13 @@
 
 mod common;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{TestRun, TestRunOptions};
-use common::packet::{Packet, Transport};
+use common::packet::{Packet, Transport, read_udp6, udp6};
 use common::{isolated, run};
 use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
 use hawser_ebpf_common::endpoint::{
@@ -22,7 +22,7 @@ use hawser_ebpf_common::lb::{
 use hawser_ebpf_common::metrics::reason;
 use hawser_proxy::maps::{KernelMaps, Maps, Op, SlotKey};
 use hawser_proxy::programs::{Pins, Programs};
-use hawser_proxy::types::{L4Addr, PrefixSpec, Protocol, address_be};
+use hawser_proxy::types::{L4Addr, PrefixSpec, Protocol, address_be, address6_be};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -244,6 +244,49 @@ fn a_backend_that_asks_itself_through_another_node_sees_that_node() {
     });
 }
 
+/// The same of IPv6, by either hook.
+#[test]
+fn both_hooks_forward_ipv6() {
+    isolated(|dir| {
+        let mut node = Node::new(dir);
+        for line in [
+            "ip addr add fd00::11/64 dev up0 nodad",
+            "ip neigh add fd00::12 lladdr 02:00:00:00:00:0c dev up0 nud permanent",
+            "ip neigh add fd00::1 lladdr 02:00:00:00:00:01 dev up0 nud permanent",
+            "ip route add fd00:244:2::/64 via fd00::12",
+        ] {
+            run(line);
+        }
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("settable");
+        let address = |text: &str| text.parse::<Ipv6Addr>().expect("an address");
+        let (own, there, client) = (address("fd00::11"), address("fd00:244:2::9"), address("fd00::1"));
+        let config = node.maps.config().expect("reads");
+        node.maps.set_config(&NodeConfig { node_ip6_be: address6_be(own), ..config }).expect("writes");
+        let value = PrefixSpec {
+            node: Some(address("fd00::12").into()),
+            identity: IDENTITY_PODS,
+            flags: IPCACHE_ON_LINK,
+        };
+        node.apply(Op::PutPrefix { prefix: "fd00:244:2::/64".parse().expect("a prefix"), value });
+        let to = L4Addr::new(address("fd00::200"), 53, Protocol::Udp);
+        node.frontend(1, to, 0, [&[L4Addr::new(there, 5353, Protocol::Udp)], &[]]);
+        for (hook, away) in HOOKS {
+            let source = (client, if hook == "xdp_uplink" { 4000 } else { 4001 });
+            let (code, bytes) = node.run(hook, &udp6(source, (address("fd00::200"), 53)));
+            let (from, at, hops) = read_udp6(&bytes).expect("a good datagram");
+            assert_eq!((code, from.0, at, hops), (away, own, (there, 5353), 63), "{hook}");
+            for (hook, away) in HOOKS {
+                let (code, bytes) = node.run(hook, &udp6(at, from));
+                let back = read_udp6(&bytes).expect("a good datagram");
+                assert_eq!((code, back), (away, ((address("fd00::200"), 53), source, 63)), "{hook}");
+            }
+        }
+        // What is for this node, and what is no datagram or stream, is the stack's.
+        let other = udp6((client, 1), (own, 1));
+        assert_eq!(node.run("xdp_uplink", &other), (XDP_PASS, other));
+    });
+}
+
 #[test]
 fn a_backend_on_this_node_sees_the_client() {
     isolated(|dir| {
@@ -288,6 +331,38 @@ fn external_policy_local() {
         assert_eq!(code, REDIRECT);
         let Transport::Tcp { flags, .. } = parsed(&bytes).transport else { panic!("not TCP") };
         assert_eq!(flags, 0x14, "RST and ACK");
+    });
+}
+
+/// The option that names a frontend may name the cluster's own only.
+#[test]
+fn a_made_up_frontend_is_not_accepted() {
+    isolated(|dir| {
+        let mut node = Node::new(dir);
+        let frontend = L4Addr::new(Ipv4Addr::new(172, 16, 0, 1), 80, Protocol::Tcp);
+        let arriving = |name: Ipv4Addr| {
+            let mut frame = Packet::new((CLIENT, 4000), (HERE, 8080), Protocol::Tcp).bytes();
+            let option = [&[0x9a, 8, 0, 80][..], &name.octets()].concat();
+            frame.splice(34..34, option);
+            frame[14] = 0x47;
+            let length = (frame.len() - 14) as u16;
+            frame[16..18].copy_from_slice(&length.to_be_bytes());
+            common::packet::fix_header_of(&mut frame, 28);
+            frame
+        };
+        // Nobody's, a Service's that is not for direct return, and then for it; another node's address.
+        let foreign = arriving(Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(node.run("from_uplink", &foreign).0, SHOT);
+        node.frontend(1, frontend, 0, [&[L4Addr::new(HERE, 8080, Protocol::Tcp)], &[]]);
+        let named = arriving(Ipv4Addr::new(172, 16, 0, 1));
+        assert_eq!(node.run("from_uplink", &named).0, SHOT);
+        assert_eq!(node.counted(reason::FOREIGN_FRONTEND), 2);
+        node.frontend(1, frontend, SERVICE_DSR, [&[L4Addr::new(HERE, 8080, Protocol::Tcp)], &[]]);
+        for frame in [named, arriving(OTHER)] {
+            let (code, bytes) = node.run("from_uplink", &frame);
+            let got = parsed(&bytes);
+            assert_eq!((code, got.source, got.destination), (REDIRECT, (CLIENT, 4000), (HERE, 8080)));
+        }
     });
 }
 

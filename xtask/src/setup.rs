@@ -22,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("etcd-server", "storage tests over etcd"),
     ("docker-registry", "image pull tests"),
     ("curl", "demo image"),
+    ("ethtool", "tests of XDP on virtual interfaces"),
 ];
 
 /// Needed only where rustup has no nightly with rust-src.

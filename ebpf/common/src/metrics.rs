@@ -77,8 +77,10 @@ pub mod reason {
     pub const TOO_BIG: u32 = 18;
     /// Not dropped: asked for a Service's link-layer address, and answered.
     pub const ANNOUNCED: u32 = 19;
+    /// An option for direct server return that names no frontend of the cluster.
+    pub const FOREIGN_FRONTEND: u32 = 20;
     /// How many there are.
-    pub const COUNT: u32 = 20;
+    pub const COUNT: u32 = 21;
     /// Names in the order of their numbers.
     pub const NAMES: [&str; COUNT as usize] = [
         "Forwarded",
@@ -101,6 +103,7 @@ pub mod reason {
         "SCTP port translation",
         "Too big",
         "Announced",
+        "Foreign frontend",
     ];
 }
 

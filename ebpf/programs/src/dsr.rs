@@ -8,13 +8,16 @@
 
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::ct::{CT_DSR, CT_REPLY, CtKey4};
+use hawser_ebpf_common::endpoint::IDENTITY_REMOTE_NODE;
+use hawser_ebpf_common::lb::SERVICE_DSR;
 use hawser_ebpf_common::metrics::reason;
 use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
 
 use crate::ct;
+use crate::family::Family;
 use crate::far;
 use crate::frame::{Change, Frame};
-use crate::lb::V4;
+use crate::lb::{self, V4};
 use crate::packet::{ETH_LEN, IP_LEN, Ipv4Header, Packet, parse_aside};
 
 /// Copied into all fragments, class 0, number 26.
@@ -96,6 +99,15 @@ fn set_lengths<P: Frame>(
     Ok(())
 }
 
+/// Whether a frontend may be named: the address of another node, or a Service's that asks for direct server return. The
+/// packet's source is the client, so nothing in it proves that a node sent it; but whoever makes one up gets an answer
+/// under no other name than that of a frontend that would have led here anyway.
+#[inline(always)]
+fn is_ours(frontend_be: u32, port_be: u16, protocol: u8) -> bool {
+    V4::ipcache(frontend_be).is_some_and(|prefix| prefix.identity == IDENTITY_REMOTE_NODE)
+        || lb::flags_of::<V4>(frontend_be, port_be, protocol).is_some_and(|flags| flags & SERVICE_DSR != 0)
+}
+
 /// Takes the frontend out of a packet that another node sent here, and notes how the backend's answers are to be
 /// translated. Does nothing to other packets.
 #[inline(always)]
@@ -124,6 +136,9 @@ fn accept_near(ctx: &TcContext) -> Result<(), u32> {
     }
     let [a, b] = option.address_be.map(u16::to_ne_bytes);
     let frontend_be = u32::from_ne_bytes([a[0], a[1], b[0], b[1]]);
+    if !is_ours(frontend_be, option.port_be, packet.tuple.protocol) {
+        return Err(reason::FOREIGN_FRONTEND);
+    }
     let total_len = packet.total_len.checked_sub(OPTION_LEN as u32).ok_or(reason::MALFORMED)?;
     set_lengths(ctx, packet, 0x47, 0x45, total_len, &option, false)?;
     let room = -(OPTION_LEN as i32);

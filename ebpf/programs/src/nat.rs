@@ -36,7 +36,7 @@ pub enum Translated {
 }
 
 /// What a flow's entry means for a packet.
-pub enum Known<A> {
+enum Known<A> {
     /// There is none.
     No,
     /// There is one, and it is not for this place.
@@ -63,7 +63,7 @@ fn applies(flags: u32, origin: Origin) -> bool {
 
 /// Looks a packet's flow up, and rewrites nothing.
 #[inline(always)]
-pub fn known<F: Family, P: Frame>(
+fn known<F: Family, P: Frame>(
     frame: &P,
     packet: &Packet<F::Address>,
     origin: Origin,
@@ -72,13 +72,36 @@ pub fn known<F: Family, P: Frame>(
         return Ok(Known::No);
     }
     let Some(found) = ct::lookup::<F, P>(frame, packet)? else { return Ok(Known::No) };
+    Ok(match standing::<F>(packet, &found, origin) {
+        Standing::Elsewhere => Known::Tracked,
+        Standing::Stale => Known::Stale,
+        Standing::Good => Known::Translated(found),
+    })
+}
+
+/// What a flow's entry is worth for a packet.
+pub enum Standing {
+    Good,
+    /// It is not for this place.
+    Elsewhere,
+    /// The flow opens anew and cannot keep its backend.
+    Stale,
+}
+
+/// Judges the entry that was found for a packet.
+#[inline(always)]
+pub fn standing<F: Family>(
+    packet: &Packet<F::Address>,
+    found: &Rewrite<F::Address>,
+    origin: Origin,
+) -> Standing {
     if !applies(found.flags, origin) {
-        return Ok(Known::Tracked);
+        Standing::Elsewhere
+    } else if found.flags & (CT_REPLY | CT_MASQUERADE) == 0 && !still_holds::<F>(packet, found, origin) {
+        Standing::Stale
+    } else {
+        Standing::Good
     }
-    if found.flags & (CT_REPLY | CT_MASQUERADE) == 0 && !still_holds::<F>(packet, &found, origin) {
-        return Ok(Known::Stale);
-    }
-    Ok(Known::Translated(found))
 }
 
 /// What became of a packet of a known flow.

@@ -16,9 +16,9 @@ use crate::family::Family;
 use crate::far;
 use crate::forward::{config, is_tunnelled};
 use crate::frame::Frame;
-use crate::lb::V4;
-use crate::nat::{Known, Origin, known, open};
-use crate::packet::{ETH_P_IP_BE, NextHop, Packet, parse_aside};
+use crate::lb::{V4, V6};
+use crate::nat::{Origin, Standing, open, standing};
+use crate::packet::{ETH_P_IP_BE, ETH_P_IPV6_BE, NextHop, Packet, parse_aside};
 use crate::rewrite::{decrement_ttl, rewrite};
 
 /// What becomes of a packet: `None` is left to tc.
@@ -28,7 +28,7 @@ type Outcome = Result<Option<u32>, u32>;
 pub fn xdp_uplink(ctx: XdpContext) -> u32 {
     let outcome = match ctx.load::<u16>(12) {
         Ok(ETH_P_IP_BE) => handle::<V4>(&ctx),
-        // IPv6 is tc's so far: with it the stack would not do.
+        Ok(ETH_P_IPV6_BE) => handle::<V6>(&ctx),
         _ => Ok(None),
     };
     let (action, reason) = match outcome {
@@ -47,6 +47,8 @@ pub fn xdp_pass(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// One step after the other, each in a function of its own: they share the stack, and hand on what they found in memory
+/// aside.
 #[inline(always)]
 fn handle<F: Family>(ctx: &XdpContext) -> Outcome {
     // Options, fragments and what is malformed: for tc to judge.
@@ -54,9 +56,44 @@ fn handle<F: Family>(ctx: &XdpContext) -> Outcome {
     if packet.tuple.protocol != PROTO_TCP && packet.tuple.protocol != PROTO_UDP || packet.ttl <= 1 {
         return Ok(None);
     }
-    if !far::unpack_bool(decide::<F>(ctx, packet))? {
-        return Ok(None);
+    match find::<F>(ctx, packet) {
+        FOR_TC => return Ok(None),
+        FOUND => {}
+        UNKNOWN => {
+            if !far::unpack_bool(choose::<F>(ctx, packet))? {
+                return Ok(None);
+            }
+        }
+        reason => return Err((reason - FIRST_REASON) as u32),
     }
+    match send::<F>(ctx, packet) {
+        FOR_TC => Ok(None),
+        failed if failed & FAILED != 0 => Err(failed as u32),
+        action => Ok(Some(action as u32)),
+    }
+}
+
+/// What [`find`] says: leave the packet to tc; its flow is known and its rewriting aside; it opens a flow; or one of
+/// the reasons, which begin here.
+const FOR_TC: u64 = 0;
+const FOUND: u64 = 1;
+const UNKNOWN: u64 = 2;
+const FIRST_REASON: u64 = 3;
+/// Tells a reason from an action, which is never 0, in what [`send`] says.
+const FAILED: u64 = 1 << 32;
+
+/// Rewrites a packet as is written aside, and says where to.
+#[inline(never)]
+fn send<F: Family>(ctx: &XdpContext, packet: &mut Packet<F::Address>) -> u64 {
+    match send_near::<F>(ctx, packet) {
+        Ok(None) => FOR_TC,
+        Ok(Some(action)) => u64::from(action),
+        Err(reason) => FAILED | u64::from(reason),
+    }
+}
+
+#[inline(always)]
+fn send_near<F: Family>(ctx: &XdpContext, packet: &mut Packet<F::Address>) -> Outcome {
     let Some(aside) = F::aside() else { return Ok(None) };
     // SAFETY: an element of a per-CPU array, always there, and used by one program at a time.
     let to = unsafe { &(*aside).to };
@@ -109,32 +146,47 @@ fn next_hop<F: Family>(
     if ask_next_hop::<F>(ctx, packet, to) == 0 {
         return None;
     }
-    // SAFETY: as in `handle`.
+    // SAFETY: as in `send_near`.
     Some(unsafe { (*F::aside()?).next })
 }
 
-/// Decides what a packet becomes, in memory aside; the answer is one of `far::pack_bool`, `false` for one that is tc's.
+/// Looks a packet's flow up.
 #[inline(never)]
-fn decide<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>) -> u64 {
-    match known::<F, _>(ctx, packet, Origin::Uplink) {
-        Ok(Known::Translated(to)) => keep::<F>(&to),
-        Ok(Known::Tracked) => 0,
-        Ok(Known::No | Known::Stale) => match open::<F, _>(ctx, packet, Origin::Uplink) {
-            Ok(Some(to)) => keep::<F>(&to),
-            // What the load balancer refuses is answered by tc, which asks again.
-            Ok(None) | Err(reason::NO_BACKEND) => 0,
-            Err(reason) => far::pack_bool(Err(reason)),
-        },
+fn find<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>) -> u64 {
+    if !packet.trackable {
+        return UNKNOWN;
+    }
+    let found = match ct::lookup::<F, _>(ctx, packet) {
+        Ok(Some(found)) => found,
+        Ok(None) => return UNKNOWN,
+        Err(reason) => return u64::from(reason) + FIRST_REASON,
+    };
+    match standing::<F>(packet, &found, Origin::Uplink) {
+        Standing::Elsewhere => FOR_TC,
+        Standing::Stale => UNKNOWN,
+        Standing::Good => keep::<F>(&found),
+    }
+}
+
+/// Decides what a packet that opens a flow becomes, in memory aside; the answer is one of `far::pack_bool`, `false` for
+/// one that is tc's.
+#[inline(never)]
+fn choose<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>) -> u64 {
+    match open::<F, _>(ctx, packet, Origin::Uplink) {
+        Ok(Some(to)) => keep::<F>(&to),
+        // What the load balancer refuses is answered by tc, which asks again.
+        Ok(None) | Err(reason::NO_BACKEND) => 0,
         Err(reason) => far::pack_bool(Err(reason)),
     }
 }
 
+/// [`FOUND`], or `true`.
 #[inline(always)]
 fn keep<F: Family>(to: &Rewrite<F::Address>) -> u64 {
-    let Some(aside) = F::aside() else { return 0 };
-    // SAFETY: as in `handle`.
+    let Some(aside) = F::aside() else { return FOR_TC };
+    // SAFETY: as in `send_near`.
     unsafe { (*aside).to = *to };
-    1
+    FOUND
 }
 
 /// Puts the frontend into a flow's first packet, which is of IPv4 and goes to the backend already.
@@ -177,7 +229,7 @@ fn ask_next_hop<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>, to: &R
         ct::set_next_hop::<F>(&packet.tuple, params.dmac);
     }
     let Some(aside) = F::aside() else { return 0 };
-    // SAFETY: as in `handle`.
+    // SAFETY: as in `send_near`.
     unsafe { (*aside).next = NextHop { ifindex: params.ifindex, to: params.dmac, from: params.smac } };
     1
 }

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hawser_proxy::config::Xdp;
 use hawser_proxy::maps::{KernelMaps, Maps, Snapshot};
 use hawser_proxy::{Agent, Config, PodNet, PodNetRequest};
 use serde_json::json;
@@ -21,6 +22,7 @@ pub struct TestNode {
     pub cgroup: Cgroup,
     pub run_dir: PathBuf,
     api: FakeApi,
+    xdp: Xdp,
     running: Option<Running>,
 }
 
@@ -50,6 +52,11 @@ impl Cluster {
     /// Nodes at 10.0.0.11, 10.0.0.12 …, pods in 10.244.N.0/24; agents are started. The bridge itself has
     /// 10.0.0.1: something outside the cluster.
     pub fn start(dir: &Path, count: u8) -> Self {
+        Self::start_with(dir, count, Xdp::Off)
+    }
+
+    /// The same with XDP on the uplinks.
+    pub fn start_with(dir: &Path, count: u8, xdp: Xdp) -> Self {
         let api = FakeApi::new();
         let fabric = Netns::new();
         fabric.run(|| {
@@ -57,7 +64,7 @@ impl Cluster {
             run("ip addr add 10.0.0.1/24 dev br0");
             run("ip link set br0 up");
         });
-        let nodes = (1..=count).map(|number| TestNode::new(dir, &api, &fabric, number)).collect();
+        let nodes = (1..=count).map(|number| TestNode::new(dir, &api, &fabric, number, xdp)).collect();
         let mut cluster = Self { api, fabric, nodes };
         for node in &mut cluster.nodes {
             let start = std::time::Instant::now();
@@ -66,10 +73,29 @@ impl Cluster {
         }
         cluster
     }
+
+    /// A machine on the nodes' link, [`CLIENT`], which is no node.
+    pub fn client(&self) -> Netns {
+        let client = Netns::new();
+        self.fabric.run(|| {
+            let path = client.path();
+            run(&format!("ip link add client type veth peer name eth0 netns {}", path.display()));
+            run("ip link set client master br0 up");
+        });
+        client.run(|| {
+            run(&format!("ip addr add {CLIENT}/24 dev eth0"));
+            run("ip addr add fd00::50/64 dev eth0 nodad");
+            run("ip link set eth0 up");
+        });
+        client
+    }
 }
 
+/// Address of [`Cluster::client`].
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 50);
+
 impl TestNode {
-    fn new(dir: &Path, api: &FakeApi, fabric: &Netns, number: u8) -> Self {
+    fn new(dir: &Path, api: &FakeApi, fabric: &Netns, number: u8, xdp: Xdp) -> Self {
         let name = format!("n{number}");
         let ip = Ipv4Addr::new(10, 0, 0, 10 + number);
         let netns = Netns::new();
@@ -98,6 +124,7 @@ impl TestNode {
             cgroup: Cgroup::new(),
             run_dir: dir.join(name),
             api: api.clone(),
+            xdp,
             running: None,
         }
     }
@@ -115,8 +142,8 @@ impl TestNode {
             mtu: None,
             masquerade: true,
             pod_network: true,
-            xdp: hawser_proxy::config::Xdp::Off,
             tunnel: hawser_proxy::config::Tunnel::Off,
+            xdp: self.xdp,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Packets, written and read without the code under test.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hawser_proxy::types::Protocol;
 
@@ -156,8 +156,13 @@ impl Packet {
 
 /// Makes an IPv4 header's checksum right.
 pub fn fix_header(frame: &mut [u8]) {
+    fix_header_of(frame, 20);
+}
+
+/// The same of a header of another length.
+pub fn fix_header_of(frame: &mut [u8], len: usize) {
     frame[24..26].fill(0);
-    let sum = checksum(&[&frame[14..34]]);
+    let sum = checksum(&[&frame[14..14 + len]]);
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
 }
 
@@ -172,6 +177,44 @@ pub fn ipv4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u
     fix_header(&mut frame);
     frame.extend(payload);
     frame
+}
+
+/// Address and port of IPv6.
+pub type End6 = (Ipv6Addr, u16);
+
+/// A datagram of IPv6.
+pub fn udp6(source: End6, destination: End6) -> Vec<u8> {
+    let mut udp = [source.1.to_be_bytes(), destination.1.to_be_bytes(), [0, 12], [0, 0]].concat();
+    udp.extend(b"data");
+    let sum = checksum(&[&pseudo6(source.0, destination.0, udp.len()), &udp]);
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = [[0x0e; 6], [0x0a; 6]].concat();
+    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, udp.len() as u8, 17, 64]);
+    frame.extend(source.0.octets());
+    frame.extend(destination.0.octets());
+    frame.extend(udp);
+    frame
+}
+
+/// Reads a frame with such a datagram and judges its checksum: source, destination, hop limit.
+pub fn read_udp6(frame: &[u8]) -> Result<(End6, End6, u8), String> {
+    let address = |at: usize| -> Result<Ipv6Addr, String> {
+        let octets: [u8; 16] = frame[at..at + 16].try_into().map_err(|_| "too short")?;
+        Ok(octets.into())
+    };
+    if frame.len() != 66 || frame[12..14] != [0x86, 0xdd] {
+        return Err(format!("no such datagram: {frame:02x?}"));
+    }
+    let (from, to) = (address(22)?, address(38)?);
+    if checksum(&[&pseudo6(from, to, 12), &frame[54..]]) != 0 {
+        return Err("checksum".to_string());
+    }
+    let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    Ok(((from, port(54)), (to, port(56)), frame[21]))
+}
+
+fn pseudo6(from: Ipv6Addr, to: Ipv6Addr, len: usize) -> Vec<u8> {
+    [&from.octets()[..], &to.octets(), &[0, 0, 0, len as u8, 0, 0, 0, 17]].concat()
 }
 
 fn pseudo(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, len: usize) -> Vec<u8> {

@@ -286,6 +286,12 @@ fn open_connections(backend_id: u32) -> u64 {
     unsafe { CONNECTIONS.get(&backend_id) }.copied().unwrap_or(0)
 }
 
+/// The `SERVICE_*` of a frontend, if there is such a one.
+#[inline(always)]
+pub fn flags_of<F: Family>(address_be: F::Address, port_be: u16, protocol: u8) -> Option<u32> {
+    service::<F>(&ServiceKey::master(address_be, port_be, protocol)).map(|master| master.flags)
+}
+
 /// Whether a frontend still leads to the backend that a flow of it was given.
 #[inline(always)]
 pub fn slot_holds<F: Family>(lookup: &Lookup<F::Address>, slot: u16, backend_id: u32) -> bool {

@@ -1,0 +1,282 @@
+//! Maps of an older layout: what they hold goes on in maps of this one.
+//!
+//! A map whose layout changed is put aside under another name, a new one is made in its place, and its elements are
+//! copied twice: before the new programs replace the old ones, which go on with the old map until then, and after, for
+//! what the old ones wrote meanwhile. A crash in between leaves the old map aside, and the next start goes on from there.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{HashMap, Map, MapData, MapError as AyaError};
+use hawser_ebpf_common::endpoint::LAYOUT;
+use hawser_ebpf_common::map_names as names;
+
+use crate::maps::{KernelMaps, MapError};
+use crate::programs::{Pins, ProgramsError, remove_if_there};
+use crate::sys;
+
+/// The oldest layout whose maps are read.
+const OLDEST: u32 = 3;
+/// Ending of a map's pin that was put aside. A bpffs allows no dot in names.
+const ASIDE: &str = "!old";
+/// Elements per system call.
+const PART: usize = 4096;
+/// `BPF_NOEXIST` (include/uapi/linux/bpf.h).
+const NOEXIST: u64 = 1;
+
+/// Copies the elements of the first map that the second one does not have.
+type Copy = fn(&'static str, MapData, MapData) -> Result<usize, MapError>;
+
+/// What a layout changed about a map: how its elements go on, or `None` if they do not.
+struct Change {
+    /// The last layout with the old form.
+    last: u32,
+    map: &'static str,
+    copy: Option<Copy>,
+}
+
+/// In the order of the layouts.
+const CHANGES: [Change; 5] = [
+    Change { last: 3, map: names::CT, copy: Some(grow::<16, 56, 64>) },
+    Change { last: 3, map: names::CT6, copy: Some(grow::<40, 80, 88>) },
+    Change { last: 3, map: names::REVERSE_SK4, copy: Some(grow::<16, 8, 16>) },
+    Change { last: 3, map: names::REVERSE_SK6, copy: Some(grow::<28, 8, 16>) },
+    // More reasons: the counters have other places, and begin anew.
+    Change { last: 3, map: names::METRICS, copy: None },
+];
+
+fn aside(pins: &Pins, map: &str) -> PathBuf {
+    pins.maps().join(format!("{map}{ASIDE}"))
+}
+
+/// Puts aside the pinned maps that have another form now. Maps of a layout that is not known are removed, all of them.
+pub(crate) fn prepare(pins: &Pins) -> Result<(), ProgramsError> {
+    if !pins.maps().join(names::CONFIG).exists() {
+        return Ok(());
+    }
+    let layout = KernelMaps::pinned_config(&pins.maps()).map(|config| config.layout);
+    match layout {
+        // 0: an agent died between making the maps and marking them.
+        Ok(0 | LAYOUT) => Ok(()),
+        Ok(layout @ OLDEST..LAYOUT) => {
+            tracing::info!(
+                layout,
+                wanted = LAYOUT,
+                "the pinned maps are of an older layout; their elements move"
+            );
+            CHANGES
+                .iter()
+                .filter(|change| change.last >= layout)
+                .try_for_each(|change| put_aside(pins, change.map))
+        }
+        layout => {
+            tracing::warn!(?layout, wanted = LAYOUT, "the pinned maps have another layout; making new ones");
+            discard(pins)
+        }
+    }
+}
+
+fn put_aside(pins: &Pins, map: &str) -> Result<(), ProgramsError> {
+    let (path, aside) = (pins.maps().join(map), aside(pins, map));
+    if aside.exists() {
+        // An earlier start came this far.
+        return Ok(());
+    }
+    match std::fs::rename(&path, &aside) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ProgramsError::Pin { path, source }),
+        _ => Ok(()),
+    }
+}
+
+fn discard(pins: &Pins) -> Result<(), ProgramsError> {
+    let dir = pins.maps();
+    let failed = |source| ProgramsError::Pin { path: dir.clone(), source };
+    for entry in std::fs::read_dir(&dir).map_err(failed)? {
+        remove_if_there(&entry.map_err(failed)?.path())?;
+    }
+    Ok(())
+}
+
+/// Copies what was put aside and is not in the new maps.
+pub(crate) fn copy(pins: &Pins) -> Result<(), ProgramsError> {
+    for change in &CHANGES {
+        let (old, new) = (aside(pins, change.map), pins.maps().join(change.map));
+        if let (Some(copy), true) = (change.copy, old.exists()) {
+            let copied = copy(change.map, open(change.map, &old)?, open(change.map, &new)?)?;
+            tracing::info!(map = change.map, copied, "elements moved");
+        }
+    }
+    Ok(())
+}
+
+/// Copies the rest and lets the old maps go: no program uses them any more.
+pub(crate) fn finish(pins: &Pins) -> Result<(), ProgramsError> {
+    copy(pins)?;
+    CHANGES.iter().try_for_each(|change| remove_if_there(&aside(pins, change.map)))
+}
+
+fn open(name: &'static str, path: &Path) -> Result<MapData, MapError> {
+    MapData::from_pin(path).map_err(|source| MapError::Open { name, source })
+}
+
+/// For a map whose values became longer: the new part is zero.
+fn grow<const KEY: usize, const OLD: usize, const NEW: usize>(
+    name: &'static str,
+    old: MapData,
+    new: MapData,
+) -> Result<usize, MapError> {
+    let kernel = |source| MapError::Kernel { name, source };
+    let fd = old.fd().as_fd().try_clone_to_owned().map_err(|source| MapError::Batch { name, source })?;
+    // Only to have the sizes checked: the elements are read many at a time, which aya does not offer.
+    let _old: HashMap<MapData, [u8; KEY], [u8; OLD]> =
+        Map::from_map_data(old).and_then(HashMap::try_from).map_err(kernel)?;
+    let mut new: HashMap<MapData, [u8; KEY], [u8; NEW]> =
+        Map::from_map_data(new).and_then(HashMap::try_from).map_err(kernel)?;
+    let (mut keys, mut values) = (vec![[0; KEY]; PART], vec![[0; OLD]; PART]);
+    let (mut from, mut copied) = (None, 0);
+    loop {
+        let batch = sys::lookup_batch(fd.as_fd(), from, &mut keys, &mut values)
+            .map_err(|source| MapError::Batch { name, source })?;
+        for (key, value) in keys.iter().zip(&values).take(batch.count) {
+            let mut grown = [0; NEW];
+            grown[..OLD].copy_from_slice(value);
+            match new.insert(key, grown, NOEXIST) {
+                Ok(()) => copied += 1,
+                Err(AyaError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(kernel(error)),
+            }
+        }
+        from = batch.next;
+        if from.is_none() {
+            return Ok(copied);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
+    use hawser_ebpf_common::endpoint::NodeConfig;
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::maps::{Maps, Op};
+    use crate::programs::Programs;
+    use crate::types::{L4Addr, Protocol};
+
+    /// `BPF_MAP_TYPE_LRU_HASH`.
+    const LRU_HASH: u32 = 9;
+
+    /// On a thread with mounts of its own.
+    fn isolated(test: impl FnOnce(&Path) + Send + 'static) {
+        assert!(nix::unistd::geteuid().is_root(), "this test mounts and needs root");
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().to_path_buf();
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("own mounts");
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .expect("private mounts");
+            mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("a tmpfs");
+            test(&path);
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    fn key(port: u16) -> CtKey4 {
+        CtKey4 { saddr_be: 1, daddr_be: 2, sport_be: port, dport_be: 4, protocol: 6, pad: [0; 3] }
+    }
+
+    fn bytes(key: &CtKey4) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&key.saddr_be.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&key.daddr_be.to_ne_bytes());
+        bytes[8..10].copy_from_slice(&key.sport_be.to_ne_bytes());
+        bytes[10..12].copy_from_slice(&key.dport_be.to_ne_bytes());
+        bytes[12] = key.protocol;
+        bytes
+    }
+
+    /// An entry of layout 3: 56 bytes, of which the first eight are the time.
+    fn entry3(time: u64) -> [u8; 56] {
+        let mut bytes = [0; 56];
+        bytes[..8].copy_from_slice(&time.to_ne_bytes());
+        bytes
+    }
+
+    /// Puts a map of layout 3 in the place of the new one, with elements, and says so.
+    fn age(pins: &Pins, flows: &[(u16, u64)]) -> HashMap<MapData, [u8; 16], [u8; 56]> {
+        let path = pins.maps().join(names::CT);
+        std::fs::remove_file(&path).expect("the pin");
+        sys::map_create_pinned(LRU_HASH, 16, 56, 1024, &path).expect("a map");
+        let mut old: HashMap<MapData, [u8; 16], [u8; 56]> =
+            Map::from_map_data(open(names::CT, &path).expect("the map"))
+                .and_then(HashMap::try_from)
+                .expect("its sizes");
+        for (port, time) in flows {
+            old.insert(bytes(&key(*port)), entry3(*time), 0).expect("writes");
+        }
+        for name in [names::CT6, names::REVERSE_SK4, names::REVERSE_SK6, names::METRICS] {
+            std::fs::remove_file(pins.maps().join(name)).expect("the pin");
+        }
+        let mut maps = old_config(pins);
+        maps.layout = 3;
+        set_config(pins, &maps);
+        old
+    }
+
+    fn config_map(pins: &Pins) -> aya::maps::Array<MapData, NodeConfig> {
+        let data = open(names::CONFIG, &pins.maps().join(names::CONFIG)).expect("the map");
+        Map::from_map_data(data).and_then(aya::maps::Array::try_from).expect("its sizes")
+    }
+
+    fn old_config(pins: &Pins) -> NodeConfig {
+        config_map(pins).get(&0, 0).expect("reads")
+    }
+
+    fn set_config(pins: &Pins, config: &NodeConfig) {
+        config_map(pins).set(0, config, 0).expect("writes");
+    }
+
+    fn times(pins: &Pins) -> Vec<(u16, u64)> {
+        let held = KernelMaps::open(&pins.maps()).expect("the maps").ct().expect("reads");
+        let mut times: Vec<_> =
+            held.iter().map(|(key, entry): &(CtKey4, CtEntry4)| (key.sport_be, entry.last_seen_ns)).collect();
+        times.sort();
+        times
+    }
+
+    #[test]
+    fn flows_survive_a_new_layout_and_a_crash_on_the_way() {
+        isolated(|dir| {
+            let pins = Pins::new(dir.join("bpf"));
+            drop(Programs::load(&pins).expect("loads"));
+            let backend =
+                Op::PutBackend { id: 7, address: L4Addr::new([10, 0, 0, 1], 80, Protocol::Tcp), flags: 0 };
+            KernelMaps::open(&pins.maps()).expect("the maps").apply(&backend).expect("writes");
+            let mut old = age(&pins, &[(1, 100), (2, 200)]);
+            // A first attempt dies right after it put the maps aside.
+            prepare(&pins).expect("put aside");
+            let programs = Programs::load(&pins).expect("loads");
+            assert_eq!(times(&pins), [(1, 100), (2, 200)]);
+            // The old programs are attached still, and write.
+            old.insert(bytes(&key(3)), entry3(300), 0).expect("writes");
+            old.insert(bytes(&key(1)), entry3(101), 0).expect("writes");
+            programs.finish_migration().expect("finishes");
+            assert_eq!(times(&pins), [(1, 100), (2, 200), (3, 300)]);
+            let kept = KernelMaps::open(&pins.maps()).expect("the maps").backends().expect("reads");
+            assert_eq!(kept.len(), 1, "what did not change stays");
+            let left = std::fs::read_dir(pins.maps()).expect("the pins").flatten();
+            assert!(left.into_iter().all(|pin| !pin.file_name().to_string_lossy().ends_with(ASIDE)));
+            assert_eq!(old_config(&pins).layout, LAYOUT);
+            // A layout that nobody knows: all is made anew.
+            set_config(&pins, &NodeConfig { layout: LAYOUT + 1, ..NodeConfig::default() });
+            drop(Programs::load(&pins).expect("loads"));
+            assert!(times(&pins).is_empty());
+        });
+    }
+}
