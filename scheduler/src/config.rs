@@ -367,7 +367,7 @@ fn extender(at: usize, file: ExtenderFile) -> Result<Extender, ConfigError> {
     if !file.preempt_verb.is_empty() {
         return Err(error(path("preemptVerb"), "extenders have no say in preemption"));
     }
-    if !file.node_cache_capable && !(file.filter_verb.is_empty() && file.prioritize_verb.is_empty()) {
+    if !(file.node_cache_capable || file.filter_verb.is_empty() && file.prioritize_verb.is_empty()) {
         return Err(error(path("nodeCacheCapable"), "extenders are told names of nodes only: must be true"));
     }
     if !file.prioritize_verb.is_empty() && file.weight <= 0 {

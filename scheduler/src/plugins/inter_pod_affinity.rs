@@ -245,7 +245,7 @@ impl Filter for InterPodAffinity {
             return Err(Rejection::lasting(NO_AFFINITY));
         }
         let near = terms.iter().all(|t| counts.near.at(&t.topology_key, node) > 0);
-        if !near && !(counts.near.is_empty() && required.near_itself) {
+        if !(near || counts.near.is_empty() && required.near_itself) {
             return Err(Rejection::lasting(NO_AFFINITY));
         }
         if pod.anti_affinity.required.iter().any(|t| counts.away.at(&t.topology_key, node) > 0) {
