@@ -168,11 +168,14 @@ impl PodInfo {
     }
 }
 
+/// What a class was made of, and the class.
+type Known = (Box<[u8]>, Weak<Class>);
+
 /// Makes pods, and their classes once each.
 #[derive(Debug, Default)]
 pub struct Classes {
     /// By a hash of what the class was made of.
-    known: HashMap<u64, Vec<(Box<[u8]>, Weak<Class>)>>,
+    known: HashMap<u64, Vec<Known>>,
     hasher: std::hash::RandomState,
     next_id: u64,
     /// When to look for classes without pods.

@@ -82,8 +82,9 @@ impl NodeTerm {
 
     /// Whether the term holds for a node.
     pub fn matches(&self, name: &str, labels: &Labels) -> bool {
+        let says_something = !self.labels.is_empty() || !self.name.is_empty();
         !self.never
-            && !(self.labels.is_empty() && self.name.is_empty())
+            && says_something
             && self.name.iter().all(|r| r.holds(Some(name)))
             && self.labels.iter().all(|r| r.holds(labels.get(&r.key).map(String::as_str)))
     }

@@ -270,12 +270,15 @@ impl Filter for InterPodAffinity {
     }
 }
 
+/// A topology key and value, and what a term adds to the score of nodes there.
+type Weight = (Box<str>, Box<str>, i64);
+
 /// The sums of preferred terms.
 #[derive(Clone, Debug, Default)]
 struct Preferred {
     namespaces: u64,
     sums: Sums,
-    tally: Tally<Vec<(Box<str>, Box<str>, i64)>>,
+    tally: Tally<Vec<Weight>>,
 }
 
 impl InterPodAffinity {

@@ -165,7 +165,7 @@ impl Spread {
             });
             Some(parts.collect())
         };
-        tally.follow(snapshot, domains, part, |domains, parts: &Box<[Part]>, sign| {
+        tally.follow(snapshot, domains, part, |domains, parts, sign| {
             for (part, domains) in parts.iter().zip(domains) {
                 if part.counted && part.domain != NONE {
                     let sum = &mut domains.sums[part.domain as usize];
