@@ -377,7 +377,7 @@ impl Both {
     fn new() -> Self {
         let binder = Harness::new(|caches, _| Binder::new(caches));
         let model: Shared = binder.model.clone();
-        let reclaimer = Harness::on(model, |caches, client| Reclaimer::new(caches, client));
+        let reclaimer = Harness::on(model, Reclaimer::new);
         Self { binder, reclaimer }
     }
 
@@ -474,7 +474,7 @@ async fn a_volume_is_released_with_its_claim_and_no_sooner() {
     };
     assert_eq!(phase(&both), "Bound");
     // A cache that has not seen the claim is no reason.
-    both.reclaimer.restart(|caches, client| Reclaimer::new(caches, client));
+    both.reclaimer.restart(Reclaimer::new);
     both.reclaimer.caches.claims.replace(Vec::new());
     both.reclaimer.queue.add(Key::cluster("vol"));
     let plan = both.reclaimer.plan(&Key::cluster("vol")).await;
