@@ -55,7 +55,7 @@ while read -r name; do
   out=$("$kubectl" -n kinds get -o wide "$name" 2>&1) || fail "get $name: $out"
   case $name in
   # Describers of older versions ask for beta versions that 1.36 does not serve.
-  servicecidr* | volumeattributesclass* | *.resource.k8s.io/*) ;;
+  ipaddress* | servicecidr* | volumeattributesclass* | *.resource.k8s.io/*) ;;
   *) out=$("$kubectl" -n kinds describe "$name" 2>&1) || fail "describe $name: $out" ;;
   esac
 done < <(sed -n 's/ serverside-applied$//p' "$work/applied")
