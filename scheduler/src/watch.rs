@@ -76,7 +76,7 @@ pub fn start(client: &Client, to: &Sender<Seen>) -> JoinSet<()> {
     });
     other.watch::<VolumeAttachment>(Kind::VolumeAttachment, "", |o| Some(attachment(o)));
     other.watch::<PodDisruptionBudget>(Kind::PodDisruptionBudget, "", budget);
-    other.watch::<PodGroup>(Kind::PodGroup, "", |o| Some(group(o)));
+    other.watch_if_served::<PodGroup>(Kind::PodGroup, |o| Some(group(o)));
     tasks
 }
 
@@ -156,46 +156,79 @@ impl Others<'_> {
     where
         K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
     {
-        let (api, to) = (Api::<K>::all(self.client.clone()), self.to.clone());
+        self.tasks.spawn(watch(self.client.clone(), self.to.clone(), kind, prefix, convert));
+    }
+
+    /// Watches a kind of an alpha version, if the API server has that. Where it has not, watching would be forbidden
+    /// again and again: the scheduler's role says nothing of what is off.
+    fn watch_if_served<K>(&mut self, kind: Kind, convert: fn(&K) -> Option<Object>)
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let (client, to) = (self.client.clone(), self.to.clone());
         self.tasks.spawn(async move {
-            let stream = watcher(api, watcher::Config::default()).default_backoff();
-            let mut stream = std::pin::pin!(stream);
-            let mut known = Known::default();
-            let (mut told, mut refused) = (false, false);
-            while let Some(result) = stream.next().await {
-                match result {
-                    Ok(event) => {
-                        for Named { name, value, .. } in known.on_event(compact(event, convert)) {
-                            let name =
-                                if prefix.is_empty() { name } else { format!("{prefix}{name}").into() };
-                            if to.send(Seen::Object(kind, name, value.map(Box::new))).await.is_err() {
-                                return;
-                            }
-                        }
-                    }
-                    Err(error) => {
-                        refused = refusal(&error).is_some();
-                        // A version that is not served will not be until this process starts anew.
-                        if refusal(&error) == Some(404) {
-                            tracing::debug!(%error, "{kind:?} is not served");
-                            if !told {
-                                // Without a receiver there is nobody to tell.
-                                let _ = to.send(Seen::Listed).await;
-                            }
-                            return;
-                        }
-                        tracing::warn!(%error, "watch of {kind:?} failed");
-                    }
-                }
-                // A kind that may not be read, or is not there, has no objects.
-                if !told && (known.synced() || refused) {
-                    told = true;
-                    if to.send(Seen::Listed).await.is_err() {
+            let found = client.list_api_group_resources(&K::api_version(&())).await;
+            let served = match &found {
+                Ok(list) => list.resources.iter().any(|resource| resource.name == K::plural(&())),
+                Err(kube::Error::Api(status)) => status.code != 404,
+                // Whether it is served, the watch finds out.
+                Err(_) => true,
+            };
+            if served {
+                watch(client, to, kind, "", convert).await;
+            } else {
+                tracing::debug!("{kind:?} is not served");
+                // Without a receiver there is nobody to tell.
+                let _ = to.send(Seen::Listed).await;
+            }
+        });
+    }
+}
+
+async fn watch<K>(
+    client: Client,
+    to: Sender<Seen>,
+    kind: Kind,
+    prefix: &'static str,
+    convert: fn(&K) -> Option<Object>,
+) where
+    K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let stream = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
+    let mut stream = std::pin::pin!(stream);
+    let mut known = Known::default();
+    let (mut told, mut refused) = (false, false);
+    while let Some(result) = stream.next().await {
+        match result {
+            Ok(event) => {
+                for Named { name, value, .. } in known.on_event(compact(event, convert)) {
+                    let name = if prefix.is_empty() { name } else { format!("{prefix}{name}").into() };
+                    if to.send(Seen::Object(kind, name, value.map(Box::new))).await.is_err() {
                         return;
                     }
                 }
             }
-        });
+            Err(error) => {
+                refused = refusal(&error).is_some();
+                // A version that is not served will not be until this process starts anew.
+                if refusal(&error) == Some(404) {
+                    tracing::debug!(%error, "{kind:?} is not served");
+                    if !told {
+                        // Without a receiver there is nobody to tell.
+                        let _ = to.send(Seen::Listed).await;
+                    }
+                    return;
+                }
+                tracing::warn!(%error, "watch of {kind:?} failed");
+            }
+        }
+        // A kind that may not be read, or is not there, has no objects.
+        if !told && (known.synced() || refused) {
+            told = true;
+            if to.send(Seen::Listed).await.is_err() {
+                return;
+            }
+        }
     }
 }
 
