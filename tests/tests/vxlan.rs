@@ -1,7 +1,7 @@
 //! Tunnels between nodes, on a network that knows the nodes' addresses and drops those of pods.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hawser_tests::cluster::Cluster;
@@ -24,6 +24,8 @@ const HEADERS: [usize; 2] = [20 + 8, 40 + 8];
 /// Size of a large transfer.
 const LARGE: usize = 32 << 20;
 const UDP_PORT: u16 = 5300;
+/// How long a datagram's echo is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_reach_each_other_over_a_network_that_drops_them() -> Result<()> {
@@ -182,28 +184,29 @@ async fn too_big_datagrams(cluster: &Cluster, client: &Client, clients: &[Dual])
             let socket = UdpSocket::bind(any)?;
             socket.connect((node, port))?;
             socket.set_read_timeout(Some(Duration::from_millis(300)))?;
-            ensure!(
-                echoes(&socket, INNER_MTU - headers, 20),
-                "{node}: what fits the tunnel does not come back"
-            );
+            ensure!(echoes(&socket, INNER_MTU - headers), "{node}: what fits the tunnel does not come back");
             // The first one is lost: its sender learns from it.
             let full = MTU - headers;
             let first = socket.send(&vec![1; full])?;
             ensure!(first == full && socket.recv(&mut [0; 1]).is_err(), "{node}: it was not too big");
-            ensure!(echoes(&socket, full, 3), "{node}: nobody told the sender");
+            ensure!(echoes(&socket, full), "{node}: nobody told the sender");
             Ok(())
         })?;
     }
     Ok(())
 }
 
-/// Whether a datagram of this length comes back, of so many at most. The kernel's maps hear of a Service a moment after
-/// the API.
-fn echoes(socket: &UdpSocket, length: usize, attempts: usize) -> bool {
+/// Whether a datagram of this length comes back. The kernel's maps hear of a Service a moment after the API, and refuse
+/// until then.
+fn echoes(socket: &UdpSocket, length: usize) -> bool {
     let mut buffer = vec![0; length + 1];
-    (0..attempts).any(|_| {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
         // An error that ICMP told is taken by one call.
         let sent = socket.send(&vec![7; length]);
-        sent.is_ok() && socket.recv(&mut buffer).is_ok_and(|got| got == length)
-    })
+        if sent.is_ok() && socket.recv(&mut buffer).is_ok_and(|got| got == length) {
+            return true;
+        }
+    }
+    false
 }
