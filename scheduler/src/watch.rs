@@ -170,7 +170,7 @@ impl Others<'_> {
             let found = client.list_api_group_resources(&K::api_version(&())).await;
             let served = match &found {
                 Ok(list) => list.resources.iter().any(|resource| resource.name == K::plural(&())),
-                Err(kube::Error::Api(status)) => status.code != 404,
+                Err(kube::Error::Api(status)) => !matches!(status.code, 403 | 404),
                 // Whether it is served, the watch finds out.
                 Err(_) => true,
             };
