@@ -236,6 +236,7 @@ impl Table {
         }
         let changes = [0, 1].map(|scope| Change::between(&old.slots[scope], &wanted[scope]));
         let mut after = Vec::new();
+        let before_slots = ops.len();
 
         let slots_change = changes.iter().any(|change| !change.is_empty());
         let maglev = [&old, &installed].iter().any(|one| one.master.algorithm == ALGORITHM_MAGLEV);
@@ -260,7 +261,8 @@ impl Table {
                 master_changes |= change.apply(&mut installed, key, scope, ops, &mut after);
             }
         }
-        plan_members(&old, &installed, ops, &mut after);
+        let joining = plan_members(&old, &installed, ops, &mut after);
+        ops.splice(before_slots..before_slots, joining);
         plan_ranges(&mut installed, &spec.source_ranges, ops, &mut after);
         if master_changes {
             ops.push(Op::PutService { key, value: installed.master_value() });
@@ -329,15 +331,20 @@ impl Table {
     }
 }
 
-/// New slots are known before the master leads to them; what is gone is forgotten after.
-fn plan_members(old: &Installed, new: &Installed, ops: &mut Vec<Op>, after: &mut Vec<Op>) {
+/// Where backends have moved to is known before the master leads there; what is gone is forgotten after. Returns what must
+/// be written even before the slots, because one slot that is written in its place is seen at once: backends that join.
+fn plan_members(old: &Installed, new: &Installed, ops: &mut Vec<Op>, after: &mut Vec<Op>) -> Vec<Op> {
     let (mut old, new) = (old.members(), new.members());
+    let mut joining = Vec::new();
     for (key, value) in new {
-        if old.remove(&key) != Some(value) {
-            ops.push(Op::PutMember { key, value });
+        match old.remove(&key) {
+            None => joining.push(Op::PutMember { key, value }),
+            Some(held) if held != value => ops.push(Op::PutMember { key, value }),
+            Some(_) => {}
         }
     }
     after.extend(old.into_keys().map(|key| Op::DeleteMember { key }));
+    joining
 }
 
 fn plan_ranges(installed: &mut Installed, wanted: &Arc<[IpNet]>, ops: &mut Vec<Op>, after: &mut Vec<Op>) {
