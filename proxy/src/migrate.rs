@@ -3,6 +3,10 @@
 //! A map whose layout changed is put aside under another name, a new one is made in its place, and its elements are
 //! copied twice: before the new programs replace the old ones, which go on with the old map until then, and after, for
 //! what the old ones wrote meanwhile. A crash in between leaves the old map aside, and the next start goes on from there.
+//!
+//! Programs are replaced one after the other, and a connection goes by several of them. So between the two copies
+//! (`CONFIG_MIGRATING`) the new programs look in the old connection tracking for what the new one misses, and write what is
+//! new into both: each program knows every connection, whichever opened it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -37,17 +41,46 @@ struct Change {
 }
 
 /// In the order of the layouts.
-const CHANGES: [Change; 5] = [
+const CHANGES: [Change; 7] = [
     Change { last: 3, map: names::CT, copy: Some(grow::<16, 56, 64>) },
     Change { last: 3, map: names::CT6, copy: Some(grow::<40, 80, 88>) },
     Change { last: 3, map: names::REVERSE_SK4, copy: Some(grow::<16, 8, 16>) },
     Change { last: 3, map: names::REVERSE_SK6, copy: Some(grow::<28, 8, 16>) },
     // More reasons: the counters have other places, and begin anew.
     Change { last: 3, map: names::METRICS, copy: None },
+    // The programs look up the backends' addresses, which these do not have, until the entries are written anew.
+    Change { last: 4, map: names::SERVICES4, copy: Some(grow::<12, 24, 32>) },
+    Change { last: 4, map: names::SERVICES6, copy: Some(grow::<24, 24, 44>) },
 ];
 
+/// Where a map is put aside: connection tracking in the place where the new programs look for it.
 fn aside(pins: &Pins, map: &str) -> PathBuf {
-    pins.maps().join(format!("{map}{ASIDE}"))
+    match map {
+        names::CT => pins.maps().join(names::OLD_CT),
+        names::CT6 => pins.maps().join(names::OLD_CT6),
+        map => pins.maps().join(format!("{map}{ASIDE}")),
+    }
+}
+
+/// Whether a map was put aside, and it is not the one that a load makes where there is none.
+fn is_aside(pins: &Pins, map: &'static str) -> Result<bool, ProgramsError> {
+    let path = aside(pins, map);
+    if !path.exists() {
+        return Ok(false);
+    }
+    let failed = |source| MapError::Open { name: map, source };
+    let info = open(map, &path)?.info().map_err(failed)?;
+    Ok(info.max_entries() > 1)
+}
+
+/// Whether maps of an older layout are still aside.
+pub(crate) fn under_way(pins: &Pins) -> Result<bool, ProgramsError> {
+    for change in &CHANGES {
+        if is_aside(pins, change.map)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Puts aside the pinned maps that have another form now. Maps of a layout that is not known are removed, all of them.
@@ -77,12 +110,13 @@ pub(crate) fn prepare(pins: &Pins) -> Result<(), ProgramsError> {
     }
 }
 
-fn put_aside(pins: &Pins, map: &str) -> Result<(), ProgramsError> {
+fn put_aside(pins: &Pins, map: &'static str) -> Result<(), ProgramsError> {
     let (path, aside) = (pins.maps().join(map), aside(pins, map));
-    if aside.exists() {
+    if is_aside(pins, map)? {
         // An earlier start came this far.
         return Ok(());
     }
+    remove_if_there(&aside)?;
     match std::fs::rename(&path, &aside) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ProgramsError::Pin { path, source }),
         _ => Ok(()),
@@ -102,7 +136,7 @@ fn discard(pins: &Pins) -> Result<(), ProgramsError> {
 pub(crate) fn copy(pins: &Pins) -> Result<(), ProgramsError> {
     for change in &CHANGES {
         let (old, new) = (aside(pins, change.map), pins.maps().join(change.map));
-        if let (Some(copy), true) = (change.copy, old.exists()) {
+        if let (Some(copy), true) = (change.copy, is_aside(pins, change.map)?) {
             let copied = copy(change.map, open(change.map, &old)?, open(change.map, &new)?)?;
             tracing::info!(map = change.map, copied, "elements moved");
         }
@@ -110,9 +144,8 @@ pub(crate) fn copy(pins: &Pins) -> Result<(), ProgramsError> {
     Ok(())
 }
 
-/// Copies the rest and lets the old maps go: no program uses them any more.
+/// Lets the old maps go: no program uses them any more.
 pub(crate) fn finish(pins: &Pins) -> Result<(), ProgramsError> {
-    copy(pins)?;
     CHANGES.iter().try_for_each(|change| remove_if_there(&aside(pins, change.map)))
 }
 
@@ -157,16 +190,27 @@ fn grow<const KEY: usize, const OLD: usize, const NEW: usize>(
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use aya::programs::{TestRun, TestRunOptions};
     use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
-    use hawser_ebpf_common::endpoint::NodeConfig;
+    use hawser_ebpf_common::endpoint::{CONFIG_MIGRATING, NodeConfig};
+    use hawser_ebpf_common::lb::{ServiceKey4, ServiceValue};
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;
     use crate::maps::{Maps, Op};
     use crate::programs::Programs;
-    use crate::types::{L4Addr, Protocol};
+    use crate::types::{L4Addr, Protocol, address_be};
 
+    /// A client, a Service, its backend on another node, and this node.
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+    const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const NODE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 11);
+    /// `BPF_MAP_TYPE_HASH`.
+    const HASH: u32 = 1;
     /// `BPF_MAP_TYPE_LRU_HASH`.
     const LRU_HASH: u32 = 9;
 
@@ -220,9 +264,21 @@ mod tests {
         for (port, time) in flows {
             old.insert(bytes(&key(*port)), entry3(*time), 0).expect("writes");
         }
-        for name in [names::CT6, names::REVERSE_SK4, names::REVERSE_SK6, names::METRICS] {
+        for name in [names::CT6, names::REVERSE_SK4, names::REVERSE_SK6, names::METRICS, names::SERVICES6] {
             std::fs::remove_file(pins.maps().join(name)).expect("the pin");
         }
+        let path = pins.maps().join(names::SERVICES4);
+        std::fs::remove_file(&path).expect("the pin");
+        sys::map_create_pinned(HASH, 12, 24, 1024, &path).expect("a map");
+        let mut services: HashMap<MapData, ServiceKey4, ServiceValue> =
+            Map::from_map_data(open(names::SERVICES4, &path).expect("the map"))
+                .and_then(HashMap::try_from)
+                .expect("its sizes");
+        let master = ServiceKey4::master(address_be(VIP), 80u16.to_be(), 6);
+        let of_slot = ServiceValue { backend_id: 7, rev_nat_id: 9, ..ServiceValue::default() };
+        let value = ServiceValue { backend_id: 0, count: 1, generation: 1, ..of_slot };
+        services.insert(master, value, 0).expect("writes");
+        services.insert(master.slot(0, 1, 1), of_slot, 0).expect("writes");
         let mut maps = old_config(pins);
         maps.layout = 3;
         set_config(pins, &maps);
@@ -248,6 +304,77 @@ mod tests {
             held.iter().map(|(key, entry): &(CtKey4, CtEntry4)| (key.sport_be, entry.last_seen_ns)).collect();
         times.sort();
         times
+    }
+
+    /// What `from_uplink` makes of a packet of TCP: its destination.
+    fn run(
+        programs: &mut Programs,
+        from: (Ipv4Addr, u16),
+        to: (Ipv4Addr, u16),
+        flags: u8,
+    ) -> (Ipv4Addr, u16) {
+        let mut frame = vec![0; 14 + 20 + 20];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[14..24].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6]);
+        frame[26..30].copy_from_slice(&from.0.octets());
+        frame[30..34].copy_from_slice(&to.0.octets());
+        frame[34..36].copy_from_slice(&from.1.to_be_bytes());
+        frame[36..38].copy_from_slice(&to.1.to_be_bytes());
+        frame[46..48].copy_from_slice(&[0x50, flags]);
+        let mut out = vec![0; 128];
+        let options =
+            TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        programs.classifier("from_uplink").expect("a program").test_run(options).expect("runs");
+        (Ipv4Addr::new(out[30], out[31], out[32], out[33]), u16::from_be_bytes([out[36], out[37]]))
+    }
+
+    /// Until all programs are new, each knows what the others opened.
+    #[test]
+    fn both_layouts_know_every_flow() {
+        isolated(|dir| {
+            let pins = Pins::new(dir.join("bpf"));
+            drop(Programs::load(&pins).expect("loads"));
+            let backend = L4Addr::new(BACKEND, 8080, Protocol::Tcp);
+            KernelMaps::open(&pins.maps())
+                .expect("the maps")
+                .apply(&Op::PutBackend { id: 7, address: backend, flags: 0 })
+                .expect("writes");
+            let mut old = age(&pins, &[]);
+            let mut programs = Programs::load(&pins).expect("loads");
+            let config = old_config(&pins);
+            assert_ne!(config.flags & CONFIG_MIGRATING, 0);
+            set_config(&pins, &NodeConfig { node_ip_be: address_be(NODE), ..config });
+            // An old program opens a flow after the first copy; a new one gets its next packet.
+            let flow = CtKey4 {
+                saddr_be: address_be(CLIENT),
+                daddr_be: address_be(VIP),
+                sport_be: 5000u16.to_be(),
+                dport_be: 80u16.to_be(),
+                protocol: 6,
+                pad: [0; 3],
+            };
+            let mut entry = entry3(0);
+            for (at, bytes) in [
+                (24, &NODE.octets()[..]),
+                (28, &BACKEND.octets()[..]),
+                (32, &61_500u16.to_be_bytes()[..]),
+                (34, &9090u16.to_be_bytes()[..]),
+            ] {
+                entry[at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            old.insert(bytes(&flow), entry, 0).expect("writes");
+            assert_eq!(run(&mut programs, (CLIENT, 5000), (VIP, 80), 0x10), (BACKEND, 9090));
+            // A new program opens one, by a Service of the older layout: the old programs find both directions.
+            let before = old.keys().count();
+            assert_eq!(run(&mut programs, (CLIENT, 5001), (VIP, 80), 2), (BACKEND, 8080));
+            assert_eq!(old.keys().count(), before + 2);
+            programs.finish_migration().expect("finishes");
+            assert_eq!(old_config(&pins).flags & CONFIG_MIGRATING, 0);
+            assert_eq!(run(&mut programs, (CLIENT, 5000), (VIP, 80), 0x10), (BACKEND, 9090));
+            assert_eq!(run(&mut programs, (CLIENT, 5001), (VIP, 80), 0x10), (BACKEND, 8080));
+            run(&mut programs, (CLIENT, 5002), (VIP, 80), 2);
+            assert_eq!(old.keys().count(), before + 2, "the old map is left alone");
+        });
     }
 
     #[test]

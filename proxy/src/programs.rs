@@ -14,7 +14,7 @@ use aya::programs::{
 };
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use hawser_ebpf_common::endpoint::{LAYOUT, NodeConfig};
+use hawser_ebpf_common::endpoint::{CONFIG_MIGRATING, LAYOUT, NodeConfig};
 use nix::mount::MsFlags;
 
 use crate::config;
@@ -186,7 +186,9 @@ impl Programs {
         migrate::copy(pins)?;
         let mut config = KernelMaps::open(&pins.maps())?;
         let current = config.config()?;
-        config.set_config(&NodeConfig { layout: LAYOUT, ..current })?;
+        let migrating = if migrate::under_way(pins)? { CONFIG_MIGRATING } else { 0 };
+        let flags = current.flags & !CONFIG_MIGRATING | migrating;
+        config.set_config(&NodeConfig { layout: LAYOUT, flags, ..current })?;
         Ok(Self { ebpf, pins: pins.clone(), tcx: has_tcx() })
     }
 
@@ -195,6 +197,10 @@ impl Programs {
     /// # Errors
     /// See [`ProgramsError`].
     pub fn finish_migration(&self) -> Result<(), ProgramsError> {
+        let mut config = KernelMaps::open(&self.pins.maps())?;
+        let current = config.config()?;
+        migrate::copy(&self.pins)?;
+        config.set_config(&NodeConfig { flags: current.flags & !CONFIG_MIGRATING, ..current })?;
         migrate::finish(&self.pins)
     }
 

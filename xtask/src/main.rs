@@ -49,7 +49,7 @@ enum Task {
     Test,
     /// Measures what Hawser promises in figures, and prints a table
     Bench {
-        /// Only these parts: api, nodes
+        /// Only these parts: api, nodes, xdp
         parts: Vec<String>,
     },
     /// What continuous integration runs: setup, then test
@@ -101,8 +101,19 @@ fn perform(task: Task) -> Result<()> {
     }
 }
 
+/// What is measured by a bench of its crate, and not over the whole binary.
+const XDP_BENCH: [&str; 6] = ["bench", "-q", "-p", "hawser-proxy", "--bench", "xdp"];
+
 fn bench(parts: &[String]) -> Result<()> {
     setup::run()?;
+    let (xdp, parts): (Vec<&String>, Vec<&String>) = parts.iter().partition(|part| *part == "xdp");
+    let all = xdp.is_empty() && parts.is_empty();
+    if all || !xdp.is_empty() {
+        xtask::run(build::cargo().args(XDP_BENCH))?;
+    }
+    if !all && parts.is_empty() {
+        return Ok(());
+    }
     let binary = build::hawser(build::Profile::Release)?;
     images::build_demo(&build::demo_images_dir())?;
     let bench = build::package("hawser-tests", "hawser-bench", build::Profile::Release)?;

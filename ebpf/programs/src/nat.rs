@@ -262,8 +262,9 @@ fn choose_near<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> Result
         return Ok(false);
     }
     let choice = match lb::select::<F>(
-        &lookup::<F>(packet, origin),
+        &lookup::<F>(packet),
         || F::client(tuple.saddr_be),
+        || scope::<F>(packet, origin),
         || hash::<F>(tuple),
     ) {
         Selected::NoService => return Ok(false),
@@ -298,16 +299,16 @@ fn set_translation<F: Family>(to: Translation<F::Address>) -> Result<(), u32> {
 
 /// What a packet asks the load balancer.
 #[inline(always)]
-fn lookup<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> Lookup<F::Address> {
+fn lookup<F: Family>(packet: &Packet<F::Address>) -> Lookup<F::Address> {
     let tuple = &packet.tuple;
-    let outside = origin == Origin::Uplink && F::ipcache(tuple.saddr_be).is_none();
-    Lookup {
-        address_be: tuple.daddr_be,
-        port_be: tuple.dport_be,
-        protocol: tuple.protocol,
-        scope: if outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL },
-        preferred: None,
-    }
+    Lookup { address_be: tuple.daddr_be, port_be: tuple.dport_be, protocol: tuple.protocol, preferred: None }
+}
+
+/// Whether a packet comes from outside the cluster.
+#[inline(always)]
+fn scope<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> u8 {
+    let outside = origin == Origin::Uplink && F::ipcache(packet.tuple.saddr_be).is_none();
+    if outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL }
 }
 
 /// A hash of a connection that is the same on every node: whichever gets a connection's packets, Maglev chooses the
@@ -381,7 +382,12 @@ fn still_holds<F: Family>(packet: &Packet<F::Address>, entry: &Rewrite<F::Addres
         return true;
     }
     entry.flags & CT_CLOSING == 0
-        && lb::slot_holds::<F>(&lookup::<F>(packet, origin), entry.slot, entry.backend_id)
+        && lb::slot_holds::<F>(
+            &lookup::<F>(packet),
+            || scope::<F>(packet, origin),
+            entry.slot,
+            entry.backend_id,
+        )
 }
 
 /// Masquerades what a pod sends out of the cluster. `false` when this is nothing of the kind.

@@ -218,8 +218,8 @@ fn translate<R: Remote>(ctx: &SockAddrContext, sticky: bool) -> i32 {
     } else {
         None
     };
-    let lookup = Lookup { address_be, port_be, protocol, scope: SCOPE_INTERNAL, preferred };
-    let choice = match lb::select::<R::Family>(&lookup, || client(ctx), || mix(cookie)) {
+    let lookup = Lookup { address_be, port_be, protocol, preferred };
+    let choice = match lb::select::<R::Family>(&lookup, || client(ctx), || SCOPE_INTERNAL, || mix(cookie)) {
         Selected::NoService => return ALLOW,
         Selected::NoBackend => return refuse(reason::NO_BACKEND, ECONNREFUSED),
         Selected::Drop(reason) => return refuse(reason, EHOSTUNREACH),

@@ -2,7 +2,7 @@
 //!
 //! The order is the point. A backend is there before a slot names it and goes after the last slot that
 //! did. A frontend's choice changes in one write: either of its master entry, or of the one slot that
-//! changes. So a lookup between any two operations finds the old set of backends or the new one, whole.
+//! changes (of a frontend's only slot the master entry has a copy, which is what lookups see). So a lookup between any two operations finds the old set of backends or the new one, whole.
 //!
 //! One endpoint that comes, goes or is replaced costs a constant number of writes, however many there
 //! are; only when several change at once, or when a Maglev table changes, are all slots of that frontend
@@ -15,7 +15,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use hawser_ebpf_common::lb::{
-    ALGORITHM_MAGLEV, AffinityMatch, AffinityMatchKey, MaglevKey, SERVICE_AFFINITY, ServiceValue,
+    ALGORITHM_MAGLEV, AffinityMatch, AffinityMatchKey, MaglevKey, SERVICE_AFFINITY, SERVICE_TWO_SCOPES,
+    ServiceValue,
 };
 use ipnet::IpNet;
 
@@ -56,7 +57,7 @@ type SlotAt = (u8, u16, u16);
 
 #[derive(Debug, Clone, Default)]
 struct Installed {
-    /// As in the master entry; `count*` are those of `slots`.
+    /// As in the master entry; `count*` and `backend_id` are those of `slots`.
     master: ServiceValue,
     /// Backend ids of slots 1, 2, … of each scope.
     slots: [Vec<u32>; SCOPES],
@@ -77,7 +78,16 @@ struct InstalledBackend {
 impl Installed {
     fn master_value(&self) -> ServiceValue {
         let count = |scope: usize| u16::try_from(self.slots[scope].len()).unwrap_or(u16::MAX);
-        ServiceValue { backend_id: 0, count: count(0), count_external: count(1), ..self.master }
+        let backend_id = self.only_backend();
+        ServiceValue { backend_id, count: count(0), count_external: count(1), ..self.master }
+    }
+
+    /// The backend that the master entry names itself, or 0.
+    fn only_backend(&self) -> u32 {
+        match &self.slots[0][..] {
+            [only] if self.master.flags & SERVICE_TWO_SCOPES == 0 => *only,
+            _ => 0,
+        }
     }
 
     /// Sets what the specification says about the frontend itself. Whether that changed anything.

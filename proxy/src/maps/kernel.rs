@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray};
-use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
+use hawser_ebpf_common::ct::{CtEntry4, CtEntry6, CtKey4, CtKey6};
 use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
 use hawser_ebpf_common::lb::{
     Address6, AffinityMatch, AffinityMatchKey, CountedSocket, LbConfig, MaglevChunk, MaglevKey, ServiceValue,
@@ -51,6 +51,7 @@ pub struct KernelMaps {
     sockets: HashMap<MapData, u64, CountedSocket>,
     lb_config: Array<MapData, LbConfig>,
     ct: HashMap<MapData, CtKey4, CtEntry4>,
+    ct6: HashMap<MapData, CtKey6, CtEntry6>,
     metrics: PerCpuArray<MapData, MetricsValue>,
     config: Array<MapData, NodeConfig>,
 }
@@ -166,6 +167,7 @@ impl KernelMaps {
             sockets: open(dir, names::SOCKETS)?,
             lb_config: open(dir, names::LB_CONFIG)?,
             ct: open(dir, names::CT)?,
+            ct6: open(dir, names::CT6)?,
             metrics: open(dir, names::METRICS)?,
             config: open(dir, names::CONFIG)?,
         })
@@ -213,6 +215,14 @@ impl KernelMaps {
     /// The map could not be read.
     pub fn ct(&self) -> Result<Vec<CtRecord>, MapError> {
         dump(names::CT, &self.ct)
+    }
+
+    /// All connection tracking entries of IPv6.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn ct6(&self) -> Result<Vec<(CtKey6, CtEntry6)>, MapError> {
+        dump(names::CT6, &self.ct6)
     }
 
     /// Deletes a connection tracking entry.

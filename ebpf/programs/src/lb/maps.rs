@@ -6,14 +6,14 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap};
 use hawser_ebpf_common::lb::{
     Address6, AffinityKey, AffinityMatch, AffinityMatchKey, AffinityValue, Backend, Backend4, Backend6,
     CountedSocket, ForwardSk, LbConfig, MaglevChunk, MaglevKey, ReverseNat, ReverseNat4, ReverseNat6,
-    ReverseSk, ServiceKey, ServiceKey4, ServiceKey6, ServiceValue, SocketKey, SocketKey4, SocketKey6,
-    SourceRangeKey,
+    ReverseSk, ServiceEntry, ServiceEntry4, ServiceEntry6, ServiceKey, ServiceKey4, ServiceKey6, SocketKey,
+    SocketKey4, SocketKey6, SourceRangeKey,
 };
 
 #[map(name = "hawser_lb4_services")]
-static SERVICES4: HashMap<ServiceKey4, ServiceValue> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
+static SERVICES4: HashMap<ServiceKey4, ServiceEntry4> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
 #[map(name = "hawser_lb6_services")]
-static SERVICES6: HashMap<ServiceKey6, ServiceValue> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
+static SERVICES6: HashMap<ServiceKey6, ServiceEntry6> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
 
 #[map(name = "hawser_lb4_backends")]
 static BACKENDS4: HashMap<u32, Backend4> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
@@ -59,10 +59,10 @@ pub static LB_CONFIG: Array<LbConfig> = Array::pinned(1, 0);
 
 /// IPv4 or IPv6: the maps that hold addresses of it.
 pub trait Family {
-    type Address: Copy + 'static;
+    type Address: Copy + Default + 'static;
     /// 4 or 6.
     const NUMBER: u32;
-    fn services() -> &'static HashMap<ServiceKey<Self::Address>, ServiceValue>;
+    fn services() -> &'static HashMap<ServiceKey<Self::Address>, ServiceEntry<Self::Address>>;
     fn backends() -> &'static HashMap<u32, Backend<Self::Address>>;
     fn reverse_nats() -> &'static HashMap<u32, ReverseNat<Self::Address>>;
     fn reverse_sk() -> &'static LruHashMap<SocketKey<Self::Address>, ReverseSk>;
@@ -76,7 +76,7 @@ macro_rules! family {
             type Address = $address;
             const NUMBER: u32 = $number;
             #[inline(always)]
-            fn services() -> &'static HashMap<ServiceKey<$address>, ServiceValue> {
+            fn services() -> &'static HashMap<ServiceKey<$address>, ServiceEntry<$address>> {
                 &$services
             }
             #[inline(always)]
