@@ -59,6 +59,20 @@ pub enum Command {
     Version,
 }
 
+/// What whoever has to do with Services' addresses is told about them.
+#[derive(Args, Clone)]
+pub struct ServiceRanges {
+    /// Ranges of the Services' addresses, separated by commas: one, or one per family, that of the default family first
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+}
+
 #[derive(Args, Clone)]
 pub struct ApiserverFlags {
     /// Where keys, certificates and the store are kept
@@ -76,15 +90,8 @@ pub struct ApiserverFlags {
     /// etcd servers to use instead of the embedded store, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     pub etcd_endpoints: Vec<String>,
-    /// Ranges of the Services' addresses, separated by commas: one, or one per family, that of the default family first
-    #[arg(
-        long,
-        alias = "service-cidr",
-        default_value = "10.96.0.0/12",
-        value_delimiter = ',',
-        value_name = "CIDR"
-    )]
-    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    pub services: ServiceRanges,
     /// Range of the node ports
     #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST")]
     pub service_node_port_range: hawser_apiserver::alloc::Ports,
@@ -304,15 +311,8 @@ pub struct AgentFlags {
     /// How other nodes' pods are reached: off (directly, or by the network's routes) or vxlan, the same on every node
     #[arg(long, default_value = "off")]
     pub tunnel: hawser_proxy::config::Tunnel,
-    /// Ranges of the Services' addresses, separated by commas
-    #[arg(
-        long,
-        alias = "service-cidr",
-        default_value = "10.96.0.0/12",
-        value_delimiter = ',',
-        value_name = "CIDR"
-    )]
-    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    pub services: ServiceRanges,
     /// Ranges that the nodes' pod networks are taken from, separated by commas
     #[arg(long, default_value = "10.244.0.0/16", value_delimiter = ',', value_name = "CIDR")]
     pub cluster_cidr: Vec<ipnet::IpNet>,
@@ -352,15 +352,8 @@ pub struct ProxyFlags {
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
-    /// Ranges of the Services' addresses, separated by commas
-    #[arg(
-        long,
-        alias = "service-cidr",
-        default_value = "10.96.0.0/12",
-        value_delimiter = ',',
-        value_name = "CIDR"
-    )]
-    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    pub services: ServiceRanges,
 }
 
 #[derive(Args)]
