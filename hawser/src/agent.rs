@@ -53,11 +53,6 @@ impl NodeSettings {
         Ok(NodeSettings { name, addresses, flags })
     }
 
-    /// The primary address.
-    fn address(&self) -> Result<IpAddr> {
-        self.addresses.first().copied().context("the node has no address")
-    }
-
     fn log_dir(&self) -> PathBuf {
         self.flags.log_dir.clone().unwrap_or_else(|| self.flags.data_dir.join("logs"))
     }

@@ -110,6 +110,11 @@ pub struct ApiserverFlags {
     pub shutdown_delay: u64,
 }
 
+/// A path that may be empty, which clap's own parser of paths refuses.
+fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
+}
+
 /// A number that is not zero.
 fn positive(text: &str) -> Result<usize, String> {
     let number: u32 = text.parse().map_err(|e| format!("{e}"))?;
@@ -224,7 +229,7 @@ pub struct DnsFlags {
     #[arg(long = "cluster-range", value_name = "CIDR", value_delimiter = ',')]
     pub cluster_ranges: Vec<ipnet::IpNet>,
     /// The host's resolver configuration: who is asked about everything else; empty for nobody
-    #[arg(long, default_value = "/etc/resolv.conf")]
+    #[arg(long, default_value = "/etc/resolv.conf", value_parser = path_or_none)]
     pub resolv_conf: PathBuf,
     /// Domains with servers of their own, as domain=address[:port]
     #[arg(long = "stub-domain", value_name = "DOMAIN=ADDRESS")]
@@ -275,7 +280,7 @@ pub struct NodeFlags {
     pub cluster_domain: String,
     /// The host's resolver configuration, for pods with dnsPolicy Default and for names outside the cluster; empty for
     /// none
-    #[arg(long, default_value = "/etc/resolv.conf")]
+    #[arg(long, default_value = "/etc/resolv.conf", value_parser = path_or_none)]
     pub resolv_conf: PathBuf,
     /// Labels of the Node, as name=value
     #[arg(long = "node-label", value_name = "NAME=VALUE")]
