@@ -21,7 +21,7 @@ async fn over_a_link() -> Result<()> {
     let binary = hawser_tests::hawser_binary()?;
     let cluster = Cluster::start_as("ipv6", &binary, 2, None, |sandbox| sandbox.with_families(Families::V6))?;
     let client = cluster.client().await?;
-    steps(&cluster, &client).await.with_context(|| cluster.logs_tail())
+    steps(&cluster, &client).await.map(drop).with_context(|| cluster.logs_tail())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +55,7 @@ async fn steps(cluster: &Cluster, client: &Client) -> Result<Vec<String>> {
         let pod = run_busybox(client, &format!("client-{number}"), on, "sleep 100000").await?;
         clients.push(only_address(&pod)?);
     }
-    for (number, own) in (1u8..).zip(&clients) {
+    for (number, own) in (1u8..).zip(clients.iter().map(String::as_str)) {
         let from = format!("client-{number}");
         for server in &servers {
             is_told(&curl(client, &from, &url(server, 80)).await?, &format!("{from} to {server}"), &[own])?;
