@@ -4,12 +4,14 @@
 //! result is the caller's.
 
 mod json;
+mod shown;
 mod strategic;
 
 pub use json::{JsonPatch, MAX_OPERATIONS};
+pub use shown::{strategic_undecodable, undecodable};
 pub use strategic::strategic_merge;
 
-use crate::status::{FieldError, Status, StatusDetails};
+use crate::status::{Status, StatusDetails};
 use crate::text::json_type;
 use serde_json::Value;
 
@@ -47,11 +49,6 @@ impl From<PatchError> for Status {
             PatchError::Strategic(_) => Status::plain_error(text),
         }
     }
-}
-
-/// The answer when a patched document no longer decodes as its kind.
-pub fn undecodable(patched: &Value, why: &str) -> Status {
-    Status::invalid("", "", "", &[FieldError::invalid("patch", patched.to_string(), why)])
 }
 
 /// Parses the body of a merge patch or strategic merge patch, which is an object.
@@ -125,11 +122,6 @@ mod tests {
         );
         let s = Status::from(PatchError::Unappliable);
         assert_eq!((s.code, s.reason.as_str()), (422, "Invalid"));
-        assert!(
-            undecodable(&json!({"a": 1}), "why")
-                .message
-                .starts_with(" \"\" is invalid: patch: Invalid value: \"{\\\"a\\\":1}\": why")
-        );
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! From a body's bytes to an object of the expected kind.
 
 use bytes::Bytes;
-use hawser_api::decode::{self, Dropped};
+use hawser_api::decode::{self, Dropped, Source};
 use hawser_api::kinds::Kind;
 use hawser_api::object::{ObjectExt as _, split_api_version};
 use hawser_api::protobuf;
@@ -94,28 +94,19 @@ impl Call<'_> {
             .parse(bytes, api_version, kind, &mut dropped)
             .and_then(|object| has_type(&object).map(|()| object))
             .map_err(|e| unrecognized(kind, bytes, e))?;
-        self.conform(&mut object, api_version, kind, &mut dropped)?;
+        check_type(&object, api_version, kind)?;
+        crate::managed::keep_reset(&mut object);
+        if let Some(ty) = schema::find_kind(api_version, kind) {
+            decode::normalize(ty, &mut object, &mut dropped).map_err(|mut e| {
+                decode::number_as_sent(bytes, &dropped, &mut e);
+                unreadable(api_version, kind, &e.0)
+            })?;
+        }
+        object.set_api_version_kind(api_version, kind);
         *self.empties.lock() = std::mem::take(&mut dropped.empties);
         decode::in_document_order(bytes, &mut dropped);
         self.report(&dropped, validation).map_err(|e| strictly(api_version, kind, e))?;
         Ok(object)
-    }
-
-    /// Checks that a value is of a kind, and makes it canonical.
-    pub(crate) fn conform(
-        &self,
-        object: &mut Value,
-        api_version: &str,
-        kind: &str,
-        dropped: &mut Dropped,
-    ) -> Result<(), Status> {
-        check_type(object, api_version, kind)?;
-        crate::managed::keep_reset(object);
-        if let Some(ty) = schema::find_kind(api_version, kind) {
-            decode::normalize(ty, object, dropped).map_err(|e| unreadable(api_version, kind, &e.0))?;
-        }
-        object.set_api_version_kind(api_version, kind);
-        Ok(())
     }
 
     /// Refuses, or warns about, what decoding dropped.
@@ -260,12 +251,25 @@ fn strictly(api_version: &str, kind: &str, status: Status) -> Status {
 /// # Errors
 /// What is of the wrong type.
 pub(crate) fn canonical(kind: &Kind, object: &mut Value, dropped: &mut Dropped) -> Result<(), String> {
+    canonical_from(Source::Json, kind, object, dropped)
+}
+
+/// [`canonical`] with the errors of a source.
+///
+/// # Errors
+/// What is of the wrong type.
+pub(crate) fn canonical_from(
+    source: Source,
+    kind: &Kind,
+    object: &mut Value,
+    dropped: &mut Dropped,
+) -> Result<(), String> {
     crate::managed::keep_reset(object);
     if let Some(custom) = &kind.custom {
         let fields = custom.admit(object).map_err(|e| e.to_string())?;
         dropped.messages.extend(fields.iter().map(|f| format!("unknown field {}", quote(f))));
     } else if let Some(ty) = schema::of(kind) {
-        decode::normalize(ty, object, dropped).map_err(|e| e.0)?;
+        decode::normalize_from(source, ty, object, dropped).map_err(|e| e.0)?;
     }
     Ok(())
 }

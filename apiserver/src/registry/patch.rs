@@ -1,7 +1,7 @@
 //! PATCH: JSON patch, merge patch and strategic merge patch. Server-side apply is in [`super::apply`].
 
 use bytes::Bytes;
-use hawser_api::decode::Dropped;
+use hawser_api::decode::{Dropped, Source};
 use hawser_api::object::ObjectExt as _;
 use hawser_api::patch::{self, JsonPatch, PatchError, strategic_merge};
 use hawser_api::schema;
@@ -9,7 +9,7 @@ use hawser_api::status::{Status, StatusDetails};
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
-use super::body::canonical;
+use super::body::canonical_from;
 use super::create::check_name;
 use super::modify::Manner;
 use super::{Answer, Call, Registry};
@@ -72,6 +72,28 @@ impl Patch {
             (Self::Strategic(p), Some(ty)) => strategic_merge(ty, target, p),
         }
     }
+
+    /// What the patched object is decoded from.
+    pub(crate) fn source(&self) -> Source {
+        match self {
+            Self::Strategic(_) => Source::Map,
+            Self::Json(_) | Self::Merge(_) => Source::Json,
+        }
+    }
+
+    /// The refusal of what the patch makes of an object, when that does not decode.
+    pub(crate) fn undecodable(
+        &self,
+        ty: Option<&'static schema::Type>,
+        before: &Value,
+        patched: &Value,
+        why: &str,
+    ) -> Status {
+        match self {
+            Self::Strategic(patch) => patch::strategic_undecodable(patch, why),
+            Self::Json(_) | Self::Merge(_) => patch::undecodable(ty, before, patched, why),
+        }
+    }
 }
 
 /// Whether a body is for server-side apply.
@@ -132,10 +154,12 @@ impl Registry {
             let patched = patch.apply(ty, &current.object)?;
             let mut object = patched.clone();
             let mut dropped = Dropped::default();
-            canonical(&kind, &mut object, &mut dropped).map_err(|e| patch::undecodable(&patched, &e))?;
+            canonical_from(patch.source(), &kind, &mut object, &mut dropped)
+                .map_err(|e| patch.undecodable(ty, &current.object, &patched, &e))?;
             *call.empties.lock() = std::mem::take(&mut dropped.empties);
             if !object.is_object() {
-                return Err(patch::undecodable(&patched, "the patched value is no object"));
+                let why = "the patched value is no object";
+                return Err(patch.undecodable(ty, &current.object, &patched, why));
             }
             dropped.messages.splice(0..0, sent.messages.iter().cloned());
             call.report(&dropped, options.field_validation)?;
