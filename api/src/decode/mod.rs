@@ -214,11 +214,14 @@ impl Normalizer<'_> {
             }
             other => json_type(other).to_owned(),
         };
+        let wanted = match ty.shape() {
+            Shape::Scalar(Base::Time | Base::MicroTime) => "string".to_owned(),
+            _ => ty.go_name(),
+        };
         DecodeError(format!(
-            "json: cannot unmarshal {found} into Go struct field {}.{} of type {}",
+            "json: cannot unmarshal {found} into Go struct field {}.{} of type {wanted}",
             owner.go_name(),
             fields.join("."),
-            ty.go_name()
         ))
     }
 
@@ -259,7 +262,7 @@ impl Normalizer<'_> {
     /// Normalizes a value; answers whether it is set (null is not).
     fn value(&mut self, owner: &'static Type, ty: Ty, value: &mut Value) -> Result<bool, DecodeError> {
         if value.is_null() {
-            return Ok(matches!(ty.shape(), Shape::Scalar(Base::Any)));
+            return Ok(false);
         }
         match (ty.shape(), &mut *value) {
             (Shape::Struct(t), Value::Object(map)) => self.fields(t, map)?,

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use hawser_api::status::Status;
+use hawser_api::text::quote;
 use http::HeaderMap;
 use percent_encoding::percent_decode_str;
 
@@ -60,7 +61,26 @@ fn wanted(headers: &HeaderMap) -> Result<Option<Wanted>, Status> {
     if wanted.groups.is_empty() && wanted.uid.is_empty() && wanted.extra.is_empty() {
         return Ok(None);
     }
-    Err(Status::internal("requested identity details without impersonating a user"))
+    Err(Status::bad_request(format!("requested {} without impersonating a user name", wanted.in_go())))
+}
+
+impl Wanted {
+    /// As Go prints the user that is asked for.
+    fn in_go(&self) -> String {
+        let list = |items: &[String]| {
+            let items: Vec<String> = items.iter().map(|item| quote(item)).collect();
+            format!("[]string{{{}}}", items.join(", "))
+        };
+        let groups = if self.groups.is_empty() { "[]string(nil)".to_owned() } else { list(&self.groups) };
+        let extra: Vec<String> =
+            self.extra.iter().map(|(key, values)| format!("{}:{}", quote(key), list(values))).collect();
+        let extra =
+            if extra.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", extra.join(", ")) };
+        format!(
+            "&user.DefaultInfo{{Name:\"\", UID:{}, Groups:{groups}, Extra:map[string][]string{extra}}}",
+            quote(&self.uid)
+        )
+    }
 }
 
 /// One thing that must be allowed: resource, subresource, namespace, name, and its group with `impersonate` and
