@@ -138,7 +138,9 @@ fn zero(ty: Ty, depth: usize) -> Value {
 /// Puts the digits of the document into the message about a number that does not fit its field: Go shows what was
 /// written (`1e3`, `99999999999999999999`), where a parsed number would show what it became.
 pub fn number_as_sent(bytes: &[u8], dropped: &Dropped, error: &mut DecodeError) {
-    let Some((path, (before, after))) = dropped.misfit.as_deref().zip(error.0.split_once(NUMBER)) else { return };
+    let Some((path, (before, after))) = dropped.misfit.as_deref().zip(error.0.split_once(NUMBER)) else {
+        return;
+    };
     if let (Some(digits), Some((_, after))) = (json::raw_at(bytes, path), after.split_once(' ')) {
         error.0 = format!("{before}{NUMBER}{digits} {after}");
     }

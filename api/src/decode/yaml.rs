@@ -69,7 +69,10 @@ fn syntax_error(e: &ScanError) -> DecodeError {
         _ => problem,
     };
     if problem == "found a tab" {
-        return failed(&format!("line {}: found a tab character that violates indentation", e.marker().line() + 1));
+        return failed(&format!(
+            "line {}: found a tab character that violates indentation",
+            e.marker().line() + 1
+        ));
     }
     // The parser's own errors are about tokens, all others come from the scanner, which names its line.
     let parser = problem.starts_with("did not find expected");

@@ -62,7 +62,9 @@ impl JsonPatch {
                 )));
             };
             let unknown = fields.keys().filter(|name| !FIELDS.contains(&name.as_str()));
-            dropped.messages.extend(unknown.map(|name| format!("unknown field {}", quote(&format!("[{i}].{name}")))));
+            dropped
+                .messages
+                .extend(unknown.map(|name| format!("unknown field {}", quote(&format!("[{i}].{name}")))));
             let (path, from) = (parse_pointer(item.get("path")), parse_pointer(item.get("from")));
             let op = item.get("op").and_then(Value::as_str).unwrap_or("").to_owned();
             let value = item.as_object_mut().and_then(|o| o.remove("value"));

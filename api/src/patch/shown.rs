@@ -30,7 +30,9 @@ fn refusal(text: String, why: &str) -> Status {
 
 /// Writes a value that is an object of a type, if it is well-typed.
 fn object(out: &mut String, ty: Option<&'static Type>, touched: Option<&Value>, value: &Value) {
-    let (Value::Object(map), None | Some(Value::Object(_))) = (value, touched) else { return plain(out, value) };
+    let (Value::Object(map), None | Some(Value::Object(_))) = (value, touched) else {
+        return plain(out, value);
+    };
     let order = match (ty, touched) {
         (Some(ty), None) => in_go_order(ty.name),
         _ => Vec::new(),
@@ -151,7 +153,8 @@ mod tests {
     #[test]
     fn touched_objects_and_elements_are_sorted() {
         let ty = crate::schema::find_kind("v1", "Pod");
-        let patched = json!({"spec": {"containers": [{"name": "b", "image": "j"}, {"name": 5, "image": "j"}]}});
+        let patched =
+            json!({"spec": {"containers": [{"name": "b", "image": "j"}, {"name": 5, "image": "j"}]}});
         let patch = br#"[{"op": "remove", "path": "/spec/containers/0"}, {"op": "replace", "path": "/spec/containers/1/name", "value": 5}]"#;
         let patch = crate::patch::JsonPatch::parse(patch, &mut Default::default()).expect("patch");
         let status = undecodable(ty, &patch.touched(), &patched, "why");

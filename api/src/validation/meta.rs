@@ -184,9 +184,14 @@ pub fn on_update(kind: &Kind, new: &Value, old: &Value, e: &mut Errors) {
     }
     // Kubernetes runs these checks of a built-in kind twice.
     for _ in 0..if kind.builtin { 2 } else { 1 } {
-        for field in
-            ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
-        {
+        for field in [
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ] {
             let (a, b) = (new.get_path(&["metadata", field]), old.get_path(&["metadata", field]));
             if a != b {
                 e.invalid(META.child(field), a.cloned().unwrap_or(Value::Null), IMMUTABLE);

@@ -74,8 +74,7 @@ impl Wanted {
         let groups = if self.groups.is_empty() { "[]string(nil)".to_owned() } else { list(&self.groups) };
         let extra: Vec<String> =
             self.extra.iter().map(|(key, values)| format!("{}:{}", quote(key), list(values))).collect();
-        let extra =
-            if extra.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", extra.join(", ")) };
+        let extra = if extra.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", extra.join(", ")) };
         format!(
             "&user.DefaultInfo{{Name:\"\", UID:{}, Groups:{groups}, Extra:map[string][]string{extra}}}",
             quote(&self.uid)
@@ -349,9 +348,12 @@ mod tests {
 
     #[tokio::test]
     async fn details_without_a_user_are_an_error() {
-        assert_eq!(
-            ask(&[], &[("impersonate-group", "system:masters")]).await.expect_err("refused").code,
-            500
-        );
+        let details =
+            [("impersonate-group", "devs"), ("impersonate-extra-a%2fb", "c"), ("impersonate-uid", "1")];
+        let refused = ask(&[], &details).await.expect_err("refused");
+        let want = r#"requested &user.DefaultInfo{Name:"", UID:"1", Groups:[]string{"devs"}, Extra:map[string][]string{"a/b":[]string{"c"}}} without impersonating a user name"#;
+        assert_eq!((refused.code, refused.message.as_str()), (400, want));
+        let refused = ask(&[], &[("impersonate-uid", "1")]).await.expect_err("refused");
+        assert!(refused.message.contains("Groups:[]string(nil), Extra:map[string][]string(nil)}"));
     }
 }

@@ -58,8 +58,7 @@ impl Registry {
         let shown = self.converter.object(&call.row, &entry).await?;
         self.admit_delete(call, &shown, &options).await?;
         let strategy = hooks::strategy(call.row.stored_kind());
-        if strategy.warns_of_orphans && options.propagation.is_none() && options.orphan_dependents.is_none()
-        {
+        if strategy.warns_of_orphans && options.propagation.is_none() && options.orphan_dependents.is_none() {
             call.warn(hooks::ORPHAN_WARNING);
         }
         match self.delete_one(call, &name, &options).await? {

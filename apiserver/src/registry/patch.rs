@@ -105,8 +105,8 @@ impl Patch {
     /// the patch says.
     fn check_type(&self, kind: &Kind, object: &Value) -> Result<(), String> {
         let (sent, version) = (object.kind(), object.api_version());
-        let same = (sent.is_empty() || sent == kind.kind)
-            && (version.is_empty() || version == kind.api_version());
+        let same =
+            (sent.is_empty() || sent == kind.kind) && (version.is_empty() || version == kind.api_version());
         if same || matches!(self, Self::Strategic(_)) {
             return Ok(());
         }
