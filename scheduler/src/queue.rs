@@ -472,6 +472,28 @@ mod tests {
     }
 
     #[test]
+    fn an_event_wakes_the_first_of_a_class_and_its_success_the_next() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let framework = default_profile();
+        for n in 0..100 {
+            let key = add(&mut queue, &format!("p{n}"), json!({"nodeSelector": {"disk": "nvme"}}));
+            queue.pop(now).unwrap();
+            queue.unschedulable(&key, &["NodeAffinity"], now);
+        }
+        let right = NodeInfo::new(&node("m", json!({"labels": {"disk": "nvme"}})));
+        queue.event(&framework, &ClusterEvent::NodeAdded(&right), &Snapshot::default(), now);
+        let first = queue.pop(now).unwrap();
+        assert_eq!(&*first.key.name, "p0");
+        assert!(queue.pop(now).is_none(), "nobody else is woken");
+        queue.remove(&first.key.uid);
+        queue.placed(&first, |_| false, now);
+        let second = queue.pop(now).unwrap();
+        assert_eq!(&*second.key.name, "p1");
+        queue.unschedulable(&second.key, &["NodeAffinity"], now);
+        assert!(queue.pop(now).is_none(), "where it does not fit, no other does");
+    }
+
+    #[test]
     fn back_off_doubles_up_to_the_longest() {
         let (mut queue, mut now) = (Queue::default(), Instant::now());
         let key = add(&mut queue, "a", json!({}));
