@@ -421,7 +421,8 @@ impl<'a> Attempt<'a> {
             let mut rejected = Vec::new();
             if self.rejections().any(|(rejection, _)| by(rejection)) {
                 let slots = self.snapshot.order().iter().copied();
-                rejected.extend(slots.filter(|slot| self.rejection(*slot).is_some_and(by)));
+                let with = |slot| Some((slot, self.rejection(slot).filter(|r| by(r))?));
+                rejected.extend(slots.filter_map(with));
             }
             plugin.remedy(self.pod, &rejected, self.snapshot)
         };

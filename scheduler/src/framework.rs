@@ -237,8 +237,8 @@ pub struct Remedy {
 
 /// Asked when no node fits, before preemption.
 pub trait PostFilter: Plugin {
-    /// `rejected`: the nodes that the plugin itself rejected.
-    fn remedy(&self, pod: &PodInfo, rejected: &[Slot], snapshot: &Snapshot) -> Remedy;
+    /// `rejected`: the nodes that the plugin itself rejected, and why.
+    fn remedy(&self, pod: &PodInfo, rejected: &[(Slot, &Rejection)], snapshot: &Snapshot) -> Remedy;
 }
 
 /// How well a node suits a pod.

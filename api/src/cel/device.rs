@@ -170,6 +170,7 @@ mod tests {
             ("device.capacity['gpu.example.com'].memory.compareTo(quantity('40Gi')) == 0", "true"),
             ("cel.bind(a, device.attributes['gpu.example.com'], a.cores == 4 && a.model == 'a100')", "true"),
             ("'gpu.example.com' in device.attributes", "true"),
+            ("'nobody.example.com' in device.attributes", "false"),
             ("has(device.attributes['gpu.example.com'].model)", "true"),
             ("has(device.attributes['nobody.example.com'].model)", "false"),
             ("device.attributes['nobody.example.com'].model == 'x'", "!! no such key: model"),

@@ -582,6 +582,14 @@ impl<'a> Map<'a> {
         }
     }
 
+    /// Whether there is an entry: one that is only a default is none.
+    pub fn has_key(&self, key: &Key<'a>) -> bool {
+        match self {
+            Self::Defaulted(entries) => entries.contains_key(key),
+            _ => self.get(key).is_some(),
+        }
+    }
+
     /// All keys, sorted.
     pub fn keys(&self) -> Vec<Key<'a>> {
         match self {

@@ -20,6 +20,7 @@ use crate::snapshot::{NodeInfo, Slot, Snapshot};
 
 /// Most alternatives of a request.
 const MAX_ALTERNATIVES: usize = 8;
+const ELSEWHERE: &str = "resourceclaim not available on the node";
 
 /// The plugin.
 pub struct DynamicResources;
@@ -196,7 +197,7 @@ impl Filter for DynamicResources {
         allocate(known, node, &snapshot.objects)?;
         let usable = |k: &Known| k.nodes.as_ref().is_none_or(|nodes| nodes.matches(&node.name, &node.labels));
         if !known.iter().all(usable) {
-            return Err(Rejection::lasting("resourceclaim not available on the node"));
+            return Err(Rejection::lasting(ELSEWHERE));
         }
         Ok(())
     }
@@ -208,17 +209,18 @@ impl Filter for DynamicResources {
 
 impl PostFilter for DynamicResources {
     /// Devices that nobody uses and that keep the pod from every node are given up.
-    fn remedy(&self, pod: &PodInfo, rejected: &[Slot], snapshot: &Snapshot) -> Remedy {
+    fn remedy(&self, pod: &PodInfo, rejected: &[(Slot, &Rejection)], snapshot: &Snapshot) -> Remedy {
         let known = check(pod, &snapshot.objects).unwrap_or_default();
         if known.is_empty() {
             return Remedy { text: "no new claims to deallocate", write: None };
         }
-        let nodes = || rejected.iter().filter_map(|slot| snapshot.at(*slot));
+        let elsewhere = rejected.iter().filter(|(_, r)| r.reasons.iter().any(|reason| reason.0 == ELSEWHERE));
+        let nodes: Vec<&NodeInfo> = elsewhere.filter_map(|(slot, _)| snapshot.at(*slot)).collect();
         let idle = known.iter().find(|known| {
             let consumers = known.claim.status.iter().flat_map(|s| s.reserved_for.iter().flatten());
             let idle = { consumers }.all(|consumer| *consumer.uid == *pod.key.uid);
             let terms = known.nodes.as_ref().filter(|_| idle);
-            terms.is_some_and(|terms| nodes().any(|node| !terms.matches(&node.name, &node.labels)))
+            terms.is_some_and(|terms| nodes.iter().any(|node| !terms.matches(&node.name, &node.labels)))
         });
         match idle {
             Some(known) => Remedy {
