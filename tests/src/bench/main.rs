@@ -5,6 +5,7 @@ mod api;
 mod controllers;
 mod crds;
 mod dns;
+mod failover;
 mod load;
 mod nodes;
 mod report;
@@ -37,7 +38,7 @@ enum Part {
     Memory,
     /// Custom resource definitions in number
     Crds,
-    /// A Deployment of 10,000 pods; all controllers with 100,000 pods
+    /// A Deployment of 10,000 pods; a node that fails; all controllers with 100,000 pods
     Controllers,
     /// The etcd engine
     Etcd,
