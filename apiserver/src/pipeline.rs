@@ -270,6 +270,7 @@ impl Pipeline {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(ACCEPT).and_then(|v| v.to_str().ok());
         let offer = Offer {
+            kind: Some(&row.kind),
             list: matches!(info.verb, "list" | "deletecollection"),
             watch: info.verb == "watch",
             protobuf: row.kind.builtin || info.subresource == "scale",
@@ -482,8 +483,15 @@ fn check_scope(row: &Row, info: &RequestInfo) -> Result<(), Status> {
     } else {
         !info.namespace.is_empty() && !is_namespace
     };
-    if wrong || !has_subresource {
+    // No route has such a name, or anything below a subresource but what a proxy is asked for.
+    let routed = !info.name.contains('/') && (info.rest.is_empty() || info.subresource == "proxy");
+    if wrong || !has_subresource || row.kind.builtin && !routed {
         return Err(Status::unknown_resource());
+    }
+    let unnameable = hawser_api::names::path_segment(&info.name);
+    if !unnameable.is_empty() {
+        let (name, why) = (hawser_api::text::quote(&info.name), unnameable.join(";"));
+        return Err(Status::bad_request(format!("Name parameter invalid: {name}: {why}")));
     }
     Ok(())
 }

@@ -43,21 +43,28 @@ fn go_syntax_error(bytes: &[u8], e: &serde_json::Error) -> String {
         c => format!("'{}'", quote(&c.to_string()).trim_matches('"')),
     };
     let text = e.to_string();
-    let context = if text.starts_with("key must be a string") {
-        "looking for beginning of object key string"
-    } else if text.starts_with("expected value") || text.starts_with("expected ident") {
-        "looking for beginning of value"
-    } else if text.starts_with("expected `:`") {
-        "after object key"
-    } else if text.starts_with("expected `,` or `}`") {
-        "after object key:value pair"
-    } else if text.starts_with("expected `,` or `]`") {
-        "after array element"
-    } else if text.starts_with("trailing characters") {
-        "after top-level value"
-    } else {
-        return text;
-    };
+    let context =
+        if text.starts_with("key must be a string") || text.starts_with("trailing comma") && c == "'}'" {
+            "looking for beginning of object key string"
+        } else if text.starts_with("expected value") || text.starts_with("expected ident") {
+            "looking for beginning of value"
+        } else if text.starts_with("trailing comma") {
+            "looking for beginning of value"
+        } else if text.starts_with("invalid escape") {
+            "in string escape code"
+        } else if text.starts_with("control character") {
+            "in string literal"
+        } else if text.starts_with("expected `:`") {
+            "after object key"
+        } else if text.starts_with("expected `,` or `}`") {
+            "after object key:value pair"
+        } else if text.starts_with("expected `,` or `]`") {
+            "after array element"
+        } else if text.starts_with("trailing characters") {
+            "after top-level value"
+        } else {
+            return text;
+        };
     format!("invalid character {c} {context}")
 }
 
@@ -83,9 +90,9 @@ pub(super) fn raw_at<'a>(bytes: &'a [u8], path: &[Step]) -> Option<&'a str> {
     let mut at: &RawValue = serde_json::from_slice(bytes).ok()?;
     for step in path {
         at = match step {
-            Step::Field(name) => {
-                serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(at.get()).ok()?.remove(name.as_str())?
-            }
+            Step::Field(name) => serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(at.get())
+                .ok()?
+                .remove(name.as_str())?,
             Step::Index(i) => serde_json::from_str::<Vec<&RawValue>>(at.get()).ok()?.get(*i).copied()?,
         };
     }

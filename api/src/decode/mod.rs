@@ -138,7 +138,9 @@ fn zero(ty: Ty, depth: usize) -> Value {
 /// Puts the digits of the document into the message about a number that does not fit its field: Go shows what was
 /// written (`1e3`, `99999999999999999999`), where a parsed number would show what it became.
 pub fn number_as_sent(bytes: &[u8], dropped: &Dropped, error: &mut DecodeError) {
-    let Some((path, (before, after))) = dropped.misfit.as_deref().zip(error.0.split_once(NUMBER)) else { return };
+    let Some((path, (before, after))) = dropped.misfit.as_deref().zip(error.0.split_once(NUMBER)) else {
+        return;
+    };
     if let (Some(digits), Some((_, after))) = (json::raw_at(bytes, path), after.split_once(' ')) {
         error.0 = format!("{before}{NUMBER}{digits} {after}");
     }
@@ -214,11 +216,14 @@ impl Normalizer<'_> {
             }
             other => json_type(other).to_owned(),
         };
+        let wanted = match ty.shape() {
+            Shape::Scalar(Base::Time | Base::MicroTime) => "string".to_owned(),
+            _ => ty.go_name(),
+        };
         DecodeError(format!(
-            "json: cannot unmarshal {found} into Go struct field {}.{} of type {}",
+            "json: cannot unmarshal {found} into Go struct field {}.{} of type {wanted}",
             owner.go_name(),
             fields.join("."),
-            ty.go_name()
         ))
     }
 
@@ -259,7 +264,7 @@ impl Normalizer<'_> {
     /// Normalizes a value; answers whether it is set (null is not).
     fn value(&mut self, owner: &'static Type, ty: Ty, value: &mut Value) -> Result<bool, DecodeError> {
         if value.is_null() {
-            return Ok(matches!(ty.shape(), Shape::Scalar(Base::Any)));
+            return Ok(false);
         }
         match (ty.shape(), &mut *value) {
             (Shape::Struct(t), Value::Object(map)) => self.fields(t, map)?,

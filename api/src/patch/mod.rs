@@ -32,6 +32,9 @@ pub enum PatchError {
     /// A `test` of a JSON patch failed.
     #[error("the server rejected our request due to an error in our request")]
     TestFailed,
+    /// A merge patch is null, or a strategic one directs what cannot be done.
+    #[error("{0}")]
+    Bad(&'static str),
     /// A strategic merge patch is inconsistent.
     #[error("{0}")]
     Strategic(String),
@@ -41,7 +44,7 @@ impl From<PatchError> for Status {
     fn from(e: PatchError) -> Status {
         let text = e.to_string();
         match e {
-            PatchError::Malformed(_) => Status::bad_request(text),
+            PatchError::Malformed(_) | PatchError::Bad(_) => Status::bad_request(text),
             PatchError::TooManyOperations(_) => Status::failure(413, "RequestEntityTooLarge", text),
             PatchError::Unappliable | PatchError::TestFailed => {
                 Status::failure(422, "Invalid", text).with_details(StatusDetails::default())
@@ -51,7 +54,16 @@ impl From<PatchError> for Status {
     }
 }
 
-/// Parses the body of a merge patch or strategic merge patch, which is an object.
+/// Parses the body of a merge patch, which is an object.
+///
+/// # Errors
+/// [`PatchError::Malformed`] for anything else, [`PatchError::Bad`] for null.
+pub fn parse_merge(body: &[u8], dropped: &mut crate::decode::Dropped) -> Result<Value, PatchError> {
+    let patch = parse_object(body, dropped)?;
+    if patch.is_null() { Err(PatchError::Bad("Invalid JSON Patch")) } else { Ok(patch) }
+}
+
+/// Parses the body of a strategic merge patch: an object or null.
 ///
 /// # Errors
 /// [`PatchError::Malformed`] for anything else.

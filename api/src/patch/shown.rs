@@ -9,10 +9,11 @@ use crate::protobuf::in_go_order;
 use crate::schema::{Shape, Ty, Type};
 use crate::status::{FieldError, Status};
 
-/// The answer when a JSON or merge patch of `before`, a document of the type, no longer decodes.
-pub fn undecodable(ty: Option<&'static Type>, before: &Value, patched: &Value, why: &str) -> Status {
+/// The answer when a document of the type that a JSON or merge patch made does not decode. `touched` is an object for
+/// each object that the patch went into, and anything else for what it put there.
+pub fn undecodable(ty: Option<&'static Type>, touched: &Value, patched: &Value, why: &str) -> Status {
     let mut text = String::new();
-    object(&mut text, ty, Some(before), patched);
+    object(&mut text, ty, Some(touched), patched);
     refusal(text, why)
 }
 
@@ -27,11 +28,13 @@ fn refusal(text: String, why: &str) -> Status {
     Status::invalid("", "", "", &[FieldError::invalid("patch", text, why)])
 }
 
-/// Writes a value of a type. `before` is what was there, which tells what the patch touched.
-fn object(out: &mut String, ty: Option<&'static Type>, before: Option<&Value>, value: &Value) {
-    let Value::Object(map) = value else { return plain(out, value) };
-    let order = match ty {
-        Some(ty) if before == Some(value) => in_go_order(ty.name),
+/// Writes a value that is an object of a type, if it is well-typed.
+fn object(out: &mut String, ty: Option<&'static Type>, touched: Option<&Value>, value: &Value) {
+    let (Value::Object(map), None | Some(Value::Object(_))) = (value, touched) else {
+        return plain(out, value);
+    };
+    let order = match (ty, touched) {
+        (Some(ty), None) => in_go_order(ty.name),
         _ => Vec::new(),
     };
     let ordered = order.iter().filter_map(|name| map.get_key_value(*name));
@@ -41,30 +44,30 @@ fn object(out: &mut String, ty: Option<&'static Type>, before: Option<&Value>, v
         if i > 0 {
             out.push(',');
         }
-        string(out, key);
+        plain(out, &Value::from(key.as_str()));
         out.push(':');
-        let was = before.and_then(|before| before.get(key));
+        let below = touched.and_then(|touched| touched.get(key));
         match ty.and_then(|ty| ty.field(key)) {
-            Some(field) => typed(out, field.ty, was, inner),
+            Some(field) => typed(out, field.ty, below, inner),
             None => plain(out, inner),
         }
     }
     out.push('}');
 }
 
-fn typed(out: &mut String, ty: Ty, before: Option<&Value>, value: &Value) {
+fn typed(out: &mut String, ty: Ty, touched: Option<&Value>, value: &Value) {
+    if touched.is_some_and(|touched| !touched.is_object()) {
+        return plain(out, value);
+    }
     match (ty.shape(), value) {
-        (Shape::Struct(ty), _) => object(out, Some(ty), before, value),
+        (Shape::Struct(ty), _) => object(out, Some(ty), touched, value),
         (Shape::List(inner), Value::Array(items)) => {
-            let had = before.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             out.push('[');
             for (i, item) in items.iter().enumerate() {
                 if i > 0 {
                     out.push(',');
                 }
-                // Elements may have moved.
-                let was = had.iter().find(|was| *was == item).or_else(|| had.get(i));
-                typed(out, inner, was, item);
+                typed(out, inner, touched.and_then(|touched| touched.get(i.to_string())), item);
             }
             out.push(']');
         }
@@ -74,9 +77,9 @@ fn typed(out: &mut String, ty: Ty, before: Option<&Value>, value: &Value) {
                 if i > 0 {
                     out.push(',');
                 }
-                string(out, key);
+                plain(out, &Value::from(key.as_str()));
                 out.push(':');
-                typed(out, inner, before.and_then(|before| before.get(key)), item);
+                typed(out, inner, touched.and_then(|touched| touched.get(key)), item);
             }
             out.push('}');
         }
@@ -87,23 +90,13 @@ fn typed(out: &mut String, ty: Ty, before: Option<&Value>, value: &Value) {
 /// JSON as Go writes it: `<`, `>` and `&` are escaped.
 fn plain(out: &mut String, value: &Value) {
     for c in value.to_string().chars() {
-        escaped(out, c);
-    }
-}
-
-fn string(out: &mut String, text: &str) {
-    for c in Value::from(text).to_string().chars() {
-        escaped(out, c);
-    }
-}
-
-/// These can stand only within strings.
-fn escaped(out: &mut String, c: char) {
-    match c {
-        '<' => out.push_str("\\u003c"),
-        '>' => out.push_str("\\u003e"),
-        '&' => out.push_str("\\u0026"),
-        c => out.push(c),
+        // These can stand only within strings.
+        match c {
+            '<' => out.push_str("\\u003c"),
+            '>' => out.push_str("\\u003e"),
+            '&' => out.push_str("\\u0026"),
+            c => out.push(c),
+        }
     }
 }
 
@@ -146,13 +139,12 @@ mod tests {
     #[test]
     fn untouched_objects_keep_the_order_of_their_type() {
         let ty = crate::schema::find_kind("apps/v1", "Deployment");
-        let before = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        let mut patched = json!({"apiVersion": "apps/v1", "kind": "Deployment",
             "metadata": {"labels": {"b": "1", "a": "2"}, "uid": "u", "name": "d"},
             "spec": {"replicas": 1, "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": "<1"}, "type": "RollingUpdate"},
                 "template": {"spec": {"containers": [{"env": [{"value": "1", "name": "E"}], "envFrom": [], "name": "a"}]}}}});
-        let mut patched = before.clone();
         patched["spec"]["replicas"] = json!("x");
-        let status = undecodable(ty, &before, &patched, "why");
+        let status = undecodable(ty, &json!({"spec": {"replicas": "x"}}), &patched, "why");
         let want = r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"d","uid":"u","labels":{"a":"2","b":"1"}},"spec":{"replicas":"x","strategy":{"type":"RollingUpdate","rollingUpdate":{"maxUnavailable":"\u003c1","maxSurge":1}},"template":{"spec":{"containers":[{"name":"a","envFrom":[],"env":[{"name":"E","value":"1"}]}]}}}}"#;
         let quoted = crate::text::quote(want);
         assert_eq!(status.message, format!(" \"\" is invalid: patch: Invalid value: {quoted}: why"));
@@ -161,11 +153,13 @@ mod tests {
     #[test]
     fn touched_objects_and_elements_are_sorted() {
         let ty = crate::schema::find_kind("v1", "Pod");
-        let before = json!({"spec": {"containers": [{"name": "a", "image": "i"}, {"name": "b", "image": "j"}]}});
-        let patched = json!({"spec": {"containers": [{"name": "b", "image": "j"}, {"name": 5, "image": "j"}]}});
-        let status = undecodable(ty, &before, &patched, "why");
+        let patched =
+            json!({"spec": {"containers": [{"name": "b", "image": "j"}, {"name": 5, "image": "j"}]}});
+        let patch = br#"[{"op": "remove", "path": "/spec/containers/0"}, {"op": "replace", "path": "/spec/containers/1/name", "value": 5}]"#;
+        let patch = crate::patch::JsonPatch::parse(patch, &mut Default::default()).expect("patch");
+        let status = undecodable(ty, &patch.touched(), &patched, "why");
         assert!(
-            status.message.contains(r#"[{\"name\":\"b\",\"image\":\"j\"},{\"image\":\"j\",\"name\":5}]"#),
+            status.message.contains(r#"[{\"image\":\"j\",\"name\":\"b\"},{\"image\":\"j\",\"name\":5}]"#),
             "{}",
             status.message
         );

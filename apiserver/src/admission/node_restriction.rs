@@ -331,9 +331,16 @@ fn lease(request: &AdmissionRequest<'_>, node: &str) -> Answer {
 }
 
 fn resource_slice(request: &AdmissionRequest<'_>, node: &str) -> Answer {
-    let owner = |object: &Value| object.str_at("spec.nodeName") == node;
-    let (new, old) = (request.object.as_deref().is_none_or(owner), request.old_object.is_none_or(owner));
-    if new && old { Ok(()) } else { refuse("can only access ResourceSlices of the requesting node") }
+    let (object, verb) = match request.operation {
+        Operation::Create => (request.object.as_deref(), "create"),
+        Operation::Delete => (request.old_object, "delete"),
+        // The name of its node never changes.
+        _ => return Ok(()),
+    };
+    if object.is_none_or(|slice| slice.str_at("spec.nodeName") == node) {
+        return Ok(());
+    }
+    refuse(format!("can only {verb} ResourceSlice with the same NodeName as the requesting node"))
 }
 
 fn certificate_request(request: &AdmissionRequest<'_>) -> Answer {

@@ -217,7 +217,7 @@ impl Registry {
                 // A patch says for itself which version it is for.
                 let patched = patch.apply(ty, live)?;
                 normalize(patch.source(), patched.clone())
-                    .map_err(|why| patch.undecodable(ty, live, &patched, &why))?
+                    .map_err(|why| patch.undecodable(ty, &patched, &why))?
             }
             Sent::Configuration(config) => {
                 let empty = nothing(API_VERSION, KIND);
@@ -225,7 +225,7 @@ impl Registry {
                 let applied = apply(writer, KIND, live, &empty, &config.value, force)?;
                 config.report(call, options.field_validation)?;
                 let mut scale = normalize(Source::Json, applied.object)
-                    .map_err(|why| undecodable(ty, live, &config.value, &why))?;
+                    .map_err(|why| undecodable(ty, &config.value, &config.value, &why))?;
                 scale.set_meta("managedFields", applied.managed.to_value().unwrap_or(Value::Null));
                 scale
             }
