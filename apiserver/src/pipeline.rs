@@ -36,6 +36,10 @@ use crate::{table, version};
 #[derive(Clone)]
 pub(crate) struct InProcess(pub(crate) Arc<UserInfo>);
 
+/// What a request's credentials make the answer warn of.
+#[derive(Clone, Copy)]
+struct CredentialWarning(&'static str);
+
 /// Content type of server-side apply, without its encoding.
 const APPLY: &[u8] = b"application/apply-patch";
 
@@ -184,7 +188,12 @@ impl Pipeline {
             None => {
                 let connection = request.extensions().get::<Connection>().and_then(|c| c.0.clone());
                 match access.authenticator.authenticate(request.headers(), connection.as_ref()).await {
-                    Ok(Some(user)) => user,
+                    Ok(Some(identity)) => {
+                        if let Some(text) = identity.warning {
+                            request.extensions_mut().insert(CredentialWarning(text));
+                        }
+                        identity.user
+                    }
                     Ok(None) if access.anonymous || crate::authn::is_public_path(&info.path) => {
                         Arc::new(UserInfo::anonymous())
                     }
@@ -280,6 +289,9 @@ impl Pipeline {
             empties: Mutex::default(),
             series: parts.extensions.get::<Arc<Series>>().cloned(),
         };
+        if let Some(CredentialWarning(text)) = parts.extensions.get() {
+            call.warn(*text);
+        }
         if let Some(text) = version::deprecation(&row.kind) {
             call.warn(text);
         }

@@ -81,8 +81,8 @@ impl Controller for ServiceAccounts {
             }
         });
         let q = queue.clone();
-        self.caches.default_accounts.on_change(move |change| {
-            if change.new.is_none() {
+        self.caches.accounts.on_change(move |change| {
+            if change.new.is_none() && change.key.name == ACCOUNT {
                 q.add(Key::cluster(&change.key.namespace));
             }
         });
@@ -90,7 +90,7 @@ impl Controller for ServiceAccounts {
 
     async fn view(&self, key: &Key, _prior: Option<&Failure>) -> Result<Option<AccountView>, ViewError> {
         let Some(namespace) = self.caches.namespaces.get(key) else { return Ok(None) };
-        let account = self.caches.default_accounts.get(&Key::new(&key.name, ACCOUNT));
+        let account = self.caches.accounts.get(&Key::new(&key.name, ACCOUNT));
         Ok(Some(AccountView { namespace, account }))
     }
 

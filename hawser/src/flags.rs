@@ -161,6 +161,12 @@ pub struct ControllerManagerFlags {
     /// Key of the cluster's CA
     #[arg(long, requires = "cluster_signing_cert_file")]
     pub cluster_signing_key_file: Option<PathBuf>,
+    /// Key that signs the tokens in Secrets (PKCS#8 of ECDSA P-256); without it none are made
+    #[arg(long)]
+    pub service_account_private_key_file: Option<PathBuf>,
+    /// Seconds for which a token in a Secret must have been unused before it is cleaned up
+    #[arg(long, default_value_t = 365 * 24 * 3600)]
+    pub legacy_service_account_token_clean_up_period: u64,
     /// Certificate to publish to pods as kube-root-ca.crt [default: the kubeconfig's CA]
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,

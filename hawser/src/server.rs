@@ -79,6 +79,7 @@ fn controller_manager(clients: &InProcess, pki: &Pki, flags: &ServerFlags) -> Re
         metrics_port: flags.dns.dns_metrics_port,
     });
     config.root_ca_pem = Some(pki.ca.cert_pem.clone());
+    config.sign_claims = Some(components::sign_claims(&pki.service_account_key)?);
     config.signing_ca =
         Some(SigningCa { certificate_pem: pki.ca.cert_pem.clone(), key_pem: pki.ca.key_pem.clone() });
     config.client_for = Some(clients.for_controllers());

@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use hawser_api::object::ObjectExt;
+use hawser_api::references::{Reference, references};
 use hawser_api::status::Status;
 use hawser_api::text::quote;
 use serde_json::Value;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use super::node_csr::{NODE_CLIENT_SIGNER, NODE_SERVING_SIGNER, subject};
 use super::{Lookup, forbidden, name_of};
 use crate::access::{Admission, AdmissionRequest, Operation};
-use crate::authz::node::graph::{MIRROR_ANNOTATION, Reference, references};
+use crate::authz::node::graph::MIRROR_ANNOTATION;
 use crate::authz::node::{NODE_LEASE_NAMESPACE, node_of};
 use crate::bootstrap::policy::NODE_ACCOUNTS;
 use crate::request_info::RequestInfo;

@@ -136,6 +136,12 @@ impl<K: Object> Store<K> {
         keys.iter().filter_map(|key| inner.objects.get(key).cloned()).collect()
     }
 
+    /// The values that `object` has in the index `name`, held or not.
+    pub fn values_of(&self, name: &'static str, object: &K) -> Vec<String> {
+        let of = self.indexes.iter().find(|(index, _)| *index == name);
+        of.map(|(_, values_of)| values_of(object)).unwrap_or_default()
+    }
+
     /// How many objects have `value` in the index `name`.
     pub fn count(&self, name: &'static str, value: &str) -> usize {
         self.inner.read().index.get(name).and_then(|values| values.get(value)).map_or(0, BTreeSet::len)

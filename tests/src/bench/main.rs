@@ -6,6 +6,7 @@ mod bare;
 mod controllers;
 mod crds;
 mod dns;
+mod failover;
 mod lanes;
 mod load;
 mod nodes;
@@ -41,7 +42,7 @@ enum Part {
     Memory,
     /// Custom resource definitions in number
     Crds,
-    /// A Deployment of 10,000 pods; all controllers with 100,000 pods
+    /// A Deployment of 10,000 pods; a node that fails; all controllers with 100,000 pods
     Controllers,
     /// The etcd engine
     Etcd,
