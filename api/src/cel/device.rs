@@ -115,7 +115,7 @@ impl Selector {
         });
         let capacity = device.capacity.iter().map(|(name, amount)| {
             let (domain, id) = domain_of(name);
-            (domain, id, Value::Quantity(amount.clone()))
+            (domain, id, Value::Quantity(*amount))
         });
         let fields = [
             ("driver", text(device.driver)),
