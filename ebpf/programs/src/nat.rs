@@ -300,7 +300,9 @@ fn set_translation<F: Family>(to: Translation<F::Address>) -> Result<(), u32> {
 #[inline(always)]
 fn lookup<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> Lookup<F::Address> {
     let tuple = &packet.tuple;
-    let outside = origin == Origin::Uplink && F::ipcache(tuple.saddr_be).is_none();
+    // Pods and processes of other nodes are outside as well here: what they asked for is a port of a node that is not
+    // theirs, else their own node had answered (KEP-1669).
+    let outside = origin == Origin::Uplink;
     Lookup {
         address_be: tuple.daddr_be,
         port_be: tuple.dport_be,
