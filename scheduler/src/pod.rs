@@ -118,6 +118,9 @@ impl Class {
     }
 }
 
+/// An entry of `spec.resourceClaims`, and the claim that was made for it.
+pub type GeneratedClaim = (Box<str>, Option<Box<str>>);
+
 /// A pod. Much smaller than the pod itself, since the scheduler holds one for each pod of the cluster.
 #[derive(Clone, Debug)]
 pub struct PodInfo {
@@ -139,7 +142,7 @@ pub struct PodInfo {
     pub finished: bool,
     pub generation: Option<i64>,
     /// Entries of `spec.resourceClaims` with the claims that were made for them; without one, none was needed.
-    pub generated_claims: Box<[(Box<str>, Option<Box<str>>)]>,
+    pub generated_claims: Box<[GeneratedClaim]>,
     /// Reason and message of its condition PodScheduled=False, if it has one.
     pub condition: Option<Box<(String, String)>>,
 }
@@ -246,7 +249,7 @@ impl Classes {
     }
 }
 
-fn generated_claims(status: &PodStatus) -> Box<[(Box<str>, Option<Box<str>>)]> {
+fn generated_claims(status: &PodStatus) -> Box<[GeneratedClaim]> {
     let statuses = status.resource_claim_statuses.iter().flatten();
     statuses.map(|s| (s.name.as_str().into(), s.resource_claim_name.as_deref().map(Into::into))).collect()
 }

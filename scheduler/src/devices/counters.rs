@@ -45,7 +45,7 @@ fn change(left: &mut Counters, device: &Device, more: bool) {
         let Some(of_set) = left.get_mut(set) else { continue };
         for (name, amount) in amounts {
             if let Some(rest) = of_set.get_mut(name) {
-                *rest = if more { rest.clone() + amount.clone() } else { rest.clone() - amount.clone() };
+                *rest = if more { *rest + *amount } else { *rest - *amount };
             }
         }
     }

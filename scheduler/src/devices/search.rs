@@ -175,7 +175,7 @@ impl<'a> Search<'a> {
     }
 
     fn find_all(&mut self, key: (usize, usize, usize)) -> Result<Vec<usize>, String> {
-        for pool in self.pools.iter().filter(|pool| pool.incomplete || pool.invalid) {
+        if let Some(pool) = self.pools.iter().find(|pool| pool.incomplete || pool.invalid) {
             let state = if pool.incomplete { "being updated" } else { "invalid" };
             return Err(format!(
                 "claim {}, request {}: asks for all devices, but resource pool {}/{} is currently {state}",

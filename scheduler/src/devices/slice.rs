@@ -179,7 +179,7 @@ impl Device {
         device::Device {
             driver: &self.id.driver,
             attributes: self.attributes.iter().map(|(name, value)| (&**name, value.clone())).collect(),
-            capacity: self.capacity.iter().map(|(name, amount)| (&**name, amount.clone())).collect(),
+            capacity: self.capacity.iter().map(|(name, amount)| (&**name, *amount)).collect(),
             allow_multiple_allocations: false,
         }
     }

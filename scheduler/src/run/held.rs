@@ -113,10 +113,10 @@ mod tests {
         let pod = Arc::new(pod("a", json!({})));
         let hold = |deadline, stage| Held { pod: pod.clone(), node: "n".into(), deadline, stage };
         held.insert(hold(now + Duration::from_secs(1), Stage::Permit));
-        assert_eq!(held.permits(), [pod.key.uid.clone()]);
+        assert_eq!(held.permits(), std::slice::from_ref(&pod.key.uid));
         held.insert(hold(now + Duration::from_secs(2), Stage::Effect(vec!["default/claim".into()])));
         assert!(held.permits().is_empty());
-        assert_eq!(held.waiting_for("default/claim"), [pod.key.uid.clone()]);
+        assert_eq!(held.waiting_for("default/claim"), std::slice::from_ref(&pod.key.uid));
         assert_eq!(held.next_deadline(), Some(now + Duration::from_secs(2)));
         assert!(held.expired(now + Duration::from_secs(1)).is_none());
         assert!(held.expired(now + Duration::from_secs(2)).is_some());
