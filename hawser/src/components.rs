@@ -52,6 +52,7 @@ pub async fn controller_manager(flags: ControllerManagerFlags) -> Result<()> {
 /// What the flags shared with `hawser server` say.
 pub fn controller_config(settings: &ControllerSettings) -> Config {
     Config {
+        controllers: settings.controllers.clone(),
         cluster_cidrs: settings.cluster_cidr.clone(),
         node_cidr_mask_size_v4: settings.node_cidr_mask_size_ipv4,
         node_cidr_mask_size_v6: settings.node_cidr_mask_size_ipv6,

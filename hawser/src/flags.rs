@@ -133,6 +133,9 @@ pub struct ServerFlags {
 
 #[derive(Args, Clone)]
 pub struct ControllerSettings {
+    /// Controllers to run, separated by commas: * for all, a name for one of them, -name for all but that one
+    #[arg(long, default_value = "*", value_delimiter = ',', value_name = "NAME", allow_hyphen_values = true)]
+    pub controllers: Vec<String>,
     /// Ranges that the nodes' pod networks are taken from, separated by commas: one, or one per family
     #[arg(long, default_value = "10.244.0.0/16", value_delimiter = ',', value_name = "CIDR")]
     pub cluster_cidr: Vec<ipnet::IpNet>,

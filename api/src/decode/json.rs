@@ -43,28 +43,26 @@ fn go_syntax_error(bytes: &[u8], e: &serde_json::Error) -> String {
         c => format!("'{}'", quote(&c.to_string()).trim_matches('"')),
     };
     let text = e.to_string();
-    let context =
-        if text.starts_with("key must be a string") || text.starts_with("trailing comma") && c == "'}'" {
-            "looking for beginning of object key string"
-        } else if text.starts_with("expected value") || text.starts_with("expected ident") {
-            "looking for beginning of value"
-        } else if text.starts_with("trailing comma") {
-            "looking for beginning of value"
-        } else if text.starts_with("invalid escape") {
-            "in string escape code"
-        } else if text.starts_with("control character") {
-            "in string literal"
-        } else if text.starts_with("expected `:`") {
-            "after object key"
-        } else if text.starts_with("expected `,` or `}`") {
-            "after object key:value pair"
-        } else if text.starts_with("expected `,` or `]`") {
-            "after array element"
-        } else if text.starts_with("trailing characters") {
-            "after top-level value"
-        } else {
-            return text;
-        };
+    let after_comma = text.starts_with("trailing comma");
+    let context = if text.starts_with("key must be a string") || after_comma && c == "'}'" {
+        "looking for beginning of object key string"
+    } else if after_comma || text.starts_with("expected value") || text.starts_with("expected ident") {
+        "looking for beginning of value"
+    } else if text.starts_with("invalid escape") {
+        "in string escape code"
+    } else if text.starts_with("control character") {
+        "in string literal"
+    } else if text.starts_with("expected `:`") {
+        "after object key"
+    } else if text.starts_with("expected `,` or `}`") {
+        "after object key:value pair"
+    } else if text.starts_with("expected `,` or `]`") {
+        "after array element"
+    } else if text.starts_with("trailing characters") {
+        "after top-level value"
+    } else {
+        return text;
+    };
     format!("invalid character {c} {context}")
 }
 
