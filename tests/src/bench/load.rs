@@ -23,8 +23,9 @@ const CHUNK: usize = 128 << 10;
 /// Sockets and bytes of datagrams that nobody answers.
 const FLOWS: usize = 64;
 const DATAGRAM: usize = 18;
-/// What every TCP socket is set to: the machine's default may depend on timers, and so on what else runs.
-const CONGESTION: &str = "cubic";
+/// What every TCP socket is set to: the machine's default may depend on timers, and so on what else runs. This one is
+/// allowed to everybody.
+const CONGESTION: &str = "reno";
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 /// How long an answer may take.
