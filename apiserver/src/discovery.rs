@@ -42,7 +42,7 @@ type Document = (Bytes, String);
 fn speaks_of(parts: &[&str]) -> bool {
     match parts {
         ["api", _] => true,
-        ["apis", group, _] => hawser_api::kinds::builtin().iter().any(|kind| kind.group == *group),
+        ["apis", group, _] => hawser_api::kinds::is_builtin_group(group),
         _ => false,
     }
 }

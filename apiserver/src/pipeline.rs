@@ -234,7 +234,7 @@ impl Pipeline {
         }
         let Some(row) = table.find(&info.group, &info.version, &info.resource).cloned() else {
             // Groups that are built in speak of their other versions too.
-            let builtin = hawser_api::kinds::builtin().iter().any(|kind| kind.group == info.group);
+            let builtin = hawser_api::kinds::is_builtin_group(&info.group);
             if builtin || table.has_version(&info.group, &info.version) {
                 return Err(Status::unknown_resource());
             }

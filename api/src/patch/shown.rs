@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::protobuf::in_go_order;
 use crate::schema::{Shape, Ty, Type};
 use crate::status::{FieldError, Status};
+use crate::text::go_value;
 
 /// The answer when a document of the type that a JSON or merge patch made does not decode. `touched` is an object for
 /// each object that the patch went into, and anything else for what it put there.
@@ -19,9 +20,7 @@ pub fn undecodable(ty: Option<&'static Type>, touched: &Value, patched: &Value, 
 
 /// The answer when what a strategic merge patch makes does not decode.
 pub fn strategic_undecodable(patch: &Value, why: &str) -> Status {
-    let mut text = String::new();
-    go_map(&mut text, patch);
-    refusal(text, why)
+    refusal(go_value(patch), why)
 }
 
 fn refusal(text: String, why: &str) -> Status {
@@ -97,37 +96,6 @@ fn plain(out: &mut String, value: &Value) {
             '&' => out.push_str("\\u0026"),
             c => out.push(c),
         }
-    }
-}
-
-/// Go's `%+v` of a map.
-fn go_map(out: &mut String, value: &Value) {
-    match value {
-        Value::Object(map) => {
-            out.push_str("map[");
-            for (i, (key, inner)) in map.iter().enumerate() {
-                if i > 0 {
-                    out.push(' ');
-                }
-                out.push_str(key);
-                out.push(':');
-                go_map(out, inner);
-            }
-            out.push(']');
-        }
-        Value::Array(items) => {
-            out.push('[');
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push(' ');
-                }
-                go_map(out, item);
-            }
-            out.push(']');
-        }
-        Value::String(text) => out.push_str(text),
-        Value::Null => out.push_str("<nil>"),
-        other => out.push_str(&other.to_string()),
     }
 }
 
