@@ -74,12 +74,7 @@ impl Controller for ServiceAccounts {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.namespaces.on_change(move |change| {
-            if change.old.is_none() {
-                q.add(change.key.clone());
-            }
-        });
+        self.caches.namespaces.queue_added(queue);
         let q = queue.clone();
         self.caches.accounts.on_change(move |change| {
             if change.new.is_none() && change.key.name == ACCOUNT {
@@ -162,12 +157,7 @@ impl Controller for RootCa {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.namespaces.on_change(move |change| {
-            if change.old.is_none() {
-                q.add(change.key.clone());
-            }
-        });
+        self.caches.namespaces.queue_added(queue);
         let q = queue.clone();
         self.caches.root_cas.on_change(move |change| q.add(Key::cluster(&change.key.namespace)));
     }

@@ -151,12 +151,7 @@ impl Controller for LegacyTokens {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.account_secrets.on_change(move |change| {
-            if change.old.is_none() {
-                q.add(change.key.clone());
-            }
-        });
+        self.caches.account_secrets.queue_added(queue);
         self.caches.accounts.want();
     }
 

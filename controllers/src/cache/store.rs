@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::object::{self, Key, Object};
+use crate::runner::Queue;
 
 /// A change that the store has just taken in. At least one of `old` and `new` is there.
 pub struct Change<'a, K> {
@@ -105,6 +106,22 @@ impl<K: Object> Store<K> {
     pub fn on_change(&self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
         self.want();
         self.handlers.write().push(Box::new(handler));
+    }
+
+    /// Queues the key of every object that changes.
+    pub fn queue_changed(&self, queue: &Arc<Queue>) {
+        let queue = queue.clone();
+        self.on_change(move |change| queue.add(change.key.clone()));
+    }
+
+    /// Queues the key of every object that is new.
+    pub fn queue_added(&self, queue: &Arc<Queue>) {
+        let queue = queue.clone();
+        self.on_change(move |change| {
+            if change.old.is_none() {
+                queue.add(change.key.clone());
+            }
+        });
     }
 
     /// The object of this name.

@@ -64,8 +64,7 @@ impl Controller for Deployments {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.deployments.on_change(move |change| q.add(change.key.clone()));
+        self.caches.deployments.queue_changed(queue);
         let (this, q) = (self.clone(), queue.clone());
         self.caches.replica_sets.on_change(move |change| {
             for set in change.states() {
