@@ -196,6 +196,11 @@ pub fn builtin() -> &'static [Arc<Kind>] {
     &BUILTIN
 }
 
+/// Whether built-in resources are of a group.
+pub fn is_builtin_group(group: &str) -> bool {
+    BUILTIN.iter().any(|kind| kind.group == group)
+}
+
 /// The built-in row of a resource.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Arc<Kind>> {
     BUILTIN.iter().find(|k| k.plural == plural && k.version == version && k.group == group)

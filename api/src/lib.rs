@@ -23,6 +23,7 @@ pub mod podsecurity;
 pub mod protobuf;
 pub mod quantity;
 pub mod quota;
+pub mod references;
 pub mod resources;
 pub mod schema;
 pub mod selector;

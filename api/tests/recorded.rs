@@ -169,7 +169,7 @@ impl Server {
                         }
                     };
                     let mut new = Self::decode(kind, patched.clone())
-                        .map_err(|e| patch::undecodable(&patched, &e.message))?;
+                        .map_err(|e| patch::undecodable(None, &json!({}), &patched, &e.message))?;
                     if t.subresource.is_empty() {
                         strategy::prepare_for_update(kind, &mut new, &old, now);
                     } else {

@@ -86,6 +86,15 @@ pub enum AuthnError {
     Internal(String),
 }
 
+/// Who sends a request, as its credentials say.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Who it is.
+    pub user: Arc<UserInfo>,
+    /// What to tell whoever uses such credentials.
+    pub warning: Option<&'static str>,
+}
+
 /// Finds out who sends a request.
 #[async_trait]
 pub trait Authenticator: Send + Sync + 'static {
@@ -101,7 +110,7 @@ pub trait Authenticator: Send + Sync + 'static {
         &self,
         headers: &http::HeaderMap,
         connection: Option<&Arc<UserInfo>>,
-    ) -> Result<Option<Arc<UserInfo>>, AuthnError>;
+    ) -> Result<Option<Identity>, AuthnError>;
 }
 
 /// What an authorizer looks at. For a request on a path that is no resource, `resource_request` is false and

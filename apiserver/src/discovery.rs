@@ -38,6 +38,15 @@ struct Aggregated {
 /// A document and its ETag.
 type Document = (Bytes, String);
 
+/// Whether a path is of a version of a built-in group.
+fn speaks_of(parts: &[&str]) -> bool {
+    match parts {
+        ["api", _] => true,
+        ["apis", group, _] => hawser_api::kinds::is_builtin_group(group),
+        _ => false,
+    }
+}
+
 impl Discovery {
     /// Answers `/api`, `/apis` and what is directly below them; None for other paths.
     pub fn answer(
@@ -79,8 +88,11 @@ impl Discovery {
             _ => None,
         };
         Some(match document {
+            // Groups that are built in speak of their other versions too.
+            None if !root && speaks_of(&parts) => respond::status(&Status::unknown_resource(), encoding),
             None => respond::text(404, "404 page not found\n"),
-            Some(_) if !root && !matches!(*method, http::Method::GET | http::Method::HEAD) => {
+            // `/apis` answers whatever is done to it, as that of Kubernetes does.
+            Some(_) if parts != ["apis"] && !matches!(*method, http::Method::GET | http::Method::HEAD) => {
                 respond::status(&Status::method_not_allowed(), encoding)
             }
             Some(document) => respond::value(200, &document, encoding),

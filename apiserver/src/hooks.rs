@@ -29,6 +29,8 @@ pub struct Strategy {
     pub graceful: bool,
     /// Dependents stay when the request does not say.
     pub orphan_by_default: bool,
+    /// Who deletes is warned that dependents stay.
+    pub warns_of_orphans: bool,
     /// A deletion answers with the object rather than with a Status.
     pub returns_deleted: bool,
 }
@@ -40,6 +42,7 @@ pub fn strategy(kind: &Kind) -> Strategy {
         create_on_update: rules.allow_create_on_update,
         unconditional_update: rules.allow_unconditional_update,
         graceful: rules.graceful_deletion,
+        warns_of_orphans: kind.group == "batch" && kind.kind == "Job",
         orphan_by_default: rules.default_propagation == DefaultPropagation::Orphan,
         returns_deleted: matches!(
             (kind.group.as_str(), kind.plural.as_str()),
@@ -66,6 +69,9 @@ pub fn strategy(kind: &Kind) -> Strategy {
 
 /// Fills in defaults, in the row's version.
 pub fn defaults(kind: &Kind, object: &mut Value) {
+    if kind.group.is_empty() && kind.kind == "Pod" {
+        strategy::pod_addresses(object);
+    }
     api_defaults::apply(kind, object);
 }
 

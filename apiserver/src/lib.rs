@@ -279,7 +279,9 @@ impl ApiServer {
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
         let Self { pipeline, reader, local, listeners, tls, stop: inner, tasks, shutdown_delay } = self;
         tasks.spawn(housekeeping::run(pipeline.registry.clone(), inner.clone()));
-        tasks.spawn(conditions::run(Arc::new(reader), local.clone(), inner.clone()));
+        let reader = Arc::new(reader);
+        tasks.spawn(conditions::run(reader.clone(), local.clone(), inner.clone()));
+        tasks.spawn(tokens::tracking::run(reader, local.clone(), inner.clone()));
         let closing = CancellationToken::new();
         let serving = async {
             match tls {

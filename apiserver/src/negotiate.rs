@@ -1,5 +1,6 @@
 //! `Accept` and `Content-Type`: in which form an answer is wanted and a body is sent.
 
+use hawser_api::kinds::Kind;
 use hawser_api::status::{Status, StatusDetails};
 
 /// How bytes are written.
@@ -71,7 +72,9 @@ impl Default for Accepted {
 
 /// What can be had of what is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Offer {
+pub struct Offer<'a> {
+    /// Of what there are objects, if that can be told.
+    pub kind: Option<&'a Kind>,
     /// The answer is a list.
     pub list: bool,
     /// The answer is a stream of events.
@@ -167,7 +170,7 @@ impl Clause<'_> {
 ///
 /// # Errors
 /// 406 when nothing that is accepted can be sent.
-pub fn accept(header: Option<&str>, offer: Offer) -> Result<Accepted, Status> {
+pub fn accept(header: Option<&str>, offer: Offer<'_>) -> Result<Accepted, Status> {
     let Some(header) = header.filter(|h| !h.is_empty()) else { return Ok(Accepted::default()) };
     if offer.routed {
         route(header, offer.list || offer.watch)?;
@@ -179,7 +182,10 @@ pub fn accept(header: Option<&str>, offer: Offer) -> Result<Accepted, Status> {
                 None => Transform::None,
                 Some(target) => match transform(target, encoding, offer) {
                     Some(transform) => transform,
-                    None => continue,
+                    None => match misfit(target, offer) {
+                        Some(refused) => return Err(refused),
+                        None => continue,
+                    },
                 },
             };
             if offer.watch && !encoding.streams() {
@@ -232,7 +238,7 @@ pub fn choose(header: Option<&str>, subtypes: &[&str]) -> Option<usize> {
     })
 }
 
-fn transform(target: (&str, &str, &str), encoding: Encoding, offer: Offer) -> Option<Transform> {
+fn transform(target: (&str, &str, &str), encoding: Encoding, offer: Offer<'_>) -> Option<Transform> {
     let (group, version, kind) = target;
     let beta = match (group, version) {
         ("meta.k8s.io", "v1") => false,
@@ -246,6 +252,29 @@ fn transform(target: (&str, &str, &str), encoding: Encoding, offer: Offer) -> Op
         "PartialObjectMetadataList" if offer.list => Some(Transform::Partial(beta)),
         _ => None,
     }
+}
+
+/// The refusal of the metadata of an object where there is a list, or of a list where there is none.
+fn misfit((group, version, kind): (&str, &str, &str), offer: Offer<'_>) -> Option<Status> {
+    let known = group == "meta.k8s.io" && matches!(version, "v1" | "v1beta1");
+    let wants_list = match kind {
+        "PartialObjectMetadata" => false,
+        "PartialObjectMetadataList" => true,
+        _ => return None,
+    };
+    let of = offer.kind.filter(|_| known && wants_list != offer.list)?;
+    let package = match of.group.split('.').next() {
+        _ if !of.builtin => "unstructured",
+        None | Some("" | "events") => "core",
+        Some(first) => first,
+    };
+    let name = if of.builtin { of.kind.as_str() } else { "Unstructured" };
+    let message = if offer.list {
+        format!("you requested {kind}, but the requested object is a list (*{package}.{name}List)")
+    } else {
+        format!("you requested {kind}, but the requested object is not a list (*{package}.{name})")
+    };
+    Some(Status::failure(406, "NotAcceptable", message))
 }
 
 const STREAMS: &str = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
@@ -327,8 +356,8 @@ pub fn content_type(header: Option<&str>) -> Result<BodyEncoding, Status> {
 mod tests {
     use super::*;
 
-    fn offer(list: bool) -> Offer {
-        Offer { list, watch: false, protobuf: true, routed: false }
+    fn offer(list: bool) -> Offer<'static> {
+        Offer { kind: None, list, watch: false, protobuf: true, routed: false }
     }
 
     #[test]

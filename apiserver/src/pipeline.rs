@@ -36,6 +36,10 @@ use crate::{table, version};
 #[derive(Clone)]
 pub(crate) struct InProcess(pub(crate) Arc<UserInfo>);
 
+/// What a request's credentials make the answer warn of.
+#[derive(Clone, Copy)]
+struct CredentialWarning(&'static str);
+
 /// Content type of server-side apply, without its encoding.
 const APPLY: &[u8] = b"application/apply-patch";
 
@@ -184,7 +188,12 @@ impl Pipeline {
             None => {
                 let connection = request.extensions().get::<Connection>().and_then(|c| c.0.clone());
                 match access.authenticator.authenticate(request.headers(), connection.as_ref()).await {
-                    Ok(Some(user)) => user,
+                    Ok(Some(identity)) => {
+                        if let Some(text) = identity.warning {
+                            request.extensions_mut().insert(CredentialWarning(text));
+                        }
+                        identity.user
+                    }
                     Ok(None) if access.anonymous || crate::authn::is_public_path(&info.path) => {
                         Arc::new(UserInfo::anonymous())
                     }
@@ -225,7 +234,7 @@ impl Pipeline {
         }
         let Some(row) = table.find(&info.group, &info.version, &info.resource).cloned() else {
             // Groups that are built in speak of their other versions too.
-            let builtin = hawser_api::kinds::builtin().iter().any(|kind| kind.group == info.group);
+            let builtin = hawser_api::kinds::is_builtin_group(&info.group);
             if builtin || table.has_version(&info.group, &info.version) {
                 return Err(Status::unknown_resource());
             }
@@ -261,6 +270,7 @@ impl Pipeline {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(ACCEPT).and_then(|v| v.to_str().ok());
         let offer = Offer {
+            kind: Some(&row.kind),
             list: matches!(info.verb, "list" | "deletecollection"),
             watch: info.verb == "watch",
             protobuf: row.kind.builtin || info.subresource == "scale",
@@ -279,6 +289,9 @@ impl Pipeline {
             empties: Mutex::default(),
             series: parts.extensions.get::<Arc<Series>>().cloned(),
         };
+        if let Some(CredentialWarning(text)) = parts.extensions.get() {
+            call.warn(*text);
+        }
         if let Some(text) = version::deprecation(&row.kind) {
             call.warn(text);
         }
@@ -470,8 +483,15 @@ fn check_scope(row: &Row, info: &RequestInfo) -> Result<(), Status> {
     } else {
         !info.namespace.is_empty() && !is_namespace
     };
-    if wrong || !has_subresource {
+    // No route has such a name, or anything below a subresource but what a proxy is asked for.
+    let routed = !info.name.contains('/') && (info.rest.is_empty() || info.subresource == "proxy");
+    if wrong || !has_subresource || row.kind.builtin && !routed {
         return Err(Status::unknown_resource());
+    }
+    let unnameable = hawser_api::names::path_segment(&info.name);
+    if !unnameable.is_empty() {
+        let (name, why) = (hawser_api::text::quote(&info.name), unnameable.join(";"));
+        return Err(Status::bad_request(format!("Name parameter invalid: {name}: {why}")));
     }
     Ok(())
 }

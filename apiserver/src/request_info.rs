@@ -94,7 +94,8 @@ impl RequestInfo {
             Method::PUT => "update",
             Method::PATCH => "patch",
             Method::DELETE => "delete",
-            _ => self.verb,
+            // No verb of resources is meant.
+            _ => "",
         };
         let mut watch_prefix = false;
         if parts.len() > 1 && parts[0] == "watch" {

@@ -43,6 +43,12 @@ pub fn of_list(
 
 fn versioned(mut table: Value, beta: bool) -> Value {
     if beta {
+        let rows = table.get_mut("rows").and_then(Value::as_array_mut).into_iter().flatten();
+        for object in rows.filter_map(|row| row.get_mut("object")) {
+            if object.kind() == "PartialObjectMetadata" {
+                object["apiVersion"] = json!("meta.k8s.io/v1beta1");
+            }
+        }
         table["apiVersion"] = json!("meta.k8s.io/v1beta1");
     }
     table

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::Selector;
 use serde_json::json;
 
-use crate::cache::{BY_SELECTOR, Store};
+use crate::cache::{BY_CONTROLLER, BY_SELECTOR, ORPHANS, Store};
 use crate::object::{self, Key, Object};
 use crate::plan::Act;
 
@@ -39,6 +39,16 @@ pub fn owners<O: Object, K: Object>(
         .filter(|owner| selector(owner).is_some_and(|s| object::matches(&s, labels)))
         .map(|owner| Key::of(owner.as_ref()))
         .collect()
+}
+
+/// What an owner may claim: its own, and the orphans that its selector could match. The owners' store has the index
+/// [`BY_SELECTOR`], the dependents' one [`BY_CONTROLLER`] and [`ORPHANS`].
+pub fn candidates<O: Object, K: Object>(owners: &Store<O>, dependents: &Store<K>, owner: &O) -> Vec<Arc<K>> {
+    let mut candidates = dependents.by_index(BY_CONTROLLER, object::uid(owner));
+    for bucket in owners.values_of(BY_SELECTOR, owner) {
+        candidates.extend(dependents.by_index(ORPHANS, &bucket));
+    }
+    candidates
 }
 
 /// Sorts `candidates` (owned ones and orphans of the owner's namespace) for `owner`.

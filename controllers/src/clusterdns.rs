@@ -272,7 +272,8 @@ impl Controller for Controlled {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Harness;
+    use crate::testing::{Harness, lag};
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn harness() -> Harness<Controlled> {
@@ -353,6 +354,61 @@ mod tests {
         assert_eq!(slices(&h), []);
         let kept: Service = h.model.lock().get(NAMESPACE, SERVICE).expect("kept");
         assert!(kept.spec.unwrap().selector.is_some());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// However nodes come, go and move, while caches lag and the process ends: every node has one slice with its
+        /// address, nobody else has one, and those of others stay.
+        #[test]
+        fn slices_follow_nodes(
+            ops in proptest::collection::vec((0..4u8, 0..4u8, any::<bool>()), 1..30),
+            seed in any::<u64>(),
+        ) {
+            let rt = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            rt.block_on(async move {
+                let mut h = harness();
+                let mut random = lag(seed);
+                let theirs = json!({"metadata": {"name": "theirs", "namespace": NAMESPACE,
+                    "labels": {SERVICE_NAME: SERVICE, MANAGED_BY: "somebody"}}, "addressType": "IPv4", "endpoints": [
+                    {"addresses": ["198.51.100.1"], "nodeName": "n0"}]});
+                h.model.lock().put(&serde_json::from_value::<EndpointSlice>(theirs).unwrap());
+                for (n, to, crash) in ops {
+                    let (name, address) = (format!("n{n}"), format!("192.0.2.{}", 10 * n + to));
+                    {
+                        let mut model = h.model.lock();
+                        match (model.get::<Node>("", &name).is_some(), to) {
+                            (false, _) => drop(model.put(&node(&name, &address))),
+                            (true, 0) => model.delete_as_user::<Node>("", &name),
+                            (true, _) => model.edit::<Node>("", &name, |n| n.status = node(&name, &address).status),
+                        }
+                    }
+                    if crash {
+                        let config = ClusterDns::clone(&h.controller.config);
+                        h.restart(|caches, _| Controlled::new(caches, config));
+                    }
+                    h.work_some(random(4), |n| random(n + 1)).await;
+                }
+                h.settle_lagging(500, |n| random(n + 1)).await;
+                h.settle(100).await;
+                let nodes = h.model.lock().list::<Node>();
+                let mut wanted: Vec<_> = nodes
+                    .iter()
+                    .map(|n| {
+                        let addresses = n.status.as_ref().unwrap().addresses.as_ref().unwrap();
+                        (object::name(n).to_owned(), addresses[1].address.clone())
+                    })
+                    .collect();
+                wanted.push(("n0".to_owned(), "198.51.100.1".to_owned()));
+                wanted.sort();
+                prop_assert_eq!(slices(&h), wanted);
+                for node in nodes {
+                    prop_assert!(h.plan(&Key::of(&node)).await.is_empty());
+                }
+                Ok(())
+            })?;
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use kube::Client;
 
+use crate::accounts::SignClaims;
 use crate::autoscaler;
 use crate::clusterdns::ClusterDns;
 use crate::runner::leader::LeaderConfig;
@@ -40,6 +41,10 @@ pub struct Config {
     pub max_endpoints_per_slice: usize,
     /// The CA that clients check the API server's certificate with, PEM. Without it nothing is published.
     pub root_ca_pem: Option<String>,
+    /// Signs the tokens in Secrets. Without it Secrets that ask for one stay without.
+    pub sign_claims: Option<SignClaims>,
+    /// For how long a token in a Secret must have been unused before it is cleaned up.
+    pub legacy_token_unused_for: Duration,
     /// The CA that signs certificates. Without it none are signed.
     pub signing_ca: Option<SigningCa>,
     /// The longest validity of a signed certificate.
@@ -85,6 +90,8 @@ impl Default for Config {
             concurrent_syncs: 8,
             max_endpoints_per_slice: 100,
             root_ca_pem: None,
+            sign_claims: None,
+            legacy_token_unused_for: Duration::from_secs(365 * 24 * 3600),
             signing_ca: None,
             signing_duration: Duration::from_secs(365 * 24 * 3600),
             cluster_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(

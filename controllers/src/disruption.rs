@@ -247,8 +247,7 @@ impl Controller for Disruption {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.budgets.on_change(move |change| q.add(change.key.clone()));
+        self.caches.budgets.queue_changed(queue);
         let (this, q) = (self.clone(), queue.clone());
         self.caches.pods.on_change(move |change| {
             let facts = |p: &Arc<Pod>| {

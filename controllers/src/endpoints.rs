@@ -223,8 +223,7 @@ impl Controller for EndpointsController {
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
         services::wire(&self.caches, queue);
-        let q = queue.clone();
-        self.caches.endpoints.on_change(move |change| q.add(change.key.clone()));
+        self.caches.endpoints.queue_changed(queue);
     }
 
     async fn view(&self, key: &Key, _prior: Option<&Failure>) -> Result<Option<View>, ViewError> {

@@ -6,6 +6,7 @@
 //! - One module per controller.
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod acknowledgement;
 pub mod aggregation;
 pub mod autoscaler;

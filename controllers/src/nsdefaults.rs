@@ -74,15 +74,10 @@ impl Controller for ServiceAccounts {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
+        self.caches.namespaces.queue_added(queue);
         let q = queue.clone();
-        self.caches.namespaces.on_change(move |change| {
-            if change.old.is_none() {
-                q.add(change.key.clone());
-            }
-        });
-        let q = queue.clone();
-        self.caches.default_accounts.on_change(move |change| {
-            if change.new.is_none() {
+        self.caches.accounts.on_change(move |change| {
+            if change.new.is_none() && change.key.name == ACCOUNT {
                 q.add(Key::cluster(&change.key.namespace));
             }
         });
@@ -90,7 +85,7 @@ impl Controller for ServiceAccounts {
 
     async fn view(&self, key: &Key, _prior: Option<&Failure>) -> Result<Option<AccountView>, ViewError> {
         let Some(namespace) = self.caches.namespaces.get(key) else { return Ok(None) };
-        let account = self.caches.default_accounts.get(&Key::new(&key.name, ACCOUNT));
+        let account = self.caches.accounts.get(&Key::new(&key.name, ACCOUNT));
         Ok(Some(AccountView { namespace, account }))
     }
 
@@ -162,12 +157,7 @@ impl Controller for RootCa {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.namespaces.on_change(move |change| {
-            if change.old.is_none() {
-                q.add(change.key.clone());
-            }
-        });
+        self.caches.namespaces.queue_added(queue);
         let q = queue.clone();
         self.caches.root_cas.on_change(move |change| q.add(Key::cluster(&change.key.namespace)));
     }

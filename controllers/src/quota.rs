@@ -394,7 +394,74 @@ impl Controller for Quotas {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Harness, lag};
+    use proptest::prelude::*;
     use serde_json::json;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// However pods and Services come and go, while caches lag and the process ends: after something went, and after a
+        /// new start, the status tells what is there.
+        #[test]
+        fn what_goes_is_taken_off(
+            ops in proptest::collection::vec((0..8u8, any::<bool>(), any::<bool>()), 1..30),
+            seed in any::<u64>(),
+        ) {
+            let rt = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            rt.block_on(async move {
+                let mut h = Harness::new(Quotas::new);
+                let mut random = lag(seed);
+                let hard = json!({"pods": "9", "requests.cpu": "9", "services": "9", "services.nodeports": "9"});
+                h.model.lock().put(&quota(json!({"hard": hard}), json!({})));
+                h.settle(50).await;
+                for (n, is_pod, crash) in ops {
+                    let gone = {
+                        let mut model = h.model.lock();
+                        let name = format!("o{n}");
+                        let pod = model.get::<Pod>("ns", &name);
+                        let service = model.get::<Service>("ns", &name);
+                        match (is_pod, &pod, &service) {
+                            (true, None, _) => drop(model.put(&pod_of(&name))),
+                            (true, Some(_), _) => model.delete_as_user::<Pod>("ns", &name),
+                            (false, _, None) => drop(model.put(&service_of(&name))),
+                            (false, _, Some(_)) => model.delete_as_user::<Service>("ns", &name),
+                        }
+                        if is_pod { pod.is_some() } else { service.is_some() }
+                    };
+                    if crash {
+                        h.restart(Quotas::new);
+                    }
+                    h.settle_lagging(300, |n| random(n + 1)).await;
+                    if !gone && !crash {
+                        continue;
+                    }
+                    h.settle(100).await;
+                    let model = h.model.lock();
+                    let used = model.get::<ResourceQuota>("ns", "q").unwrap().status.unwrap().used.unwrap();
+                    let used = |name: &str| Quantity::parse(&used[name].0).unwrap();
+                    let (pods, services) = (model.list::<Pod>().len(), model.list::<Service>().len());
+                    prop_assert_eq!(used("pods"), Quantity::from_int(pods as i64));
+                    prop_assert_eq!(used("requests.cpu"), Quantity::parse(&format!("{}m", 100 * pods)).unwrap());
+                    prop_assert_eq!(used("services"), Quantity::from_int(services as i64));
+                    prop_assert_eq!(used("services.nodeports"), Quantity::from_int(services as i64));
+                }
+                Ok(())
+            })?;
+        }
+    }
+
+    fn pod_of(name: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"}, "spec": {"containers": [
+            {"name": "c", "resources": {"requests": {"cpu": "100m"}}}]}}))
+        .unwrap()
+    }
+
+    fn service_of(name: &str) -> Service {
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"},
+            "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30000}]}}))
+        .unwrap()
+    }
 
     fn quota(spec: Value, status: Value) -> ResourceQuota {
         serde_json::from_value(

@@ -59,8 +59,7 @@ impl Controller for TokenCleaner {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.tokens.on_change(move |change| q.add(change.key.clone()));
+        self.caches.tokens.queue_changed(queue);
     }
 
     async fn view(&self, key: &Key, _prior: Option<&Failure>) -> Result<Option<Arc<Secret>>, ViewError> {

@@ -1,14 +1,11 @@
 //! PURE: API objects → the few fields that names are made of. Everything else is dropped at once.
 
-use hawser_watch::ObjectName;
+use hawser_watch::{ObjectName, SERVICE_NAME};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::ResourceExt;
 
 use crate::records::{Endpoint, Port, Protocol, Service, Slice, Target};
-
-/// Label that names a slice's Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// A Service; `None` while it has no address yet and is not headless.
 pub fn service(object: &core::Service) -> Option<Service> {

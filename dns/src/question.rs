@@ -64,7 +64,7 @@ pub fn place(zone: &Zone, name: &Name) -> Option<Place> {
 
 fn below_service(namespace: &str, service: &str, rest: &[&str]) -> Place {
     let (namespace, service) = (namespace.to_owned(), service.to_owned());
-    let transport = |label: &str| label.strip_prefix('_').and_then(|name| Protocol::from_api(Some(name)));
+    let transport = |label: &str| Protocol::from_api(Some(&label.strip_prefix('_')?.to_ascii_uppercase()));
     match rest {
         [] => Place::Service(namespace, service),
         [label] => match transport(label) {

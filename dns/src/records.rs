@@ -5,28 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hawser_watch::ObjectName;
-
-/// Transport of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl Protocol {
-    /// By its name in the API, in any case; absent means TCP.
-    pub fn from_api(name: Option<&str>) -> Option<Self> {
-        let name = name.unwrap_or("TCP");
-        [("TCP", Self::Tcp), ("UDP", Self::Udp), ("SCTP", Self::Sctp)]
-            .into_iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, protocol)| protocol)
-    }
-}
+pub use hawser_watch::Protocol;
 
 /// A port of a Service or a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,12 +4,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
-use hawser_watch::{Known, Named, compact};
+use hawser_watch::{Known, Named, changes};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::PartialObjectMeta;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use tokio::sync::watch;
 
@@ -63,20 +62,18 @@ pub async fn run(client: Client, responder: &Responder, synced: watch::Sender<bo
 
 fn inputs(client: Client) -> SelectAll<BoxStream<'static, Input>> {
     let all = watcher::Config::default;
-    let services = watcher(Api::<Service>::all(client.clone()), all()).default_backoff();
-    let slices = watcher(Api::<EndpointSlice>::all(client.clone()), all()).default_backoff();
-    let namespaces = watcher(Api::<PartialObjectMeta<Namespace>>::all(client), all()).default_backoff();
-    let services = services.map(|event| match event {
-        Ok(event) => Input::Service(compact(event, convert::service)),
-        Err(error) => Input::Failed("services", error),
-    });
-    let slices = slices.map(|event| match event {
-        Ok(event) => Input::Slice(compact(event, convert::slice)),
-        Err(error) => Input::Failed("endpointslices", error),
-    });
-    let namespaces = namespaces.map(|event| match event {
-        Ok(event) => Input::Namespace(compact(event, |_| Some(()))),
-        Err(error) => Input::Failed("namespaces", error),
-    });
-    futures::stream::select_all([services.boxed(), slices.boxed(), namespaces.boxed()])
+    futures::stream::select_all([
+        changes(Api::<Service>::all(client.clone()), all(), convert::service, |event| {
+            event.map_or_else(|error| Input::Failed("services", error), Input::Service)
+        }),
+        changes(Api::<EndpointSlice>::all(client.clone()), all(), convert::slice, |event| {
+            event.map_or_else(|error| Input::Failed("endpointslices", error), Input::Slice)
+        }),
+        changes(
+            Api::<PartialObjectMeta<Namespace>>::all(client),
+            all(),
+            |_| Some(()),
+            |event| event.map_or_else(|error| Input::Failed("namespaces", error), Input::Namespace),
+        ),
+    ])
 }

@@ -3,6 +3,9 @@
 The documents (kube-apiserver's, and so Hawser's) name the codes 200, 201, 202 and 401 only. Every other answer is a
 `Status`; with that as each operation's `default` response, schemathesis checks all refusals against it.
 """
+import pathlib
+import re
+
 import schemathesis
 
 STATUS = "io.k8s.apimachinery.pkg.apis.meta.v1.Status"
@@ -37,3 +40,19 @@ def before_load_schema(context, schema):
                 # A watch does not end, and is no list.
                 kept = [p for p in operation.get("parameters", []) if p.get("name") not in ("watch", "timeoutSeconds")]
                 operation["parameters"] = kept
+
+
+FORMS = [
+    re.compile(".*".join(map(re.escape, line.split("*"))), re.S)
+    for line in (pathlib.Path(__file__).parent.parent / "as_kubernetes.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+@schemathesis.check
+def no_server_error_of_its_own(ctx, response, case):
+    """No 5xx, but for the 500s that kube-apiserver itself gives to bad input."""
+    if response.status_code < 500:
+        return
+    message = response.json().get("message", "")
+    assert any(form.fullmatch(message) for form in FORMS), f"{response.status_code}: {message}"

@@ -53,11 +53,6 @@ impl NodeSettings {
         Ok(NodeSettings { name, addresses, flags })
     }
 
-    /// The primary address.
-    fn address(&self) -> Result<IpAddr> {
-        self.addresses.first().copied().context("the node has no address")
-    }
-
     fn log_dir(&self) -> PathBuf {
         self.flags.log_dir.clone().unwrap_or_else(|| self.flags.data_dir.join("logs"))
     }
@@ -93,7 +88,8 @@ impl NodeSettings {
         config.labels = self.labels()?;
         config.cri_socket = cri_socket;
         config.log_dir = self.log_dir();
-        config.listen = Some(SocketAddr::new(self.address()?, self.flags.kubelet_port));
+        config.listen =
+            self.addresses.iter().map(|address| SocketAddr::new(*address, self.flags.kubelet_port)).collect();
         config.cluster_dns = cluster_dns;
         config.cluster_domain = self.flags.cluster_domain.clone();
         config.resolv_conf = self.flags.resolv_conf.clone();
@@ -158,10 +154,10 @@ pub async fn agent(flags: AgentFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node.clone(), &flags.server.parse()?)?;
     // In the node's cgroup before anything is started that would inherit another.
     let mut proxy_config =
-        node.proxy_config(flags.uplink.clone(), &flags.service_cluster_ip_range, flags.xdp)?;
+        node.proxy_config(flags.uplink.clone(), &flags.services.service_cluster_ip_range, flags.xdp)?;
     proxy_config.node_port_addresses = flags.nodeport_addresses.clone();
     proxy_config.tunnel = flags.tunnel;
-    let cluster_dns = flags.dns.addresses(&flags.service_cluster_ip_range);
+    let cluster_dns = flags.dns.addresses(&flags.services.service_cluster_ip_range);
     let identity = bootstrap::bootstrap(Bootstrap {
         server: flags.server.clone(),
         token: flags.token.clone(),
@@ -251,7 +247,7 @@ pub async fn proxy(flags: ProxyFlags) -> Result<()> {
     let node = NodeSettings::new(flags.node, &server)?;
     let client = clients::from_kubeconfig(&flags.kubeconfig).await?;
     let xdp = hawser_proxy::config::Xdp::Off;
-    let mut config = node.proxy_config(flags.uplink, &flags.service_cluster_ip_range, xdp)?;
+    let mut config = node.proxy_config(flags.uplink, &flags.services.service_cluster_ip_range, xdp)?;
     config.node_port_addresses = flags.nodeport_addresses;
     // The pods' network is another's; Services are translated at the sockets.
     config.pod_network = false;

@@ -1,10 +1,13 @@
 //! Components of the control plane that run alone, against any Kubernetes.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use base64::Engine;
+use hawser_apiserver::tokens::jws::SigningKey;
+use hawser_controllers::accounts::SignClaims;
 use hawser_controllers::{Config, ControllerManager, SigningCa};
 use hawser_scheduler::Scheduler;
 use hawser_scheduler::plugins::Registry;
@@ -43,6 +46,10 @@ pub async fn controller_manager(flags: ControllerManagerFlags) -> Result<()> {
     {
         config.signing_ca = Some(SigningCa { certificate_pem: read(certificate)?, key_pem: read(key)? });
     }
+    if let Some(key) = &flags.service_account_private_key_file {
+        config.sign_claims = Some(sign_claims(&read(key)?).with_context(|| format!("{}", key.display()))?);
+    }
+    config.legacy_token_unused_for = Duration::from_secs(flags.legacy_service_account_token_clean_up_period);
     if !flags.no_leader_elect {
         config.leader_election = Some(leader_config()?);
     }
@@ -52,12 +59,19 @@ pub async fn controller_manager(flags: ControllerManagerFlags) -> Result<()> {
 /// What the flags shared with `hawser server` say.
 pub fn controller_config(settings: &ControllerSettings) -> Config {
     Config {
+        controllers: settings.controllers.clone(),
         cluster_cidrs: settings.cluster_cidr.clone(),
         node_cidr_mask_size_v4: settings.node_cidr_mask_size_ipv4,
         node_cidr_mask_size_v6: settings.node_cidr_mask_size_ipv6,
         node_monitor_grace_period: Duration::from_secs(settings.node_monitor_grace_period),
         ..Config::default()
     }
+}
+
+/// Signs tokens with a key (PKCS#8, PEM).
+pub fn sign_claims(key_pem: &str) -> Result<SignClaims> {
+    let key = SigningKey::from_pem(key_pem).context("key of ServiceAccounts' tokens")?;
+    Ok(Arc::new(move |claims| key.sign(claims).map_err(|e| e.to_string())))
 }
 
 fn leader_config() -> Result<hawser_controllers::runner::leader::LeaderConfig> {

@@ -98,7 +98,7 @@ impl Keeper {
             addresses.iter().flat_map(|ip| [at(ip, port), at(&loopback(ip), port)]).collect();
         let metrics: Vec<_> = addresses.iter().map(|ip| at(ip, flags.dns.dns_metrics_port)).collect();
         let service: Vec<_> = service.iter().map(IpAddr::to_string).collect();
-        let ranges = flags.service_cluster_ip_range.iter().chain(&flags.cluster_cidr);
+        let ranges = flags.services.service_cluster_ip_range.iter().chain(&flags.cluster_cidr);
         let ranges: Vec<_> = ranges.map(ToString::to_string).collect();
         let mut arguments = vec![
             "dns".to_owned(),

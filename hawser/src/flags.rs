@@ -59,6 +59,20 @@ pub enum Command {
     Version,
 }
 
+/// What whoever has to do with Services' addresses is told about them.
+#[derive(Args, Clone)]
+pub struct ServiceRanges {
+    /// Ranges of the Services' addresses, separated by commas: one, or one per family, that of the default family first
+    #[arg(
+        long,
+        alias = "service-cidr",
+        default_value = "10.96.0.0/12",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+}
+
 #[derive(Args, Clone)]
 pub struct ApiserverFlags {
     /// Where keys, certificates and the store are kept
@@ -76,15 +90,8 @@ pub struct ApiserverFlags {
     /// etcd servers to use instead of the embedded store, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     pub etcd_endpoints: Vec<String>,
-    /// Ranges of the Services' addresses, separated by commas: one, or one per family, that of the default family first
-    #[arg(
-        long,
-        alias = "service-cidr",
-        default_value = "10.96.0.0/12",
-        value_delimiter = ',',
-        value_name = "CIDR"
-    )]
-    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    pub services: ServiceRanges,
     /// Range of the node ports
     #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST")]
     pub service_node_port_range: hawser_apiserver::alloc::Ports,
@@ -101,6 +108,11 @@ pub struct ApiserverFlags {
     /// Seconds that the server goes on for after it has said that it is not ready any more
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=3600))]
     pub shutdown_delay: u64,
+}
+
+/// A path that may be empty, which clap's own parser of paths refuses.
+fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
 }
 
 /// A number that is not zero.
@@ -121,6 +133,9 @@ pub struct ServerFlags {
 
 #[derive(Args, Clone)]
 pub struct ControllerSettings {
+    /// Controllers to run, separated by commas: * for all, a name for one of them, -name for all but that one
+    #[arg(long, default_value = "*", value_delimiter = ',', value_name = "NAME", allow_hyphen_values = true)]
+    pub controllers: Vec<String>,
     /// Ranges that the nodes' pod networks are taken from, separated by commas: one, or one per family
     #[arg(long, default_value = "10.244.0.0/16", value_delimiter = ',', value_name = "CIDR")]
     pub cluster_cidr: Vec<ipnet::IpNet>,
@@ -146,6 +161,12 @@ pub struct ControllerManagerFlags {
     /// Key of the cluster's CA
     #[arg(long, requires = "cluster_signing_cert_file")]
     pub cluster_signing_key_file: Option<PathBuf>,
+    /// Key that signs the tokens in Secrets (PKCS#8 of ECDSA P-256); without it none are made
+    #[arg(long)]
+    pub service_account_private_key_file: Option<PathBuf>,
+    /// Seconds for which a token in a Secret must have been unused before it is cleaned up
+    #[arg(long, default_value_t = 365 * 24 * 3600)]
+    pub legacy_service_account_token_clean_up_period: u64,
     /// Certificate to publish to pods as kube-root-ca.crt [default: the kubeconfig's CA]
     #[arg(long)]
     pub root_ca_file: Option<PathBuf>,
@@ -217,7 +238,7 @@ pub struct DnsFlags {
     #[arg(long = "cluster-range", value_name = "CIDR", value_delimiter = ',')]
     pub cluster_ranges: Vec<ipnet::IpNet>,
     /// The host's resolver configuration: who is asked about everything else; empty for nobody
-    #[arg(long, default_value = "/etc/resolv.conf")]
+    #[arg(long, default_value = "/etc/resolv.conf", value_parser = path_or_none)]
     pub resolv_conf: PathBuf,
     /// Domains with servers of their own, as domain=address[:port]
     #[arg(long = "stub-domain", value_name = "DOMAIN=ADDRESS")]
@@ -268,7 +289,7 @@ pub struct NodeFlags {
     pub cluster_domain: String,
     /// The host's resolver configuration, for pods with dnsPolicy Default and for names outside the cluster; empty for
     /// none
-    #[arg(long, default_value = "/etc/resolv.conf")]
+    #[arg(long, default_value = "/etc/resolv.conf", value_parser = path_or_none)]
     pub resolv_conf: PathBuf,
     /// Labels of the Node, as name=value
     #[arg(long = "node-label", value_name = "NAME=VALUE")]
@@ -304,15 +325,8 @@ pub struct AgentFlags {
     /// How other nodes' pods are reached: off (directly, or by the network's routes) or vxlan, the same on every node
     #[arg(long, default_value = "off")]
     pub tunnel: hawser_proxy::config::Tunnel,
-    /// Ranges of the Services' addresses, separated by commas
-    #[arg(
-        long,
-        alias = "service-cidr",
-        default_value = "10.96.0.0/12",
-        value_delimiter = ',',
-        value_name = "CIDR"
-    )]
-    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    pub services: ServiceRanges,
     /// Ranges that the nodes' pod networks are taken from, separated by commas
     #[arg(long, default_value = "10.244.0.0/16", value_delimiter = ',', value_name = "CIDR")]
     pub cluster_cidr: Vec<ipnet::IpNet>,
@@ -352,15 +366,8 @@ pub struct ProxyFlags {
     /// Interface that leads to the other nodes [default: the one with the node's address]
     #[arg(long)]
     pub uplink: Option<String>,
-    /// Ranges of the Services' addresses, separated by commas
-    #[arg(
-        long,
-        alias = "service-cidr",
-        default_value = "10.96.0.0/12",
-        value_delimiter = ',',
-        value_name = "CIDR"
-    )]
-    pub service_cluster_ip_range: Vec<ipnet::IpNet>,
+    #[command(flatten)]
+    pub services: ServiceRanges,
 }
 
 #[derive(Args)]

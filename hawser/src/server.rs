@@ -74,11 +74,12 @@ async fn close(storage: &dyn Storage) {
 fn controller_manager(clients: &InProcess, pki: &Pki, flags: &ServerFlags) -> Result<ControllerManager> {
     let mut config = components::controller_config(&flags.controllers);
     config.cluster_dns = (!flags.dns.no_dns).then(|| ClusterDns {
-        addresses: flags.dns.addresses(&flags.apiserver.service_cluster_ip_range),
+        addresses: flags.dns.addresses(&flags.apiserver.services.service_cluster_ip_range),
         port: flags.dns.dns_port,
         metrics_port: flags.dns.dns_metrics_port,
     });
     config.root_ca_pem = Some(pki.ca.cert_pem.clone());
+    config.sign_claims = Some(components::sign_claims(&pki.service_account_key)?);
     config.signing_ca =
         Some(SigningCa { certificate_pem: pki.ca.cert_pem.clone(), key_pem: pki.ca.key_pem.clone() });
     config.client_for = Some(clients.for_controllers());
@@ -100,7 +101,7 @@ async fn start(flags: &ApiserverFlags, whole: bool) -> Result<(ApiServer, Arc<Pk
     private_directory(data)?;
     let pki_dir = data.join("pki");
     let mut pki_config = PkiConfig::new(&pki_dir);
-    let ranges = flags.service_cluster_ip_range.iter();
+    let ranges = flags.services.service_cluster_ip_range.iter();
     let firsts = ranges.map(|cidr| first_address(*cidr)).collect::<Result<Vec<_>>>();
     pki_config.service_ips = firsts.context("--service-cluster-ip-range")?;
     pki_config.advertise = vec![advertise, flags.bind.ip()];
@@ -122,7 +123,7 @@ async fn start(flags: &ApiserverFlags, whole: bool) -> Result<(ApiServer, Arc<Pk
     config.inherit_sockets = true;
     config.tls = Some(Arc::new(hawser_apiserver::pki::server_config(&pki)?));
     config.seal = Some(Arc::new(seal));
-    config.service_cidrs = flags.service_cluster_ip_range.clone();
+    config.service_cidrs = flags.services.service_cluster_ip_range.clone();
     config.node_ports = flags.service_node_port_range.clone();
     config.advertise = SocketAddr::new(advertise, flags.bind.port());
     config.limits =

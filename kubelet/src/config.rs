@@ -23,8 +23,8 @@ pub struct Config {
     pub log_dir: PathBuf,
     /// cgroup parent of pods as given to the runtime; a pod's cgroup is `<this>/pod<UID>`.
     pub cgroup_parent: String,
-    /// Where the streaming server listens; `None` leaves it out.
-    pub listen: Option<SocketAddr>,
+    /// Where the streaming server listens, on one port; empty leaves it out.
+    pub listen: Vec<SocketAddr>,
     /// The server's TLS identity and the CA that signs its clients' certificates.
     pub tls: Option<TlsPaths>,
     /// Cluster DNS servers; without any, `ClusterFirst` pods get the node's resolv.conf.
@@ -77,7 +77,7 @@ impl Config {
             cri_socket: "/run/hawser/cri.sock".into(),
             log_dir: "/var/log/pods".into(),
             cgroup_parent: "kubepods".into(),
-            listen: None,
+            listen: Vec::new(),
             tls: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
@@ -119,7 +119,7 @@ impl Config {
         if self.node_ips.is_empty() {
             return Err(ConfigError::NoAddress);
         }
-        if self.listen.is_some() && self.tls.is_none() {
+        if !self.listen.is_empty() && self.tls.is_none() {
             return Err(ConfigError::NoTls);
         }
         if self.log_max_files < 2 {

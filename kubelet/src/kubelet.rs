@@ -108,9 +108,9 @@ impl Kubelet {
             roots,
         });
         let pods = Pods::default();
-        let server = match config.listen {
-            Some(_) => Some(Server::bind(shared.clone(), pods.clone()).await?),
-            None => None,
+        let server = match config.listen.is_empty() {
+            false => Some(Server::bind(shared.clone(), pods.clone()).await?),
+            true => None,
         };
         let node = NodeKeeper {
             config: config.clone(),

@@ -19,12 +19,11 @@ use hawser_ebpf_common::endpoint::{
 };
 use hawser_ebpf_common::lb::{Address6, LbConfig};
 use hawser_ebpf_common::map_names;
-use hawser_watch::{Known, Named, compact};
+use hawser_watch::{Known, Named, changes};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
@@ -568,23 +567,22 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 }
 
 fn inputs(client: Client) -> SelectAll<BoxStream<'static, Input>> {
-    let ours = || watcher::Config::default().labels(convert::SELECTOR);
-    let services = watcher(Api::<Service>::all(client.clone()), ours()).default_backoff();
-    let slices = watcher(Api::<EndpointSlice>::all(client.clone()), ours()).default_backoff();
-    let nodes = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
-    let services = services.map(|event| match event {
-        Ok(event) => Input::Service(compact(event, convert::service)),
-        Err(error) => Input::Failed("services", error),
-    });
-    let slices = slices.map(|event| match event {
-        Ok(event) => Input::Slice(compact(event, convert::slice)),
-        Err(error) => Input::Failed("endpointslices", error),
-    });
-    let nodes = nodes.map(|event| match event {
-        Ok(event) => Input::Node(compact(event, |node| Some(convert::node(node)))),
-        Err(error) => Input::Failed("nodes", error),
-    });
-    futures::stream::select_all([services.boxed(), slices.boxed(), nodes.boxed()])
+    let all = watcher::Config::default;
+    let ours = || all().labels(&convert::selector());
+    futures::stream::select_all([
+        changes(Api::<Service>::all(client.clone()), ours(), convert::service, |event| {
+            event.map_or_else(|error| Input::Failed("services", error), Input::Service)
+        }),
+        changes(Api::<EndpointSlice>::all(client.clone()), ours(), convert::slice, |event| {
+            event.map_or_else(|error| Input::Failed("endpointslices", error), Input::Slice)
+        }),
+        changes(
+            Api::<Node>::all(client),
+            all(),
+            |node| Some(convert::node(node)),
+            |event| event.map_or_else(|error| Input::Failed("nodes", error), Input::Node),
+        ),
+    ])
 }
 
 /// Corrects the counts of open connections where they have drifted from the sockets, now and then.

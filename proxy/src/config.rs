@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use hawser_ebpf_common::endpoint::TUNNEL_OVERHEAD;
+use hawser_ebpf_common::endpoint::tunnel_overhead;
 use ipnet::IpNet;
 
 /// Longest path of a unix socket (`sun_path` less its final NUL).
@@ -46,7 +46,8 @@ pub enum Tunnel {
     /// As they are: nodes share a link, or the network between them has routes to the pods' prefixes.
     #[default]
     Off,
-    /// In UDP between the nodes' addresses of IPv4 (RFC 7348). Every node of a cluster must do the same.
+    /// In UDP between the nodes' addresses of IPv4, or of IPv6 when they have no others (RFC 7348). Every node of a cluster
+    /// must do the same.
     Vxlan,
 }
 
@@ -109,7 +110,7 @@ impl Config {
     pub fn overhead(&self) -> u32 {
         match self.tunnel {
             Tunnel::Off => 0,
-            Tunnel::Vxlan => TUNNEL_OVERHEAD,
+            Tunnel::Vxlan => tunnel_overhead(self.node_ip(false).is_none()),
         }
     }
 }
@@ -160,9 +161,6 @@ impl Settings {
         if !config.cgroup.is_absolute() {
             return wrong("cgroup", "is not an absolute path");
         }
-        if config.pod_network && config.tunnel == Tunnel::Vxlan && config.node_ip(false).is_none() {
-            return wrong("tunnel", "goes over IPv4, and the node has no such address");
-        }
         let least = config.least_mtu();
         if config.mtu.is_some_and(|mtu| mtu < least) {
             return wrong("mtu", &format!("is below {least}"));
@@ -206,7 +204,7 @@ mod tests {
     fn wrong_fields_are_named() {
         assert!(Settings::check(good()).is_ok());
         type Change = fn(&mut Config);
-        let cases: [(&str, Change); 10] = [
+        let cases: [(&str, Change); 9] = [
             ("node_name", |c| c.node_name.clear()),
             ("node_ips", |c| c.node_ips.clear()),
             ("node_ips", |c| c.node_ips = vec![[0; 4].into()]),
@@ -214,10 +212,6 @@ mod tests {
             ("run_dir", |c| c.run_dir = "run".into()),
             ("run_dir", |c| c.run_dir = format!("/{}", "x".repeat(120)).into()),
             ("cgroup", |c| c.cgroup = "x".into()),
-            ("tunnel", |c| {
-                c.node_ips = vec![[0xfd00, 0, 0, 0, 0, 0, 0, 1].into()];
-                c.tunnel = Tunnel::Vxlan;
-            }),
             ("mtu", |c| c.mtu = Some(10)),
             ("mtu", |c| {
                 c.node_ips.push([0xfd00, 0, 0, 0, 0, 0, 0, 1].into());

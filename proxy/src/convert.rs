@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hawser_api::dataplane::{HEADLESS, PROXY_NAME};
 use hawser_ebpf_common::lb::{ALGORITHM_DEFAULT, ALGORITHM_LEAST, ALGORITHM_MAGLEV, ALGORITHM_RANDOM};
+use hawser_watch::SERVICE_NAME;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -13,12 +15,8 @@ use kube::ResourceExt;
 use crate::desired::{Forwarding, Hints, Node, Service, ServicePort, Slice, SliceEndpoint};
 use crate::types::Protocol;
 
-/// Label that names a slice's Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label that names a Node's zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
-/// Services and slices with this label are another proxy's; headless Services need none.
-pub const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 /// Annotation of a Service: how a backend is chosen.
 pub const ALGORITHM: &str = "hawser.io/load-balancer-algorithm";
 /// Annotation of a Service: how packets from outside reach a backend on another node.
@@ -27,6 +25,12 @@ pub const FORWARDING: &str = "hawser.io/forwarding-mode";
 pub const ANNOUNCED_BY: &str = "hawser.io/announced-by";
 /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` when absent.
 const AFFINITY_TIMEOUT_S: u32 = 10_800;
+
+/// The label selector of the Services and EndpointSlices that this proxy serves: not another one's, and not those of
+/// headless Services, which need none.
+pub fn selector() -> String {
+    format!("!{PROXY_NAME},!{HEADLESS}")
+}
 
 /// A Service; `None` for headless ones, ExternalName, and those without an address.
 pub fn service(object: &core::Service) -> Option<Service> {

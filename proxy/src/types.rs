@@ -5,60 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hawser_ebpf_common::lb::Address6;
-use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+pub use hawser_watch::Protocol;
 use ipnet::IpNet;
-
-/// Transport protocols of Services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl Protocol {
-    /// From the API's name; an absent protocol means TCP.
-    pub fn from_api(name: Option<&str>) -> Option<Self> {
-        match name {
-            None | Some("TCP") => Some(Self::Tcp),
-            Some("UDP") => Some(Self::Udp),
-            Some("SCTP") => Some(Self::Sctp),
-            Some(_) => None,
-        }
-    }
-
-    /// `IPPROTO_*`.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::Tcp => PROTO_TCP,
-            Self::Udp => PROTO_UDP,
-            Self::Sctp => PROTO_SCTP,
-        }
-    }
-
-    /// From `IPPROTO_*`.
-    pub fn from_number(number: u8) -> Option<Self> {
-        match number {
-            PROTO_TCP => Some(Self::Tcp),
-            PROTO_UDP => Some(Self::Udp),
-            PROTO_SCTP => Some(Self::Sctp),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-            Self::Sctp => "SCTP",
-        })
-    }
-}
 
 /// IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

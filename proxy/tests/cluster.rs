@@ -308,6 +308,19 @@ fn node_ports(cluster: &Cluster, a: &TestPod, c: &TestPod) {
         let only_local = || (0..10).all(|_| ask(node.ip).starts_with(&format!("{local} {outside} hello")));
         eventually("only the pod of this node, which sees the client", only_local);
     }
+    // A pod that asks for another node's port comes from outside there, too (KEP-1669).
+    for _ in 0..10 {
+        for pod in [a, c] {
+            let (node, local) =
+                if pod.ip == a.ip { (&cluster.nodes[1], "c") } else { (&cluster.nodes[0], "a") };
+            let answer = unhooked(pod, || tcp(node.ip, PORT));
+            assert!(
+                answer.as_ref().is_ok_and(|text| text.starts_with(local)),
+                "to {}: {answer:?}",
+                node.name
+            );
+        }
+    }
     for protocol in ["tcp", "udp"] {
         cluster.api.delete("services", &format!("np-{protocol}"));
         cluster.api.delete("endpointslices", &format!("np-{protocol}"));

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
 
+use crate::claim;
 use crate::extender::Extenders;
 use crate::framework::Write;
 use crate::pod::{PodInfo, PodKey};
@@ -49,19 +50,21 @@ pub async fn bind(client: Client, extenders: Arc<Extenders>, pod: Arc<PodInfo>, 
 
 /// Writes what volumes need before a pod can be bound.
 pub async fn write(client: Client, pod: Arc<PodInfo>, node: Arc<str>, writes: Vec<Write>) -> Bound {
-    let mut result = Ok(());
-    for write in writes {
-        result = one(&client, &pod.key, write).await;
-        if result.is_err() {
-            break;
-        }
-    }
-    Bound { pod, node, written: true, result: result.map_err(|e| e.to_string()), gone: false }
+    let result = write_all(&client, &pod.key, writes).await;
+    Bound { pod, node, written: true, result, gone: false }
 }
 
-async fn one(client: &Client, pod: &PodKey, write: Write) -> Result<(), kube::Error> {
+/// Writes one after the other, up to the first that fails.
+pub async fn write_all(client: &Client, pod: &PodKey, writes: Vec<Write>) -> Result<(), String> {
+    for write in writes {
+        one(client, pod, write).await?;
+    }
+    Ok(())
+}
+
+async fn one(client: &Client, pod: &PodKey, write: Write) -> Result<(), String> {
     let params = PostParams::default();
-    match write {
+    let written = match write {
         Write::Volume(volume) => {
             let name = volume.metadata.name.clone().unwrap_or_default();
             Api::<PersistentVolume>::all(client.clone()).replace(&name, &params, &volume).await.map(|_| ())
@@ -71,5 +74,11 @@ async fn one(client: &Client, pod: &PodKey, write: Write) -> Result<(), kube::Er
             let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &pod.namespace);
             claims.replace(&name, &params, &claim).await.map(|_| ())
         }
-    }
+        Write::ResourceClaim { claim, allocation, consumer } => {
+            return claim::reserve(client, &claim, allocation.as_deref(), &consumer).await;
+        }
+        Write::Unreserve(claim, pod) => claim::unreserve(client, &claim, &pod).await,
+        Write::Deallocate(claim) => claim::deallocate(client, &claim).await,
+    };
+    written.map_err(|e| e.to_string())
 }

@@ -341,6 +341,7 @@ fn build(
     };
     framework.pre_enqueue = of(&plugins.pre_enqueue).filter_map(|(p, _)| p.pre_enqueue.clone()).collect();
     framework.filters = of(&plugins.filter).filter_map(|(p, _)| p.filter.clone()).collect();
+    framework.post_filters = of(&plugins.post_filter).filter_map(|(p, _)| p.post_filter.clone()).collect();
     // A weight of 0 is the default, 1.
     framework.scores = of(&plugins.score).filter_map(|(p, w)| Some((p.score.clone()?, w.max(1)))).collect();
     framework.reserves = of(&plugins.reserve).filter_map(|(p, _)| p.reserve.clone()).collect();
@@ -375,9 +376,10 @@ fn extender(at: usize, file: ExtenderFile) -> Result<Extender, ConfigError> {
     }
     let timeout = match file.http_timeout.as_deref() {
         None => Duration::from_secs(5),
-        Some(text) => {
-            duration(text).ok_or_else(|| error(path("httpTimeout"), format!("invalid duration {text}")))?
-        }
+        Some(text) => hawser_api::time::parse_go_duration(text)
+            .and_then(|nanoseconds| u64::try_from(nanoseconds).ok())
+            .map(Duration::from_nanos)
+            .ok_or_else(|| error(path("httpTimeout"), format!("invalid duration {text}")))?,
     };
     let verb = |verb: String| Some(verb).filter(|v| !v.is_empty());
     Ok(Extender {
@@ -389,25 +391,4 @@ fn extender(at: usize, file: ExtenderFile) -> Result<Extender, ConfigError> {
         ignorable: file.ignorable,
         managed: file.managed_resources.into_iter().map(|m| m.name).collect(),
     })
-}
-
-/// A duration as Go writes it: `1m30s`, `500ms`.
-fn duration(text: &str) -> Option<Duration> {
-    let mut total = 0.0;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |n| digits + n);
-        total += number
-            * match &rest[digits..unit] {
-                "ms" => 0.001,
-                "s" => 1.0,
-                "m" => 60.0,
-                "h" => 3600.0,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    Duration::try_from_secs_f64(total).ok()
 }

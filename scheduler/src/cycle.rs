@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rand::Rng;
 
-use crate::framework::{Framework, Moved, Prepared, Reason, Rejection, State};
+use crate::framework::{DEVICES, Framework, Moved, PostFilter, Prepared, Reason, Rejection, Remedy, State};
 use crate::pod::PodInfo;
 use crate::preempt::DryRuns;
 use crate::snapshot::{NodeInfo, Slot, Snapshot};
@@ -208,7 +208,7 @@ impl<'a> Attempt<'a> {
         let own = self.only.take();
         let order = own.as_ref().map_or(self.snapshot.order(), |(slots, _)| slots);
         let all_rejected = self.kept.local.rejected() == self.snapshot.len();
-        if order.is_empty() || all_rejected && !self.snapshot.has_nominated() {
+        if order.is_empty() || all_rejected && (self.is_local() || !self.snapshot.has_nominated()) {
             self.only = own;
             return;
         }
@@ -231,8 +231,10 @@ impl<'a> Attempt<'a> {
 
     /// Whether the pod fits on a node, from memory if possible.
     fn look(&mut self, node: &NodeInfo) -> bool {
-        let coming = self.snapshot.nominated(&node.name, self.pod).next().is_some();
-        if coming {
+        let awaits = self.snapshot.awaits(node.slot);
+        let coming = awaits && self.snapshot.nominated(&node.name, self.pod).next().is_some();
+        let own = awaits && self.snapshot.is_nominated(&node.name, &self.pod.key.uid);
+        if coming && (own || !self.is_local()) {
             self.kept.local.forget(node.slot);
             return self.note(node.slot, self.fits(node));
         }
@@ -240,7 +242,8 @@ impl<'a> Attempt<'a> {
         let fits = match self.kept.local.get(node.slot) {
             Some(fits) => fits,
             None => {
-                let result = self.filter(local, node);
+                // A node changes when pods are nominated for it, and these are the same for all pods of the class.
+                let result = if coming { self.fits(node) } else { self.filter(local, node) };
                 let fits = result.is_ok();
                 self.kept.local.note(node.slot, result);
                 fits
@@ -365,8 +368,8 @@ impl<'a> Attempt<'a> {
         if let Some(rejection) = &self.at_once {
             error.at_once = Some(rejection.message());
             error.plugins.push(rejection.plugin);
-            if self.framework.has_devices() {
-                // The plugin for devices is asked first, and has not seen the pod: all that it says is this.
+            if self.framework.has_devices() && rejection.plugin != DEVICES {
+                // The plugin for devices is asked after all, and has not seen the pod: all that it says is this.
                 error.preemption = "not found".into();
             }
             return error;
@@ -397,10 +400,39 @@ impl<'a> Attempt<'a> {
         error
     }
 
+    /// Whether anything is done for a pod that fits nowhere.
+    fn is_helped(&self) -> bool {
+        let seen = self.at_once.as_ref().is_none_or(|r| r.plugin == DEVICES);
+        !self.snapshot.is_empty() && (seen || !self.framework.has_devices())
+    }
+
     /// How preemption is to be tried, if it is.
     pub fn preemption(&self) -> Option<crate::preempt::Args> {
-        let tried = !self.snapshot.is_empty() && (self.at_once.is_none() || !self.framework.has_devices());
-        self.framework.preemption.filter(|_| tried)
+        self.framework.preemption.filter(|_| self.is_helped())
+    }
+
+    /// What plugins do for a pod that fits nowhere.
+    pub fn remedies(&self) -> Vec<Remedy> {
+        if !self.is_helped() {
+            return Vec::new();
+        }
+        let remedy = |plugin: &std::sync::Arc<dyn PostFilter>| {
+            let by = |rejection: &Rejection| rejection.plugin == plugin.name();
+            let mut rejected = Vec::new();
+            if self.rejections().any(|(rejection, _)| by(rejection)) {
+                let slots = self.snapshot.order().iter().copied();
+                let with = |slot| Some((slot, self.rejection(slot).filter(|r| by(r))?));
+                rejected.extend(slots.filter_map(with));
+            }
+            plugin.remedy(self.pod, &rejected, self.snapshot)
+        };
+        self.framework.post_filters.iter().map(remedy).collect()
+    }
+
+    /// A plugin that could not do its work: then nothing is known of the pod.
+    pub fn failure(&self) -> Option<String> {
+        let found = self.rest.counts().find(|(rejection, _)| rejection.failed);
+        found.map(|(r, _)| format!("running \"{}\" filter plugin: {}", r.plugin, r.message()))
     }
 
     /// The nodes on which the departure of other pods could help.
@@ -457,6 +489,12 @@ impl DryRun {
         }
         attempt.filter(&self.states, &self.node)
     }
+}
+
+/// What was done for a pod that fits nowhere, in one line; `preemption` is what preemption had to say.
+pub fn told(remedies: &[Remedy], preemption: &str) -> String {
+    let texts = remedies.iter().map(|remedy| remedy.text.to_owned());
+    texts.chain([format!("preemption: {preemption}")]).collect::<Vec<_>>().join(", ")
 }
 
 /// How many feasible nodes are enough: all of a small cluster, a share between 50 and 5 per cent of a large one.

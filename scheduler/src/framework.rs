@@ -11,11 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference};
 
 use crate::objects::{Name, Object, Objects};
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Slot, Snapshot};
 
+/// The plugin for devices, the last of those that look at a pod before the nodes.
+pub(crate) const DEVICES: &str = "DynamicResources";
 /// The highest score that a plugin gives.
 pub const MAX_SCORE: i64 = 100;
 
@@ -37,18 +40,25 @@ pub struct Rejection {
     pub plugin: &'static str,
     /// Whether the departure of other pods could change it. If not, preemption is not tried there.
     pub resolvable: bool,
+    /// The plugin could not do its work, and the attempt ends.
+    pub failed: bool,
     pub reasons: Vec<Reason>,
 }
 
 impl Rejection {
     /// One that may change when other pods leave.
     pub fn resolvable(reason: impl Into<Cow<'static, str>>) -> Self {
-        Rejection { plugin: "", resolvable: true, reasons: vec![Reason::new(reason)] }
+        Rejection { plugin: "", resolvable: true, failed: false, reasons: vec![Reason::new(reason)] }
     }
 
     /// One that no other pod's departure changes.
     pub fn lasting(reason: impl Into<Cow<'static, str>>) -> Self {
-        Rejection { plugin: "", resolvable: false, reasons: vec![Reason::new(reason)] }
+        Rejection { resolvable: false, ..Rejection::resolvable(reason) }
+    }
+
+    /// One that says nothing of the node: the plugin could not do its work.
+    pub fn failure(reason: impl Into<Cow<'static, str>>) -> Self {
+        Rejection { failed: true, ..Rejection::lasting(reason) }
     }
 
     /// The reasons in one line.
@@ -77,6 +87,20 @@ pub enum ClusterEvent<'a> {
     PodWaits(&'a PodInfo),
     /// Another object appeared (`before` is `None`), changed, or is gone (`after` is `None`).
     Object { name: &'a str, before: Option<&'a Object>, after: Option<&'a Object> },
+}
+
+impl ClusterEvent<'_> {
+    /// The node on which it happened, as it is now.
+    pub fn node(&self) -> Option<&NodeInfo> {
+        match self {
+            ClusterEvent::NodeAdded(node)
+            | ClusterEvent::NodeChanged { after: node, .. }
+            | ClusterEvent::PodPlaced { node, .. }
+            | ClusterEvent::PodChanged { node, .. }
+            | ClusterEvent::PodGone { node, .. } => Some(node),
+            ClusterEvent::NodeGone(_) | ClusterEvent::PodWaits(_) | ClusterEvent::Object { .. } => None,
+        }
+    }
 }
 
 /// What a plugin keeps in mind from one extension point to the next, and from one pod of a class to the next.
@@ -203,6 +227,20 @@ pub trait Filter: Plugin {
     }
 }
 
+/// What a plugin does for a pod that fits nowhere.
+pub struct Remedy {
+    /// What is told of it.
+    pub text: &'static str,
+    /// What is to be written.
+    pub write: Option<Write>,
+}
+
+/// Asked when no node fits, before preemption.
+pub trait PostFilter: Plugin {
+    /// `rejected`: the nodes that the plugin itself rejected, and why.
+    fn remedy(&self, pod: &PodInfo, rejected: &[(Slot, &Rejection)], snapshot: &Snapshot) -> Remedy;
+}
+
 /// How well a node suits a pod.
 pub trait Score: Plugin {
     /// Called once before the nodes that fit. `None`: nothing to say on this pod.
@@ -253,6 +291,16 @@ pub trait Permit: Plugin {
 pub enum Write {
     Claim(Arc<PersistentVolumeClaim>),
     Volume(Arc<PersistentVolume>),
+    /// Gives a claim devices, if it has none, and reserves it for a pod.
+    ResourceClaim {
+        claim: Arc<ResourceClaim>,
+        allocation: Option<Arc<AllocationResult>>,
+        consumer: ResourceClaimConsumerReference,
+    },
+    /// Reserves a claim no longer for the pod with this uid.
+    Unreserve(Arc<ResourceClaim>, Arc<str>),
+    /// Takes a claim's devices away.
+    Deallocate(Arc<ResourceClaim>),
 }
 
 /// Whether what was written has taken effect.
@@ -269,6 +317,12 @@ pub trait PreBind: Plugin {
     /// Nothing, for most pods.
     fn writes(&self, pod: &PodInfo, node: &str, objects: &Objects) -> Vec<Write>;
     fn ready(&self, pod: &PodInfo, node: &NodeInfo, objects: &Objects) -> Readiness;
+
+    /// What must be written when the pod is not bound after all.
+    fn undo(&self, pod: &PodInfo, objects: &Objects) -> Vec<Write> {
+        let _ = (pod, objects);
+        Vec::new()
+    }
 }
 
 /// A profile: the plugins of each extension point, in order.
@@ -278,6 +332,7 @@ pub struct Framework {
     pub queue_sort: Box<dyn QueueSort>,
     pub pre_enqueue: Vec<Arc<dyn PreEnqueue>>,
     pub filters: Vec<Arc<dyn Filter>>,
+    pub post_filters: Vec<Arc<dyn PostFilter>>,
     /// With weights.
     pub scores: Vec<(Arc<dyn Score>, i64)>,
     pub reserves: Vec<Arc<dyn Reserve>>,
@@ -302,6 +357,7 @@ impl Framework {
             queue_sort,
             pre_enqueue: Vec::new(),
             filters: Vec::new(),
+            post_filters: Vec::new(),
             scores: Vec::new(),
             reserves: Vec::new(),
             permits: Vec::new(),
@@ -312,16 +368,14 @@ impl Framework {
         }
     }
 
-    /// Whether the plugin for devices has a say.
+    /// Whether the plugin for devices is asked when no node fits.
     pub(crate) fn has_devices(&self) -> bool {
-        self.filters.iter().any(|filter| filter.name() == "DynamicResources")
+        self.post_filters.iter().any(|plugin| plugin.name() == DEVICES)
     }
 
-    /// What is said after the reasons when preemption was tried in vain. The plugin for devices is asked before, and
-    /// never has a claim to give up.
-    pub fn after_preemption(&self, text: &str) -> String {
-        let first = if self.has_devices() { "no new claims to deallocate, " } else { "" };
-        format!("{first}preemption: {text}")
+    /// Whether the plugin of this name tells which events matter.
+    pub fn has_hint(&self, plugin: &str) -> bool {
+        self.hints.contains_key(plugin)
     }
 
     /// Whether the event may let a pod fit that was rejected by the plugin of this name.

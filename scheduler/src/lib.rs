@@ -9,8 +9,10 @@
 #![forbid(unsafe_code)]
 
 mod bind;
+mod claim;
 pub mod config;
 pub mod cycle;
+pub mod devices;
 mod extender;
 pub mod framework;
 pub mod objects;
@@ -32,5 +34,5 @@ pub use run::{Error, Scheduler};
 
 /// How objects are kept that are watched.
 pub mod watched {
-    pub use crate::watch::{attachment, budget, csi_driver, csi_node};
+    pub use crate::watch::{attachment, budget, csi_driver, csi_node, slice};
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use hawser_api::selector::LabelSelector;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use k8s_openapi::api::storage::v1::{CSIStorageCapacity, StorageClass};
 
+use crate::devices::{Inventory, Slice};
 use crate::selector::Labels;
 
 /// `namespace/name`, or the name alone of what has no namespace.
@@ -28,6 +30,9 @@ pub enum Kind {
     VolumeAttachment,
     PodDisruptionBudget,
     PodGroup,
+    ResourceClaim,
+    DeviceClass,
+    ResourceSlice,
 }
 
 /// A PodDisruptionBudget.
@@ -75,6 +80,9 @@ pub enum Object {
     VolumeAttachment(Attachment),
     PodDisruptionBudget(Budget),
     PodGroup(Group),
+    ResourceClaim(Arc<ResourceClaim>),
+    DeviceClass(Arc<DeviceClass>),
+    ResourceSlice(Arc<Slice>),
 }
 
 impl Object {
@@ -93,6 +101,9 @@ impl Object {
             Object::VolumeAttachment(_) => Kind::VolumeAttachment,
             Object::PodDisruptionBudget(_) => Kind::PodDisruptionBudget,
             Object::PodGroup(_) => Kind::PodGroup,
+            Object::ResourceClaim(_) => Kind::ResourceClaim,
+            Object::DeviceClass(_) => Kind::DeviceClass,
+            Object::ResourceSlice(_) => Kind::ResourceSlice,
         }
     }
 }
@@ -118,6 +129,7 @@ pub struct Objects {
     /// By namespace.
     pub budgets: HashMap<Box<str>, BTreeMap<Name, Budget>>,
     pub groups: HashMap<Name, Group>,
+    pub devices: Inventory,
     /// What this process has decided and not seen in the API yet.
     pub assumed_claims: HashMap<Name, Arc<PersistentVolumeClaim>>,
     pub assumed_volumes: HashMap<Name, Arc<PersistentVolume>>,
@@ -224,6 +236,9 @@ impl Objects {
                 of_namespace.insert(name, budget).map(Object::PodDisruptionBudget)
             }
             Object::PodGroup(group) => self.groups.insert(name, group).map(Object::PodGroup),
+            Object::ResourceClaim(claim) => self.devices.set_claim(name, claim).map(Object::ResourceClaim),
+            Object::DeviceClass(class) => self.devices.classes.insert(name, class).map(Object::DeviceClass),
+            Object::ResourceSlice(slice) => self.devices.set_slice(name, slice).map(Object::ResourceSlice),
         }
     }
 
@@ -257,6 +272,9 @@ impl Objects {
                 self.budgets.get_mut(namespace)?.remove(name).map(Object::PodDisruptionBudget)
             }
             Kind::PodGroup => self.groups.remove(name).map(Object::PodGroup),
+            Kind::ResourceClaim => self.devices.remove_claim(name).map(Object::ResourceClaim),
+            Kind::DeviceClass => self.devices.classes.remove(name).map(Object::DeviceClass),
+            Kind::ResourceSlice => self.devices.remove_slice(name).map(Object::ResourceSlice),
         }
     }
 

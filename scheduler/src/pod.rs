@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use hawser_api::selector::LabelSelector;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Pod, PodAffinityTerm, PodSpec, PodStatus, Toleration, TopologySpreadConstraint, Volume,
+    Pod, PodAffinityTerm, PodResourceClaim, PodSpec, PodStatus, Toleration, TopologySpreadConstraint, Volume,
     WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -105,8 +105,8 @@ pub struct Class {
     pub volumes: Vec<Volume>,
     /// The PodGroup that the pod belongs to.
     pub group: Option<Box<str>>,
-    /// `spec.resourceClaims` is not empty.
-    pub claims_devices: bool,
+    /// `spec.resourceClaims`.
+    pub resource_claims: Vec<PodResourceClaim>,
     /// Features that a node must declare (KEP-5328).
     pub features: Vec<&'static str>,
 }
@@ -117,6 +117,9 @@ impl Class {
         self.affinity != PodTerms::default() || self.anti_affinity != PodTerms::default()
     }
 }
+
+/// An entry of `spec.resourceClaims`, and the claim that was made for it.
+pub type GeneratedClaim = (Box<str>, Option<Box<str>>);
 
 /// A pod. Much smaller than the pod itself, since the scheduler holds one for each pod of the cluster.
 #[derive(Clone, Debug)]
@@ -138,6 +141,8 @@ pub struct PodInfo {
     /// Succeeded or Failed: holds no resources any more.
     pub finished: bool,
     pub generation: Option<i64>,
+    /// Entries of `spec.resourceClaims` with the claims that were made for them; without one, none was needed.
+    pub generated_claims: Box<[GeneratedClaim]>,
     /// Reason and message of its condition PodScheduled=False, if it has one.
     pub condition: Option<Box<(String, String)>>,
 }
@@ -198,6 +203,7 @@ impl Classes {
         let conditions = status.conditions.as_deref().unwrap_or_default();
         let scheduled = conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "False");
         let disrupted = conditions.iter().find(|c| c.type_ == "DisruptionTarget");
+        let generated_claims = generated_claims(&status);
         Some(PodInfo {
             key: PodKey { namespace: namespace.into(), name: meta.name?.into(), uid: meta.uid?.into() },
             resized: resized.filter(|r| **r != class.amounts),
@@ -210,6 +216,7 @@ impl Classes {
                 .is_some_and(|c| c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler")),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             generation: meta.generation,
+            generated_claims,
             condition: scheduled.map(|c| {
                 Box::new((c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default()))
             }),
@@ -240,6 +247,11 @@ impl Classes {
         }
         Some(class)
     }
+}
+
+fn generated_claims(status: &PodStatus) -> Box<[GeneratedClaim]> {
+    let statuses = status.resource_claim_statuses.iter().flatten();
+    statuses.map(|s| (s.name.as_str().into(), s.resource_claim_name.as_deref().map(Into::into))).collect()
 }
 
 fn has_own_resources(status: &PodStatus) -> bool {
@@ -355,7 +367,7 @@ fn build(id: u64, namespace: &str, labels: Labels, owner: Option<OwnerReference>
         containers: containers().count(),
         volumes: volumes.into_iter().filter(|v| v.image.is_none()).collect(),
         group: spec.scheduling_group.as_ref().and_then(|g| g.pod_group_name.as_deref()).map(Into::into),
-        claims_devices: spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()),
+        resource_claims: spec.resource_claims.clone().unwrap_or_default(),
         features: features(spec),
         labels,
     }

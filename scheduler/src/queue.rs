@@ -1,11 +1,14 @@
 //! The scheduling queue: pods to try now, pods that back off, and pods that wait for something to change. Pure.
 //!
 //! Waiting pods are kept by the plugins that rejected them and by class: an event is put to a plugin once for all pods of
-//! a class.
+//! a class, and wakes the first of them. Where that one fits the next one may, and is woken then; where it does not, no
+//! other one would. So an event costs the number of classes that wait, not that of pods.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::PodResourceClaim;
 
 use crate::framework::{ClusterEvent, Framework, Reason};
 use crate::pod::{PodInfo, PodKey};
@@ -40,9 +43,14 @@ pub struct Queue {
     times: Backoff,
     entries: HashMap<Arc<str>, Entry>,
     active: BTreeMap<Place, Arc<str>>,
+    /// Pods that did not fit. They need not wait for the end of their back-off when there is nothing else to do.
     backoff: BTreeSet<(Instant, Arc<str>)>,
+    /// Pods whose attempt failed. They must.
+    errors: BTreeSet<(Instant, Arc<str>)>,
     /// Waiting pods by the plugin that rejected them, so that an event looks only at those that it can help.
-    rejected_by: HashMap<&'static str, HashMap<Alike, HashSet<Arc<str>>>>,
+    rejected_by: HashMap<&'static str, HashMap<Alike, BTreeMap<Place, Arc<str>>>>,
+    /// Pods that are held back before the queue, by the plugin that does it.
+    gated_by: HashMap<&'static str, HashMap<Alike, HashSet<Arc<str>>>>,
     /// Waiting pods by the time at which they are tried again whatever happens.
     flush: BTreeSet<(Instant, Arc<str>)>,
     /// Pods by their PodGroup.
@@ -54,7 +62,7 @@ pub struct Queue {
 
 struct Entry {
     pod: Arc<PodInfo>,
-    age: u64,
+    place: Place,
     attempts: u32,
     /// When the last attempt began: the back-off counts from there.
     last_attempt: Option<Instant>,
@@ -64,10 +72,11 @@ struct Entry {
 enum State {
     /// In no structure.
     Loose,
-    Active(Place),
+    Active,
     /// Taken out by [`Queue::pop`]; the event count at that time.
     InFlight(u64),
     Backoff(Instant),
+    Error(Instant),
     Waiting {
         plugins: Vec<&'static str>,
         flush: Instant,
@@ -77,7 +86,8 @@ enum State {
 }
 
 fn alike(pod: &PodInfo) -> Alike {
-    let own = pod.volumes.iter().any(|v| v.ephemeral.is_some());
+    let generated = |claim: &PodResourceClaim| claim.resource_claim_name.is_none();
+    let own = pod.volumes.iter().any(|v| v.ephemeral.is_some()) || pod.resource_claims.iter().any(generated);
     (pod.class.id, own.then(|| pod.key.uid.clone()))
 }
 
@@ -91,8 +101,9 @@ impl Queue {
     pub fn set(&mut self, framework: &Framework, pod: Arc<PodInfo>, snapshot: &Snapshot) -> Option<Reason> {
         let uid = pod.key.uid.clone();
         if let Some(entry) = self.entries.get_mut(&uid) {
-            if Arc::ptr_eq(&entry.pod.class, &pod.class) {
-                // A status update, for example our own condition, is no reason to try again.
+            let claims = entry.pod.generated_claims != pod.generated_claims;
+            if Arc::ptr_eq(&entry.pod.class, &pod.class) && !claims {
+                // Another status update, for example our own condition, is no reason to try again.
                 entry.pod = pod;
                 return None;
             }
@@ -107,11 +118,12 @@ impl Queue {
         } else {
             self.next_age += 1;
         }
-        let age = self.entries.get(&uid).map_or(self.next_age, |entry| entry.age);
+        let age = self.entries.get(&uid).map_or(self.next_age, |entry| entry.place.1);
+        let place = (framework.queue_sort.rank(&pod), age);
         if let Some(group) = crate::plugins::group_of(&pod) {
             self.groups.entry(group).or_default().insert(uid.clone());
         }
-        let entry = Entry { pod, age, attempts: 0, last_attempt: None, state: State::Loose };
+        let entry = Entry { pod, place, attempts: 0, last_attempt: None, state: State::Loose };
         let before = self.entries.insert(uid.clone(), entry);
         if let (Some(before), Some(entry)) = (before, self.entries.get_mut(&uid)) {
             (entry.attempts, entry.last_attempt) = (before.attempts, before.last_attempt);
@@ -127,12 +139,12 @@ impl Queue {
             .iter()
             .find_map(|plugin| plugin.admit(&entry.pod, &snapshot.objects).err().map(|r| (plugin.name(), r)));
         let Some((plugin, reason)) = held else {
-            self.activate(framework, uid);
+            self.activate(uid);
             return None;
         };
         entry.state = State::Gated(plugin);
         let alike = alike(&entry.pod);
-        self.rejected_by.entry(plugin).or_default().entry(alike).or_default().insert(uid.clone());
+        self.gated_by.entry(plugin).or_default().entry(alike).or_default().insert(uid.clone());
         Some(reason)
     }
 
@@ -158,7 +170,7 @@ impl Queue {
     pub fn pop(&mut self, now: Instant) -> Option<Arc<PodInfo>> {
         let uid = match self.active.pop_first() {
             Some((_, uid)) => uid,
-            None => return None,
+            None => self.backoff.pop_first()?.1,
         };
         self.take(&uid, now)
     }
@@ -175,16 +187,16 @@ impl Queue {
     /// Takes out the other pods of a group that could be tried, too, the oldest first; those that back off as well.
     pub fn take_group(&mut self, group: &str, now: Instant) -> Vec<Arc<PodInfo>> {
         let members = self.groups.get(group).cloned().unwrap_or_default();
-        let mut ready: Vec<(i64, u64, Arc<str>)> = Vec::new();
+        let mut ready: Vec<(Place, Arc<str>)> = Vec::new();
         for uid in members {
             let Some(entry) = self.entries.get(&uid) else { continue };
             if !matches!(entry.state, State::InFlight(_) | State::Gated(_)) {
-                ready.push((-i64::from(entry.pod.priority), entry.age, uid));
+                ready.push((entry.place, uid));
             }
         }
         ready.sort();
         let mut taken = Vec::new();
-        for (_, _, uid) in ready {
+        for (_, uid) in ready {
             self.detach(&uid);
             taken.extend(self.take(&uid, now));
         }
@@ -196,24 +208,28 @@ impl Queue {
         let events = self.event_count;
         let Some(entry) = self.entries.get_mut(&key.uid) else { return };
         let State::InFlight(seen) = entry.state else { return };
-        if seen != events || plugins.is_empty() {
+        if plugins.is_empty() {
+            self.failed(key, now);
+            return;
+        }
+        if seen != events {
             // Something happened meanwhile that might have helped: try again after the back-off.
-            self.back_off(&key.uid, now);
+            self.back_off(&key.uid, now, false);
             return;
         }
         let flush = now + MAX_UNSCHEDULABLE;
         entry.state = State::Waiting { plugins: plugins.to_vec(), flush };
-        let alike = alike(&entry.pod);
+        let (alike, place) = (alike(&entry.pod), entry.place);
         self.flush.insert((flush, key.uid.clone()));
         for plugin in plugins {
             let by_class = self.rejected_by.entry(plugin).or_default();
-            by_class.entry(alike.clone()).or_default().insert(key.uid.clone());
+            by_class.entry(alike.clone()).or_default().insert(place, key.uid.clone());
         }
     }
 
     /// The attempt failed for a reason outside the pod, for example an error of the API server.
     pub fn failed(&mut self, key: &PodKey, now: Instant) {
-        self.back_off(&key.uid, now);
+        self.back_off(&key.uid, now, true);
     }
 
     /// Something happened in the cluster: pods that it may help are tried again, after their back-off.
@@ -225,55 +241,85 @@ impl Queue {
         now: Instant,
     ) {
         self.event_count += 1;
-        let mut woken: Vec<Alike> = Vec::new();
+        let awaited = event.node().filter(|node| snapshot.awaits(node.slot));
+        let on = |uid: &str| awaited.is_some_and(|node| snapshot.is_nominated(&node.name, uid));
+        let mut woken: Vec<Arc<str>> = Vec::new();
         for (plugin, classes) in &self.rejected_by {
-            for (alike, pods) in classes {
-                if !woken.contains(alike)
-                    && let Some(entry) = pods.iter().next().and_then(|uid| self.entries.get(uid))
-                    && framework.wakes(plugin, &entry.pod, event, snapshot)
-                {
-                    woken.push(alike.clone());
+            for pods in classes.values() {
+                // A pod for which room is being made there differs from the others of its class.
+                let Some(first) = pods.values().find(|uid| !on(uid)) else { continue };
+                let Some(entry) = self.entries.get(first) else { continue };
+                if framework.wakes(plugin, &entry.pod, event, snapshot) {
+                    match framework.has_hint(plugin) {
+                        true => woken.push(first.clone()),
+                        // Whoever rejected them may tell pods of a class apart.
+                        false => woken.extend(pods.values().cloned()),
+                    }
                 }
             }
         }
-        if woken.is_empty() {
-            return;
-        }
-        let of = |alike: &Alike| -> HashSet<Arc<str>> {
-            self.rejected_by.values().filter_map(|c| c.get(alike)).flatten().cloned().collect()
-        };
-        let pods: Vec<HashSet<Arc<str>>> = woken.iter().map(of).collect();
-        for uid in pods.into_iter().flatten() {
-            let gated = self.entries.get(&uid).is_some_and(|e| matches!(e.state, State::Gated(_)));
-            if gated {
-                self.detach(&uid);
-                self.admit(framework, &uid, snapshot);
-            } else {
-                self.back_off(&uid, now);
+        for pod in awaited.into_iter().flat_map(|node| snapshot.all_nominated(&node.name)) {
+            if let Some(Entry { state: State::Waiting { plugins, .. }, pod, .. }) =
+                self.entries.get(&pod.key.uid)
+                && plugins.iter().any(|plugin| framework.wakes(plugin, pod, event, snapshot))
+            {
+                woken.push(pod.key.uid.clone());
             }
         }
-        self.release(framework, now);
+        for uid in woken {
+            if self.entries.get(&uid).is_some_and(|entry| matches!(entry.state, State::Waiting { .. })) {
+                self.back_off(&uid, now, false);
+            }
+        }
+        let mut admitted: Vec<Arc<str>> = Vec::new();
+        for (plugin, classes) in &self.gated_by {
+            for pods in classes.values() {
+                let entry = pods.iter().next().and_then(|uid| self.entries.get(uid));
+                if entry.is_some_and(|entry| framework.wakes(plugin, &entry.pod, event, snapshot)) {
+                    admitted.extend(pods.iter().cloned());
+                }
+            }
+        }
+        for uid in admitted {
+            self.detach(&uid);
+            self.admit(framework, &uid, snapshot);
+        }
+        self.release(now);
+    }
+
+    /// A pod was placed, or room is made for it: if others like it wait, the next one may get a place, too. `served` are
+    /// pods that wait for room that is being made.
+    pub fn placed(&mut self, pod: &PodInfo, served: impl Fn(&str) -> bool, now: Instant) {
+        let alike = alike(pod);
+        let of_class = self.rejected_by.values().filter_map(|classes| classes.get(&alike));
+        let next = of_class.filter_map(|pods| pods.iter().find(|(_, uid)| !served(uid))).min();
+        if let Some(uid) = next.map(|(_, uid)| uid.clone()) {
+            self.back_off(&uid, now, false);
+        }
     }
 
     /// Moves pods whose time has come to the active queue.
-    pub fn release(&mut self, framework: &Framework, now: Instant) {
-        while let Some((at, uid)) = self.backoff.first().cloned()
-            && at <= now
-        {
-            self.backoff.pop_first();
-            self.activate(framework, &uid);
+    pub fn release(&mut self, now: Instant) {
+        for waiting in [&mut self.backoff, &mut self.errors] {
+            let mut due = Vec::new();
+            while waiting.first().is_some_and(|(at, _)| *at <= now) {
+                due.extend(waiting.pop_first());
+            }
+            for (_, uid) in due {
+                activate(&mut self.entries, &mut self.active, &uid);
+            }
         }
         while let Some((at, uid)) = self.flush.first().cloned()
             && at <= now
         {
             self.detach(&uid);
-            self.activate(framework, &uid);
+            self.activate(&uid);
         }
     }
 
     /// When [`Queue::release`] has something to do next.
     pub fn next_release(&self) -> Option<Instant> {
-        let times = [self.backoff.first(), self.flush.first()];
+        let times = [self.backoff.first(), self.errors.first(), self.flush.first()];
         times.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
@@ -287,26 +333,28 @@ impl Queue {
         self.entries.keys()
     }
 
-    /// Pods that wait to be tried now.
-    pub fn active_len(&self) -> usize {
-        self.active.len()
+    /// Whether there is a pod to try now.
+    pub fn has_next(&self) -> bool {
+        !self.active.is_empty() || !self.backoff.is_empty()
     }
 
-    fn activate(&mut self, framework: &Framework, uid: &Arc<str>) {
-        let Some(entry) = self.entries.get_mut(uid) else { return };
-        let place = (framework.queue_sort.rank(&entry.pod), entry.age);
-        entry.state = State::Active(place);
-        self.active.insert(place, uid.clone());
+    fn activate(&mut self, uid: &Arc<str>) {
+        activate(&mut self.entries, &mut self.active, uid);
     }
 
-    fn back_off(&mut self, uid: &Arc<str>, now: Instant) {
+    fn back_off(&mut self, uid: &Arc<str>, now: Instant, error: bool) {
         self.detach(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let doublings = entry.attempts.saturating_sub(1).min(16);
         let since = entry.last_attempt.unwrap_or(now);
         let until = since + self.times.initial.saturating_mul(1 << doublings).min(self.times.longest);
-        entry.state = State::Backoff(until);
-        self.backoff.insert((until, uid.clone()));
+        if error {
+            entry.state = State::Error(until);
+            self.errors.insert((until, uid.clone()));
+        } else {
+            entry.state = State::Backoff(until);
+            self.backoff.insert((until, uid.clone()));
+        }
     }
 
     /// Takes a pod out of the structure that its state names.
@@ -314,31 +362,45 @@ impl Queue {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let alike = alike(&entry.pod);
         let uid = &entry.pod.key.uid;
-        let mut unlist = |plugin: &'static str| {
-            if let Some(classes) = self.rejected_by.get_mut(plugin)
-                && let Some(pods) = classes.get_mut(&alike)
-            {
-                pods.remove(uid);
-                if pods.is_empty() {
-                    classes.remove(&alike);
-                }
-            }
-        };
         match std::mem::replace(&mut entry.state, State::Loose) {
-            State::Active(place) => {
-                self.active.remove(&place);
+            State::Active => {
+                self.active.remove(&entry.place);
             }
             State::Backoff(until) => {
                 self.backoff.remove(&(until, uid.clone()));
             }
+            State::Error(until) => {
+                self.errors.remove(&(until, uid.clone()));
+            }
             State::Waiting { plugins, flush } => {
                 self.flush.remove(&(flush, uid.clone()));
-                plugins.into_iter().for_each(unlist);
+                for plugin in plugins {
+                    let Some(classes) = self.rejected_by.get_mut(plugin) else { continue };
+                    let Some(pods) = classes.get_mut(&alike) else { continue };
+                    pods.remove(&entry.place);
+                    if pods.is_empty() {
+                        classes.remove(&alike);
+                    }
+                }
             }
-            State::Gated(plugin) => unlist(plugin),
+            State::Gated(plugin) => {
+                let classes = self.gated_by.entry(plugin).or_default();
+                if let Some(pods) = classes.get_mut(&alike) {
+                    pods.remove(uid);
+                    if pods.is_empty() {
+                        classes.remove(&alike);
+                    }
+                }
+            }
             State::InFlight(_) | State::Loose => {}
         }
     }
+}
+
+fn activate(entries: &mut HashMap<Arc<str>, Entry>, active: &mut BTreeMap<Place, Arc<str>>, uid: &Arc<str>) {
+    let Some(entry) = entries.get_mut(uid) else { return };
+    entry.state = State::Active;
+    active.insert(entry.place, uid.clone());
 }
 
 #[cfg(test)]
@@ -393,7 +455,7 @@ mod tests {
         let right = NodeInfo::new(&node("m", json!({"labels": {"disk": "ssd"}})));
         queue.event(&framework, &ClusterEvent::NodeAdded(&right), &Snapshot::default(), now);
         assert_eq!(queue.next_release(), Some(now + INITIAL_BACKOFF));
-        queue.release(&framework, now + INITIAL_BACKOFF);
+        queue.release(now + INITIAL_BACKOFF);
         assert!(queue.pop(now + INITIAL_BACKOFF).is_some());
     }
 
@@ -410,9 +472,30 @@ mod tests {
     }
 
     #[test]
+    fn an_event_wakes_the_first_of_a_class_and_its_success_the_next() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let framework = default_profile();
+        for n in 0..100 {
+            let key = add(&mut queue, &format!("p{n}"), json!({"nodeSelector": {"disk": "nvme"}}));
+            queue.pop(now).unwrap();
+            queue.unschedulable(&key, &["NodeAffinity"], now);
+        }
+        let right = NodeInfo::new(&node("m", json!({"labels": {"disk": "nvme"}})));
+        queue.event(&framework, &ClusterEvent::NodeAdded(&right), &Snapshot::default(), now);
+        let first = queue.pop(now).unwrap();
+        assert_eq!(&*first.key.name, "p0");
+        assert!(queue.pop(now).is_none(), "nobody else is woken");
+        queue.remove(&first.key.uid);
+        queue.placed(&first, |_| false, now);
+        let second = queue.pop(now).unwrap();
+        assert_eq!(&*second.key.name, "p1");
+        queue.unschedulable(&second.key, &["NodeAffinity"], now);
+        assert!(queue.pop(now).is_none(), "where it does not fit, no other does");
+    }
+
+    #[test]
     fn back_off_doubles_up_to_the_longest() {
         let (mut queue, mut now) = (Queue::default(), Instant::now());
-        let framework = default_profile();
         let key = add(&mut queue, "a", json!({}));
         let mut waits = Vec::new();
         for _ in 0..6 {
@@ -421,7 +504,7 @@ mod tests {
             let next = queue.next_release().unwrap();
             waits.push((next - now).as_secs());
             now = next;
-            queue.release(&framework, now);
+            queue.release(now);
         }
         assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
     }
@@ -478,11 +561,11 @@ mod tests {
                     }
                     Step::Pass(ms) => {
                         now += Duration::from_millis(ms.into());
-                        queue.release(&framework, now);
+                        queue.release(now);
                     }
                 }
             }
-            queue.release(&framework, now + MAX_UNSCHEDULABLE + MAX_BACKOFF);
+            queue.release(now + MAX_UNSCHEDULABLE + MAX_BACKOFF);
             let offered: HashSet<String> =
                 std::iter::from_fn(|| queue.pop(now)).map(|pod| pod.key.name.to_string()).collect();
             prop_assert_eq!(offered, alive);

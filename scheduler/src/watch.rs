@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::scheduling::v1alpha2::PodGroup;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use kube::runtime::WatchStreamExt;
@@ -17,6 +18,7 @@ use std::fmt::Debug;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
+use crate::devices::Slice;
 use crate::objects::{Attachment, Budget, Group, Kind, Name, Object};
 use crate::selector::{compile, from_labels};
 
@@ -34,7 +36,7 @@ pub enum Seen {
 }
 
 /// How many [`Seen::Listed`] are to come, besides pods and nodes.
-pub const LISTS: usize = 14;
+pub const LISTS: usize = 17;
 
 /// Starts all watches. They end with the set, or when nobody receives any more.
 pub fn start(client: &Client, to: &Sender<Seen>) -> JoinSet<()> {
@@ -76,6 +78,9 @@ pub fn start(client: &Client, to: &Sender<Seen>) -> JoinSet<()> {
     });
     other.watch::<VolumeAttachment>(Kind::VolumeAttachment, "", |o| Some(attachment(o)));
     other.watch::<PodDisruptionBudget>(Kind::PodDisruptionBudget, "", budget);
+    other.watch::<ResourceClaim>(Kind::ResourceClaim, "", |o| Some(Object::ResourceClaim(o.clone().into())));
+    other.watch::<DeviceClass>(Kind::DeviceClass, "", |o| Some(Object::DeviceClass(o.clone().into())));
+    other.watch::<ResourceSlice>(Kind::ResourceSlice, "", |o| Some(slice(o)));
     other.watch_if_served::<PodGroup>(Kind::PodGroup, |o| Some(group(o)));
     tasks
 }
@@ -117,6 +122,11 @@ pub fn budget(budget: &PodDisruptionBudget) -> Option<Object> {
             .map(|name| name.as_str().into())
             .collect(),
     }))
+}
+
+/// A ResourceSlice, as it is kept.
+pub fn slice(slice: &ResourceSlice) -> Object {
+    Object::ResourceSlice(Slice::new(slice).into())
 }
 
 fn group(group: &PodGroup) -> Object {

@@ -1,6 +1,7 @@
 //! The test kit: servers and sandboxes for cross-crate tests and benches, removed when they are dropped.
 #![forbid(unsafe_code)]
 
+pub mod cgroup2;
 pub mod cluster;
 pub mod dual;
 pub mod etcd;

@@ -1,5 +1,6 @@
 //! Cluster DNS on a real cluster: pods find Services by name, also while agents and the API server are away.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,9 @@ use kube::{Api, Client};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+
+/// Questions that are asked at least while something is away.
+const MEANWHILE: f64 = 50.0;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_find_services_by_name() -> Result<()> {
@@ -168,6 +172,31 @@ async fn server_of(cluster: &Cluster, number: u8) -> Result<u32> {
     Ok(found.context("no DNS server")?.hello.pid)
 }
 
+/// Questions that the DNS server of a node was asked.
+fn asked(cluster: &Cluster, number: u8) -> Result<f64> {
+    let out = Command::new(hawser_tests::hawser_binary()?)
+        .args(["dns", "--metrics", "--run-dir"])
+        .arg(cluster.sandbox().node_run_dir(number))
+        .output()?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let counts = text.lines().filter(|line| line.starts_with("hawser_dns_requests_total"));
+    let counts: Vec<f64> = counts.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    ensure!(!counts.is_empty(), "no count of requests in {out:?}");
+    Ok(counts.iter().sum())
+}
+
+/// Waits until a node's DNS server has been asked a number of times.
+async fn more_are_answered(cluster: &Cluster, number: u8) -> Result<()> {
+    let wanted = asked(cluster, number)? + MEANWHILE;
+    for _ in 0..300 {
+        if asked(cluster, number)? >= wanted {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("nobody asks the DNS server of node-{number}")
+}
+
 async fn servers_outlive_agents_and_the_api(cluster: &Cluster, client: &Client) -> Result<()> {
     // Asks all the time, and keeps count.
     let script = "while :; do if nslookup -type=a web.default.svc.cluster.local >/dev/null 2>&1; \
@@ -189,7 +218,7 @@ async fn servers_outlive_agents_and_the_api(cluster: &Cluster, client: &Client) 
     let before = server_of(cluster, 1).await?;
     let agent = cluster.sandbox().daemon("node-1")?.context("node-1 does not run")?;
     kill(Pid::from_raw(agent.pid), Signal::SIGKILL)?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    more_are_answered(cluster, 1).await?;
     ensure!(server_of(cluster, 1).await? == before, "the server did not outlive the agent");
     cluster.sandbox().restart("node-1")?;
     let nodes: Api<Node> = Api::all(client.clone());
@@ -199,7 +228,7 @@ async fn servers_outlive_agents_and_the_api(cluster: &Cluster, client: &Client) 
 
     let api = cluster.sandbox().daemon("server")?.context("the server does not run")?;
     kill(Pid::from_raw(api.pid), Signal::SIGKILL)?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    more_are_answered(cluster, 1).await?;
     cluster.sandbox().restart("server")?;
     let pods: Api<Pod> = Api::default_namespaced(client.clone());
     for attempt in 0.. {

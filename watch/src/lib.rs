@@ -1,12 +1,24 @@
-//! PURE: what a watch says, as changes: a list that was read again also says what is gone. For those who keep only
-//! what matters of each object: the rest is dropped at once, so that their memory is that of what they make of it.
+//! What a watch says, as changes: a list that was read again also says what is gone. For those who keep only what
+//! matters of each object: the rest is dropped at once, so that their memory is that of what they make of it. PURE but
+//! for [`changes`], which asks the API.
 #![forbid(unsafe_code)]
+
+mod protocol;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use kube::ResourceExt;
-use kube::runtime::watcher::Event;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, ResourceExt};
+use serde::de::DeserializeOwned;
+
+pub use protocol::Protocol;
+
+/// Label that names an EndpointSlice's Service.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// `namespace/name`, or the name alone of what has no namespace.
 pub type ObjectName = Arc<str>;
@@ -45,6 +57,23 @@ pub fn compact<K: kube::Resource, T>(event: Event<K>, convert: fn(&K) -> Option<
         Event::Apply(object) => Event::Apply(named(object)),
         Event::Delete(object) => Event::Delete(named(object)),
     }
+}
+
+/// What becomes of one kind's objects, and why a watch failed, which starts again by itself: as inputs of whoever follows
+/// several kinds at once.
+pub fn changes<K, T, I>(
+    api: Api<K>,
+    config: watcher::Config,
+    convert: fn(&K) -> Option<T>,
+    input: fn(Result<Event<Named<T>>, watcher::Error>) -> I,
+) -> BoxStream<'static, I>
+where
+    K: kube::Resource<DynamicType: Default> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    T: 'static,
+    I: 'static,
+{
+    let events = watcher(api, config).default_backoff();
+    events.map(move |event| input(event.map(|event| compact(event, convert)))).boxed()
 }
 
 /// One kind's objects, by name only.

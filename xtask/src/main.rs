@@ -33,8 +33,11 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         images: Option<PathBuf>,
         /// Give nodes, pods and Services IPv6 addresses as well
-        #[arg(long)]
+        #[arg(long, conflicts_with = "ipv6")]
         dual_stack: bool,
+        /// Give nodes, pods and Services IPv6 addresses only
+        #[arg(long)]
+        ipv6: bool,
         /// Build without optimisation, which is faster to build and slower to run
         #[arg(long)]
         dev: bool,
@@ -78,9 +81,13 @@ fn perform(task: Task) -> Result<()> {
             println!("{} ({toolchain:?})", output.display());
             Ok(())
         }
-        Task::Up { nodes, no_demo, images, dual_stack, dev } => {
+        Task::Up { nodes, no_demo, images, dual_stack, ipv6, dev } => {
             let profile = if dev { build::Profile::Dev } else { build::Profile::Release };
-            let families = if dual_stack { sandbox::Families::Dual } else { sandbox::Families::V4 };
+            let families = match (dual_stack, ipv6) {
+                (true, _) => sandbox::Families::Dual,
+                (false, true) => sandbox::Families::V6,
+                (false, false) => sandbox::Families::V4,
+            };
             sandbox::up(&sandbox::Options { nodes, demo: !no_demo, images, families, profile })
         }
         Task::Down => sandbox::down(),

@@ -23,6 +23,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("docker-registry", "image pull tests"),
     ("curl", "demo image"),
     ("ethtool", "tests of XDP on virtual interfaces"),
+    ("iptables", "what Services are measured beside, in namespaces of the bench's own"),
+    ("nftables", "what Services are measured beside, in namespaces of the bench's own"),
 ];
 
 /// Needed only where rustup has no nightly with rust-src.

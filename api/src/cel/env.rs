@@ -9,7 +9,7 @@ use super::decl::Decl;
 use super::error::{EvalError, Issues};
 use super::eval;
 use super::functions::Function;
-use super::parse::parse;
+use super::parse::{parse, parse_with_bind};
 use super::types::Type;
 use super::value::Value;
 use super::{ast, literals};
@@ -25,6 +25,8 @@ pub struct Env {
     fields: HashMap<Arc<str>, HashMap<Arc<str>, Type>>,
     /// Whether `JSONPatch{}`, `Object{}` and their functions are known.
     mutation: bool,
+    /// Whether `cel.bind` is known.
+    bind: bool,
 }
 
 impl Env {
@@ -63,6 +65,12 @@ impl Env {
     /// Allows what only mutating policies have.
     pub fn with_mutation(mut self) -> Self {
         self.mutation = true;
+        self
+    }
+
+    /// Allows `cel.bind`.
+    pub fn with_bind(mut self) -> Self {
+        self.bind = true;
         self
     }
 
@@ -132,7 +140,7 @@ impl Env {
     /// # Errors
     /// Syntax and type errors, with positions.
     pub fn compile(&self, source: &str) -> Result<Program, Issues> {
-        let mut expr = parse(source)?;
+        let mut expr = if self.bind { parse_with_bind(source)? } else { parse(source)? };
         check::check(self, source, &mut expr)?;
         literals::validate(source, &expr)?;
         Ok(Program { expr: Arc::new(expr) })

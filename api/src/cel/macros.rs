@@ -1,4 +1,4 @@
-//! Macros besides those of the `cel` crate: over two variables, and `sortBy`.
+//! Macros besides those of the `cel` crate: over two variables, `sortBy`, and where they are asked for `cel.bind`.
 
 use cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, ListExpr, LiteralValue, MapExpr};
 use cel::parser::{Macro, MacroExprHelper, ParseError};
@@ -31,6 +31,24 @@ pub fn add(mut env: cel::Env) -> cel::Env {
         if let Err(error) = env.add_macro(m) {
             debug_assert!(false, "{error}");
         }
+    }
+    env
+}
+
+/// Adds `cel.bind(name, value, body)`.
+pub fn add_bind(mut env: cel::Env) -> cel::Env {
+    let expand = |h: &mut Helper<'_>, target: &mut Option<IdedExpr>, args: &mut Vec<IdedExpr>| {
+        if !matches!(target.as_ref().map(|t| &t.expr), Some(Expr::Ident(name)) if name == "cel") {
+            return Ok(None);
+        }
+        let Expr::Ident(name) = args[0].expr.clone() else {
+            return Err(h.new_error(args[0].id, "cel.bind() variable names must be simple identifiers"));
+        };
+        let (Some(body), Some(value)) = (args.pop(), args.pop()) else { return Ok(None) };
+        Ok(Some(bind(h, name, value, body)))
+    };
+    if let Err(error) = env.add_macro(Macro::receiver("bind", 3, expand)) {
+        debug_assert!(false, "{error}");
     }
     env
 }

@@ -2,7 +2,8 @@
 //!
 //! `parse` (the `cel` crate's parser, with `macros`) → `ast` → `check` (types from `env`, signatures from
 //! `functions`) → `cost` (estimates) and `eval` (values over borrowed JSON, costs counted). `lib` holds the functions.
-//! `schema` reads declarations from structural schemas, `rules` is `x-kubernetes-validations`.
+//! `schema` reads declarations from structural schemas, `rules` is `x-kubernetes-validations`, `device` is the selectors
+//! of device classes and resource claims.
 //!
 //! Sources: CEL's language definition and extension libraries; KEP-2876, KEP-3488, KEP-3962; Kubernetes' page "Common
 //! Expression Language in Kubernetes".
@@ -11,6 +12,7 @@ mod ast;
 mod check;
 pub mod cost;
 pub mod decl;
+pub mod device;
 mod env;
 mod error;
 mod eval;

@@ -28,6 +28,18 @@ const STACK: usize = 256 << 20;
 /// # Errors
 /// Syntax errors with positions; a source that is too long or nests too deeply.
 pub fn parse(source: &str) -> Result<Expr, Issues> {
+    parse_with(source, &STANDARD)
+}
+
+/// The same, with `cel.bind`.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_with_bind(source: &str) -> Result<Expr, Issues> {
+    parse_with(source, &BINDING)
+}
+
+fn parse_with(source: &str, settings: &cel::Env) -> Result<Expr, Issues> {
     let one = |message: String| Issues::new(source, vec![Issue { at: 0, message }]);
     let length = source.chars().count();
     if length > MAX_SOURCE {
@@ -42,7 +54,7 @@ pub fn parse(source: &str) -> Result<Expr, Issues> {
     let stack = (4 << 20) + (STACK / MAX_NESTING) * nesting + tokens * 4096;
     std::thread::scope(|scope| {
         let work =
-            || match STANDARD.parser().max_recursion_depth(MAX_NESTING as u16).parse_with_source_info(source)
+            || match settings.parser().max_recursion_depth(MAX_NESTING as u16).parse_with_source_info(source)
             {
                 Ok((tree, info)) => convert(source, &tree, &info),
                 Err(errors) => Err(to_issues(source, &errors)),
@@ -58,6 +70,7 @@ pub fn parse(source: &str) -> Result<Expr, Issues> {
 
 /// The parser's settings with all macros.
 static STANDARD: LazyLock<cel::Env> = LazyLock::new(|| macros::add(cel::Env::stdlib()));
+static BINDING: LazyLock<cel::Env> = LazyLock::new(|| macros::add_bind(macros::add(cel::Env::stdlib())));
 
 /// How deep brackets (and `?:`) nest at most, and how many operators, dots and commas there are, strings left out.
 fn measure(source: &str) -> (usize, usize) {

@@ -77,6 +77,8 @@ pub enum List<'a> {
 pub enum Map<'a> {
     Json(&'a JsonMap<String, Json>, Option<&'a Decl>),
     Owned(Arc<BTreeMap<Key<'a>, Value<'a>>>),
+    /// The same; what is not there is an empty map (`device.attributes`).
+    Defaulted(Arc<BTreeMap<Key<'a>, Value<'a>>>),
     /// An object literal: type name and fields.
     Struct(Arc<(Arc<str>, BTreeMap<Key<'a>, Value<'a>>)>),
     /// An object whose fields are computed when they are read.
@@ -543,7 +545,7 @@ impl<'a> Map<'a> {
                 known.iter().filter(|f| fields.contains_key(&*f.property)).count()
             }
             Self::Json(fields, _) => fields.len(),
-            Self::Owned(entries) => entries.len(),
+            Self::Owned(entries) | Self::Defaulted(entries) => entries.len(),
             Self::Struct(s) => s.1.len(),
             Self::Lazy(_) => 0,
         }
@@ -562,6 +564,10 @@ impl<'a> Map<'a> {
             },
             Self::Json(fields, None) => fields.get(name).map(|json| Ok(Value::dynamic(json))),
             Self::Owned(entries) => entries.get(&Key::String(Str::Shared(name.into()))).cloned().map(Ok),
+            Self::Defaulted(entries) => {
+                let found = entries.get(&Key::String(Str::Shared(name.into()))).cloned();
+                Some(Ok(found.unwrap_or_else(|| Value::map(BTreeMap::new()))))
+            }
             Self::Struct(s) => s.1.get(&Key::String(Str::Shared(name.into()))).cloned().map(Ok),
             Self::Lazy(fields) => fields.field(name),
         }
@@ -576,6 +582,14 @@ impl<'a> Map<'a> {
         }
     }
 
+    /// Whether there is an entry: one that is only a default is none.
+    pub fn has_key(&self, key: &Key<'a>) -> bool {
+        match self {
+            Self::Defaulted(entries) => entries.contains_key(key),
+            _ => self.get(key).is_some(),
+        }
+    }
+
     /// All keys, sorted.
     pub fn keys(&self) -> Vec<Key<'a>> {
         match self {
@@ -585,7 +599,7 @@ impl<'a> Map<'a> {
                 .map(|f| Key::String(Str::Shared(Arc::clone(&f.name))))
                 .collect(),
             Self::Json(fields, _) => fields.keys().map(|k| Key::String(Str::Borrowed(k))).collect(),
-            Self::Owned(entries) => entries.keys().cloned().collect(),
+            Self::Owned(entries) | Self::Defaulted(entries) => entries.keys().cloned().collect(),
             Self::Struct(s) => s.1.keys().cloned().collect(),
             Self::Lazy(_) => Vec::new(),
         }
@@ -594,7 +608,7 @@ impl<'a> Map<'a> {
     /// The entries, copied: values are shared, not copied.
     pub fn to_entries(&self) -> Result<BTreeMap<Key<'a>, Value<'a>>, EvalError> {
         match self {
-            Self::Owned(entries) => Ok((**entries).clone()),
+            Self::Owned(entries) | Self::Defaulted(entries) => Ok((**entries).clone()),
             other => {
                 other.keys().into_iter().filter_map(|k| other.get(&k).map(|v| v.map(|v| (k, v)))).collect()
             }

@@ -264,7 +264,13 @@ impl Custom {
 }
 
 fn replicas(object: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let Some(value) = object.at(path.trim_start_matches('.')) else { return };
+    let Some(value) = object.at(path.trim_start_matches('.')) else {
+        if let Some(inside) = no_object(object, path) {
+            let detail = accessor_error(path, inside, "map[string]interface{}");
+            errors.push(FieldError::invalid(path, 0, detail));
+        }
+        return;
+    };
     match value.as_i64() {
         None => errors.push(FieldError::invalid(path, 0, accessor_error(path, value, "int64"))),
         Some(n) if n < 0 => errors.push(FieldError::invalid(path, n, "should be a non-negative integer")),
@@ -277,6 +283,18 @@ fn replicas(object: &Value, path: &str, errors: &mut Vec<FieldError>) {
         }
         Some(_) => {}
     }
+}
+
+/// The first value on the way to a field that has no fields.
+fn no_object<'v>(object: &'v Value, path: &str) -> Option<&'v Value> {
+    let mut at = object;
+    for name in path.trim_start_matches('.').split('.') {
+        if !at.is_object() {
+            return Some(at);
+        }
+        at = at.get(name)?;
+    }
+    None
 }
 
 /// Go's text for a value that is not of the type that was asked for.

@@ -3,7 +3,10 @@
 use super::{DecodeError, Dropped};
 use crate::text::quote;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 
 /// Parses JSON. Of duplicate fields the last one counts; they are reported in `dropped`.
@@ -40,10 +43,15 @@ fn go_syntax_error(bytes: &[u8], e: &serde_json::Error) -> String {
         c => format!("'{}'", quote(&c.to_string()).trim_matches('"')),
     };
     let text = e.to_string();
-    let context = if text.starts_with("key must be a string") {
+    let after_comma = text.starts_with("trailing comma");
+    let context = if text.starts_with("key must be a string") || after_comma && c == "'}'" {
         "looking for beginning of object key string"
-    } else if text.starts_with("expected value") || text.starts_with("expected ident") {
+    } else if after_comma || text.starts_with("expected value") || text.starts_with("expected ident") {
         "looking for beginning of value"
+    } else if text.starts_with("invalid escape") {
+        "in string escape code"
+    } else if text.starts_with("control character") {
+        "in string literal"
     } else if text.starts_with("expected `:`") {
         "after object key"
     } else if text.starts_with("expected `,` or `}`") {
@@ -75,7 +83,22 @@ pub(super) fn unknown(path: &str) -> String {
     format!("unknown field {}", quote(path))
 }
 
+/// The text of the value that a path leads to, as the document has it.
+pub(super) fn raw_at<'a>(bytes: &'a [u8], path: &[Step]) -> Option<&'a str> {
+    let mut at: &RawValue = serde_json::from_slice(bytes).ok()?;
+    for step in path {
+        at = match step {
+            Step::Field(name) => serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(at.get())
+                .ok()?
+                .remove(name.as_str())?,
+            Step::Index(i) => serde_json::from_str::<Vec<&RawValue>>(at.get()).ok()?.get(*i).copied()?,
+        };
+    }
+    Some(at.get())
+}
+
 /// One step of the way to a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     Field(String),
     Index(usize),

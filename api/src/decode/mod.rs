@@ -32,6 +32,8 @@ pub struct Dropped {
     /// Lists and maps that were sent empty and are written as if they were absent: where, and how they read. Messages
     /// show them as they were sent.
     pub empties: Vec<(String, &'static str)>,
+    /// The way to a number that does not fit its field. The value may have lost digits; see [`number_as_sent`].
+    misfit: Option<Vec<json::Step>>,
 }
 
 /// Puts lists and maps that were sent empty into messages that would say that they are absent.
@@ -58,7 +60,29 @@ pub struct DecodeError(pub String);
 /// # Errors
 /// With the text of the Go decoder when a value has a wrong type.
 pub fn normalize(ty: &'static Type, object: &mut Value, dropped: &mut Dropped) -> Result<(), DecodeError> {
-    let mut n = Normalizer { path: Vec::new(), dropped };
+    normalize_from(Source::Json, ty, object, dropped)
+}
+
+/// What Go's decoder reads from, which decides what its errors say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A JSON document.
+    Json,
+    /// A map in memory, as strategic merge leaves it.
+    Map,
+}
+
+/// [`normalize`] with the errors of a source.
+///
+/// # Errors
+/// With the text of the Go decoder when a value has a wrong type.
+pub fn normalize_from(
+    source: Source,
+    ty: &'static Type,
+    object: &mut Value,
+    dropped: &mut Dropped,
+) -> Result<(), DecodeError> {
+    let mut n = Normalizer { path: Vec::new(), dropped, source };
     match object {
         Value::Object(map) => n.fields(ty, map),
         other => {
@@ -111,15 +135,39 @@ fn zero(ty: Ty, depth: usize) -> Value {
     }
 }
 
+/// Puts the digits of the document into the message about a number that does not fit its field: Go shows what was
+/// written (`1e3`, `99999999999999999999`), where a parsed number would show what it became.
+pub fn number_as_sent(bytes: &[u8], dropped: &Dropped, error: &mut DecodeError) {
+    let Some((path, (before, after))) = dropped.misfit.as_deref().zip(error.0.split_once(NUMBER)) else {
+        return;
+    };
+    if let (Some(digits), Some((_, after))) = (json::raw_at(bytes, path), after.split_once(' ')) {
+        error.0 = format!("{before}{NUMBER}{digits} {after}");
+    }
+}
+
+/// What goes before the digits of a number that does not fit.
+const NUMBER: &str = "cannot unmarshal number ";
+
 struct Normalizer<'a> {
     path: Vec<PathStep>,
     dropped: &'a mut Dropped,
+    source: Source,
 }
 
 #[derive(Clone, Copy)]
 enum PathStep {
     Field(&'static str),
     Index(usize),
+}
+
+impl PathStep {
+    fn owned(&self) -> json::Step {
+        match self {
+            Self::Field(name) => json::Step::Field((*name).to_owned()),
+            Self::Index(i) => json::Step::Index(*i),
+        }
+    }
 }
 
 impl Normalizer<'_> {
@@ -149,7 +197,10 @@ impl Normalizer<'_> {
     }
 
     /// Go's text for a value of the wrong type in the field that the path ends with.
-    fn mismatch(&self, owner: &Type, ty: Ty, value: &Value) -> DecodeError {
+    fn mismatch(&mut self, owner: &Type, ty: Ty, value: &Value) -> DecodeError {
+        if self.source == Source::Map {
+            return DecodeError(map_mismatch(ty, value));
+        }
         let fields: Vec<&str> = self
             .path
             .iter()
@@ -160,15 +211,19 @@ impl Normalizer<'_> {
             .collect();
         let found = match value {
             Value::Number(n) if matches!(ty.shape(), Shape::Scalar(Base::Int32 | Base::Int64)) => {
+                self.dropped.misfit = Some(self.path.iter().map(PathStep::owned).collect());
                 format!("number {n}")
             }
             other => json_type(other).to_owned(),
         };
+        let wanted = match ty.shape() {
+            Shape::Scalar(Base::Time | Base::MicroTime) => "string".to_owned(),
+            _ => ty.go_name(),
+        };
         DecodeError(format!(
-            "json: cannot unmarshal {found} into Go struct field {}.{} of type {}",
+            "json: cannot unmarshal {found} into Go struct field {}.{} of type {wanted}",
             owner.go_name(),
             fields.join("."),
-            ty.go_name()
         ))
     }
 
@@ -209,7 +264,7 @@ impl Normalizer<'_> {
     /// Normalizes a value; answers whether it is set (null is not).
     fn value(&mut self, owner: &'static Type, ty: Ty, value: &mut Value) -> Result<bool, DecodeError> {
         if value.is_null() {
-            return Ok(matches!(ty.shape(), Shape::Scalar(Base::Any)));
+            return Ok(false);
         }
         match (ty.shape(), &mut *value) {
             (Shape::Struct(t), Value::Object(map)) => self.fields(t, map)?,
@@ -236,7 +291,7 @@ impl Normalizer<'_> {
         Ok(true)
     }
 
-    fn scalar(&self, owner: &Type, ty: Ty, base: Base, value: &mut Value) -> Result<(), DecodeError> {
+    fn scalar(&mut self, owner: &Type, ty: Ty, base: Base, value: &mut Value) -> Result<(), DecodeError> {
         let good = match (base, &*value) {
             (Base::Any, _)
             | (Base::Raw, Value::Object(_))
@@ -273,6 +328,37 @@ impl Normalizer<'_> {
             _ => false,
         };
         if good { Ok(()) } else { Err(self.mismatch(owner, ty, value)) }
+    }
+}
+
+/// The text of apimachinery's converter from maps for a value of the wrong type.
+fn map_mismatch(ty: Ty, value: &Value) -> String {
+    let kind = match value {
+        Value::Null => "invalid",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
+    };
+    match ty.shape() {
+        Shape::List(_) => format!("cannot restore slice from {kind}"),
+        Shape::Map(_) => format!("cannot restore map from {kind}"),
+        Shape::Struct(_) => format!("cannot restore struct from: {kind}"),
+        // Go converts numbers to one another and integers to text, if not here.
+        Shape::Scalar(Base::String) if kind == "int64" => "cannot convert int64 to string".into(),
+        Shape::Scalar(Base::Int32 | Base::Int64) if kind == "float64" => {
+            format!("cannot convert float64 to {}", ty.go_name())
+        }
+        Shape::Scalar(Base::Time | Base::MicroTime) => {
+            format!("json: cannot unmarshal {} into Go value of type string", json_type(value))
+        }
+        Shape::Scalar(Base::IntOrString) => match value {
+            Value::Number(n) => format!("json: cannot unmarshal number {n} into Go value of type int32"),
+            other => format!("json: cannot unmarshal {} into Go value of type int32", json_type(other)),
+        },
+        Shape::Scalar(_) => format!("unrecognized type: {}", ty.go_name()),
     }
 }
 
@@ -417,6 +503,54 @@ mod tests {
         ] {
             assert_eq!(norm(version, kind, object).map(|_| ()), Err(want.to_owned()));
         }
+    }
+
+    #[test]
+    fn maps_have_errors_of_their_own() {
+        for (object, want) in [
+            (json!({"spec": {"replicas": "x"}}), "unrecognized type: int32"),
+            (json!({"spec": {"replicas": 1.5}}), "cannot convert float64 to int32"),
+            (json!({"spec": {"paused": "x"}}), "unrecognized type: bool"),
+            (json!({"spec": {"strategy": {"type": 1}}}), "cannot convert int64 to string"),
+            (json!({"spec": "x"}), "cannot restore struct from: string"),
+            (json!({"metadata": {"labels": []}}), "cannot restore map from slice"),
+            (json!({"metadata": {"finalizers": {}}}), "cannot restore slice from map"),
+            (
+                json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": true}}}}),
+                "json: cannot unmarshal bool into Go value of type int32",
+            ),
+        ] {
+            let ty = crate::schema::find_kind("apps/v1", "Deployment").expect("type");
+            let mut sent = object.clone();
+            let error = normalize_from(Source::Map, ty, &mut sent, &mut Dropped::default());
+            assert_eq!(error, Err(DecodeError(want.into())), "{object}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_do_not_fit_are_shown_as_written() {
+        for (body, digits) in [
+            (r#"{"metadata":{"generation":99999999999999999999}}"#, "99999999999999999999"),
+            (r#"{"metadata":{"generation":1.50}}"#, "1.50"),
+            (r#"{"metadata":{"g\u0065neration":1e3}}"#, "1e3"),
+        ] {
+            let ty = crate::schema::find_kind("v1", "ConfigMap").expect("type");
+            let mut dropped = Dropped::default();
+            let mut object = parse_json(body.as_bytes(), &mut dropped).expect("json");
+            let mut error = normalize(ty, &mut object, &mut dropped).expect_err(body);
+            number_as_sent(body.as_bytes(), &dropped, &mut error);
+            let want = format!(
+                "json: cannot unmarshal number {digits} into Go struct field ObjectMeta.metadata.generation of type int64"
+            );
+            assert_eq!(error.0, want);
+        }
+        let mut dropped = Dropped::default();
+        let mut list = json!({"spec": {"containers": [{}, {"ports": [{"containerPort": 2.0}]}]}});
+        let ty = crate::schema::find_kind("v1", "Pod").expect("type");
+        let mut error = normalize(ty, &mut list, &mut dropped).expect_err("not an integer");
+        let body = r#"{"spec":{"containers":[{},{"ports":[{"containerPort":2.0e0}]}]}}"#;
+        number_as_sent(body.as_bytes(), &dropped, &mut error);
+        assert!(error.0.contains("number 2.0e0 into"), "{}", error.0);
     }
 
     #[test]

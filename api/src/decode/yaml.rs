@@ -68,6 +68,12 @@ fn syntax_error(e: &ScanError) -> DecodeError {
         "illegal placement of ':' indicator" => Cow::Borrowed("did not find expected ',' or ']'"),
         _ => problem,
     };
+    if problem == "found a tab" {
+        return failed(&format!(
+            "line {}: found a tab character that violates indentation",
+            e.marker().line() + 1
+        ));
+    }
     // The parser's own errors are about tokens, all others come from the scanner, which names its line.
     let parser = problem.starts_with("did not find expected");
     match e.marker().line().saturating_sub(1) {

@@ -3,11 +3,14 @@
 //! replacing a missing field adds it.
 
 use super::PatchError;
-use crate::text::json_type;
-use serde_json::Value;
+use crate::text::{json_type, quote};
+use serde_json::{Map, Value};
 
 /// Most operations in one patch.
 pub const MAX_OPERATIONS: usize = 10_000;
+
+/// The fields of an operation.
+const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
 
 /// A parsed JSON patch.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +41,9 @@ impl JsonPatch {
     /// [`PatchError::Malformed`] when it is no list of operations, [`PatchError::TooManyOperations`].
     pub fn parse(body: &[u8], dropped: &mut crate::decode::Dropped) -> Result<JsonPatch, PatchError> {
         let value = crate::decode::parse_json(body, dropped).map_err(|e| PatchError::Malformed(e.0))?;
+        if value.is_null() {
+            return Ok(JsonPatch(Vec::new()));
+        }
         let Value::Array(items) = value else {
             return Err(PatchError::Malformed(format!(
                 "json: cannot unmarshal {} into Go value of type []handlers.jsonPatchOp",
@@ -48,19 +54,41 @@ impl JsonPatch {
             return Err(PatchError::TooManyOperations(items.len()));
         }
         let mut operations = Vec::with_capacity(items.len());
-        for mut item in items {
-            if !item.is_object() {
+        for (i, mut item) in items.into_iter().enumerate() {
+            let Value::Object(fields) = &item else {
                 return Err(PatchError::Malformed(format!(
                     "json: cannot unmarshal {} into Go value of type handlers.jsonPatchOp",
                     json_type(&item)
                 )));
-            }
+            };
+            let unknown = fields.keys().filter(|name| !FIELDS.contains(&name.as_str()));
+            dropped
+                .messages
+                .extend(unknown.map(|name| format!("unknown field {}", quote(&format!("[{i}].{name}")))));
             let (path, from) = (parse_pointer(item.get("path")), parse_pointer(item.get("from")));
             let op = item.get("op").and_then(Value::as_str).unwrap_or("").to_owned();
             let value = item.as_object_mut().and_then(|o| o.remove("value"));
             operations.push(Operation { op, path, from, value });
         }
+        dropped.messages.iter_mut().for_each(|message| message.insert_str(0, "json patch "));
         Ok(JsonPatch(operations))
+    }
+
+    /// The objects and lists on the way to what the operations name, as objects within one another; what they name is
+    /// null.
+    pub fn touched(&self) -> Value {
+        let mut touched = Value::Object(Map::new());
+        for path in self.0.iter().flat_map(|o| o.path.iter().chain(&o.from)) {
+            let mut at = &mut touched;
+            for part in path {
+                if at.is_null() {
+                    *at = Value::Object(Map::new());
+                }
+                let Value::Object(fields) = at else { break };
+                at = fields.entry(part.clone()).or_insert(Value::Null);
+            }
+        }
+        touched
     }
 
     /// Applies every operation, or none.

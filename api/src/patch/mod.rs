@@ -4,12 +4,14 @@
 //! result is the caller's.
 
 mod json;
+mod shown;
 mod strategic;
 
 pub use json::{JsonPatch, MAX_OPERATIONS};
+pub use shown::{strategic_undecodable, undecodable};
 pub use strategic::strategic_merge;
 
-use crate::status::{FieldError, Status, StatusDetails};
+use crate::status::{Status, StatusDetails};
 use crate::text::json_type;
 use serde_json::Value;
 
@@ -30,6 +32,9 @@ pub enum PatchError {
     /// A `test` of a JSON patch failed.
     #[error("the server rejected our request due to an error in our request")]
     TestFailed,
+    /// A merge patch is null, or a strategic one directs what cannot be done.
+    #[error("{0}")]
+    Bad(&'static str),
     /// A strategic merge patch is inconsistent.
     #[error("{0}")]
     Strategic(String),
@@ -39,7 +44,7 @@ impl From<PatchError> for Status {
     fn from(e: PatchError) -> Status {
         let text = e.to_string();
         match e {
-            PatchError::Malformed(_) => Status::bad_request(text),
+            PatchError::Malformed(_) | PatchError::Bad(_) => Status::bad_request(text),
             PatchError::TooManyOperations(_) => Status::failure(413, "RequestEntityTooLarge", text),
             PatchError::Unappliable | PatchError::TestFailed => {
                 Status::failure(422, "Invalid", text).with_details(StatusDetails::default())
@@ -49,12 +54,16 @@ impl From<PatchError> for Status {
     }
 }
 
-/// The answer when a patched document no longer decodes as its kind.
-pub fn undecodable(patched: &Value, why: &str) -> Status {
-    Status::invalid("", "", "", &[FieldError::invalid("patch", patched.to_string(), why)])
+/// Parses the body of a merge patch, which is an object.
+///
+/// # Errors
+/// [`PatchError::Malformed`] for anything else, [`PatchError::Bad`] for null.
+pub fn parse_merge(body: &[u8], dropped: &mut crate::decode::Dropped) -> Result<Value, PatchError> {
+    let patch = parse_object(body, dropped)?;
+    if patch.is_null() { Err(PatchError::Bad("Invalid JSON Patch")) } else { Ok(patch) }
 }
 
-/// Parses the body of a merge patch or strategic merge patch, which is an object.
+/// Parses the body of a strategic merge patch: an object or null.
 ///
 /// # Errors
 /// [`PatchError::Malformed`] for anything else.
@@ -125,11 +134,6 @@ mod tests {
         );
         let s = Status::from(PatchError::Unappliable);
         assert_eq!((s.code, s.reason.as_str()), (422, "Invalid"));
-        assert!(
-            undecodable(&json!({"a": 1}), "why")
-                .message
-                .starts_with(" \"\" is invalid: patch: Invalid value: \"{\\\"a\\\":1}\": why")
-        );
     }
 
     proptest! {

@@ -133,13 +133,13 @@ fn is_directive(key: &str) -> bool {
 
 fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<()> {
     let Some(list) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
-    let bad = "invalid patch format of retainKeys";
-    let Value::Array(list) = list else { return fail(bad) };
+    let bad = Err(PatchError::Bad("invalid patch format of retainKeys"));
+    let Value::Array(list) = list else { return bad };
     let retained = |key: &str| list.iter().any(|k| k.as_str() == Some(key));
     for (key, value) in patch.iter() {
         let directive = key.starts_with(SET_ORDER) || key.starts_with(DELETE_FROM);
         if !value.is_null() && !directive && !retained(key) {
-            return fail(bad);
+            return bad;
         }
     }
     original.retain(|key, _| retained(key));

@@ -20,6 +20,10 @@ const MAX_DEPTH: u32 = 128;
 pub enum Error {
     #[error("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")]
     NoMagic,
+    #[error("empty data")]
+    Empty,
+    #[error("empty body")]
+    NoBody,
     #[error("unexpected EOF")]
     Truncated,
     #[error("proto: malformed message")]
@@ -41,7 +45,13 @@ pub enum Error {
 /// # Errors
 /// For everything that is not a whole message of a known kind.
 pub fn decode(bytes: &[u8], default: (&str, &str)) -> Result<Value, Error> {
+    if bytes.is_empty() {
+        return Err(Error::Empty);
+    }
     let envelope = bytes.strip_prefix(MAGIC).ok_or(Error::NoMagic)?;
+    if envelope.is_empty() {
+        return Err(Error::NoBody);
+    }
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
     for field in Fields(envelope) {
         match field? {

@@ -14,4 +14,5 @@ pub use encode::{
     EncodeError, encode, envelope, envelope_head, item_head, knows, list_meta, message_of_json,
     metadata_only, watch_frame,
 };
+pub(crate) use table::in_go_order;
 pub use wire::{nested, put_bytes, put_fixed64, put_varint_field};

@@ -10,6 +10,8 @@ pub struct Message {
     pub fields: HashMap<u32, Entry>,
     /// By the name in JSON, fields of inlined messages included.
     pub by_name: HashMap<&'static str, Place>,
+    /// The field numbers in the order of the Go type.
+    sequence: Vec<u32>,
 }
 
 /// Where a field of a JSON object is written.
@@ -57,6 +59,18 @@ pub fn find(name: &str) -> Option<&'static Message> {
     MESSAGES.get(name)
 }
 
+/// The names of a message's fields in the order in which Go writes them, inlined messages included.
+pub fn in_go_order(name: &str) -> Vec<&'static str> {
+    let Some(message) = find(name) else { return Vec::new() };
+    let entries = message.sequence.iter().filter_map(|number| message.fields.get(number));
+    entries
+        .flat_map(|entry| match entry {
+            Entry::Field { name, .. } => vec![*name],
+            Entry::Inline(inner) => in_go_order(inner),
+        })
+        .collect()
+}
+
 fn parse(text: &'static str) -> HashMap<&'static str, Message> {
     let mut messages: HashMap<&'static str, Message> = HashMap::new();
     let mut current = None;
@@ -69,6 +83,7 @@ fn parse(text: &'static str) -> HashMap<&'static str, Message> {
             && let Some((number, entry)) = parse_field(line)
         {
             message.fields.insert(number, entry);
+            message.sequence.push(number);
         }
     }
     let names: Vec<_> = messages.keys().map(|name| (*name, places(&messages, name))).collect();

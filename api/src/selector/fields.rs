@@ -37,13 +37,16 @@ impl FieldSelector {
                 SelectorError(format!("invalid field selector: invalid escape in '{value}'"))
             })?;
             let field = kind.selectable(label).ok_or_else(|| {
-                SelectorError(if kind.builtin && kind.group.is_empty() || !kind.selectable_fields.is_empty() {
-                    format!("field label not supported: {label}")
-                } else {
-                    format!(
-                        "{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
-                        crate::text::quote(label)
-                    )
+                let quoted = crate::text::quote(label);
+                SelectorError(match (kind.group.as_str(), kind.kind.as_str()) {
+                    _ if kind.selectable_fields.is_empty() => format!(
+                        "{quoted} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                    ),
+                    ("batch", "Job") => format!("field label {quoted} not supported for Job"),
+                    ("resource.k8s.io", name) => {
+                        format!("field label not supported for {}, Kind={name}: {label}", kind.api_version())
+                    }
+                    _ => format!("field label not supported: {label}"),
                 })
             })?;
             terms.push(FieldTerm { field: field.into_owned(), value, negated: operator == "!=" });

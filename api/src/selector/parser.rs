@@ -173,8 +173,9 @@ impl Parser {
         match self.peek(true) {
             (Token::Word | Token::Comma, _) => {}
             (Token::Close, _) => {
+                // `()` holds the empty value.
                 self.position += 1;
-                return Ok(values);
+                return Ok(vec![String::new()]);
             }
             (_, literal) => return Err(format!("found '{literal}', expected: ',', ')' or identifier")),
         }

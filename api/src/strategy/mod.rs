@@ -11,7 +11,7 @@ mod service;
 mod special;
 
 pub use families::settle as service_families;
-pub use special::qos_class;
+pub use special::{pod_addresses, qos_class};
 
 use crate::kinds::Kind;
 use crate::names::NameRule;

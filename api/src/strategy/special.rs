@@ -235,11 +235,11 @@ pub fn update(kind: &Kind, new: &mut Value, old: &Value, _now: Timestamp) {
         }
         ("apiextensions.k8s.io", "CustomResourceDefinition") => {
             let mut stored: Vec<Value> = new.items_at("status.storedVersions").to_vec();
-            for v in new.items_at("spec.versions").iter().filter(|v| v.bool_at("storage") == Some(true)) {
-                let name = json!(v.str_at("name"));
-                if !stored.contains(&name) {
-                    stored.push(name);
-                }
+            let storage = new.items_at("spec.versions").iter().find(|v| v.bool_at("storage") == Some(true));
+            if let Some(name) = storage.map(|v| json!(v.str_at("name")))
+                && !stored.contains(&name)
+            {
+                stored.push(name);
             }
             new.set_path(&["status", "storedVersions"], Value::Array(stored));
         }
@@ -264,7 +264,6 @@ pub fn status(kind: &Kind, new: &mut Value, old: &Value, now: Timestamp) {
             if new.str_at("status.qosClass").is_empty() {
                 restore(new, old, &["status", "qosClass"]);
             }
-            pod_addresses(new);
             // The feature is off by default.
             restore(new, old, &["status", "nodeAllocatableResourceClaimStatuses"]);
         }
@@ -302,7 +301,7 @@ pub fn pod_ranges(node: &mut Value) {
 }
 
 /// A pod's one address and the list of all say the same; writers that know of one only have the last word.
-fn pod_addresses(pod: &mut Value) {
+pub fn pod_addresses(pod: &mut Value) {
     let one = pod.str_at("status.podIP").to_owned();
     let first = pod.items_at("status.podIPs").first().map(|a| a.str_at("ip").to_owned());
     match first {

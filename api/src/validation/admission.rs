@@ -4,7 +4,7 @@ use super::checks::Errors;
 use super::expressions::{Policy, match_conditions};
 use crate::names;
 use crate::object::ObjectExt as _;
-use crate::status::Path;
+use crate::status::{FieldError, Path};
 use serde_json::{Value, json};
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -243,7 +243,7 @@ fn webhooks(mutating: bool, o: &Value, e: &mut Errors) {
         let service = hook.at("clientConfig.service").filter(|s| !s.is_null());
         let client = item.child("clientConfig");
         match (url, service) {
-            (Some(url), None) => webhook_url(url.as_str().unwrap_or(""), client.child("url"), e),
+            (Some(url), None) => e.extend(webhook_url(url.as_str().unwrap_or(""), client.child("url"))),
             (None, Some(service)) => webhook_service(service, client.child("service"), e),
             _ => e.required(client, "exactly one of url or service is required"),
         }
@@ -278,7 +278,8 @@ fn review_versions(hook: &Value, at: Path<'_>, e: &mut Errors) {
 }
 
 /// Where a webhook is: only a host and a path.
-fn webhook_url(text: &str, at: Path<'_>, e: &mut Errors) {
+pub fn webhook_url(text: &str, at: Path<'_>) -> Vec<FieldError> {
+    let mut e = Errors::default();
     const FORM: &str = "; desired format: https://host[/path]";
     let (rest, fragment) = text.split_once('#').unwrap_or((text, ""));
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -300,6 +301,7 @@ fn webhook_url(text: &str, at: Path<'_>, e: &mut Errors) {
             e.invalid(at, part, detail);
         }
     }
+    e.into_vec()
 }
 
 fn webhook_service(service: &Value, at: Path<'_>, e: &mut Errors) {

@@ -24,6 +24,9 @@ impl Errors {
     pub fn into_vec(self) -> Vec<FieldError> {
         self.0
     }
+    pub fn extend(&mut self, errors: Vec<FieldError>) {
+        self.0.extend(errors);
+    }
     pub fn push(&mut self, error: FieldError) {
         self.0.push(error);
     }

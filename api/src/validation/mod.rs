@@ -40,6 +40,7 @@ mod warnings;
 mod workloads;
 
 pub use addresses::sloppy as sloppy_ip;
+pub(crate) use admission::webhook_url;
 pub use service::addresses_wanted as service_addresses;
 
 use crate::crd::definition;

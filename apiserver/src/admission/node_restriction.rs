@@ -3,6 +3,7 @@
 
 use async_trait::async_trait;
 use hawser_api::object::ObjectExt;
+use hawser_api::references::{Reference, references};
 use hawser_api::status::Status;
 use hawser_api::text::quote;
 use serde_json::Value;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use super::node_csr::{NODE_CLIENT_SIGNER, NODE_SERVING_SIGNER, subject};
 use super::{Lookup, forbidden, name_of};
 use crate::access::{Admission, AdmissionRequest, Operation};
-use crate::authz::node::graph::{MIRROR_ANNOTATION, Reference, references};
+use crate::authz::node::graph::MIRROR_ANNOTATION;
 use crate::authz::node::{NODE_LEASE_NAMESPACE, node_of};
 use crate::bootstrap::policy::NODE_ACCOUNTS;
 use crate::request_info::RequestInfo;
@@ -330,9 +331,16 @@ fn lease(request: &AdmissionRequest<'_>, node: &str) -> Answer {
 }
 
 fn resource_slice(request: &AdmissionRequest<'_>, node: &str) -> Answer {
-    let owner = |object: &Value| object.str_at("spec.nodeName") == node;
-    let (new, old) = (request.object.as_deref().is_none_or(owner), request.old_object.is_none_or(owner));
-    if new && old { Ok(()) } else { refuse("can only access ResourceSlices of the requesting node") }
+    let (object, verb) = match request.operation {
+        Operation::Create => (request.object.as_deref(), "create"),
+        Operation::Delete => (request.old_object, "delete"),
+        // The name of its node never changes.
+        _ => return Ok(()),
+    };
+    if object.is_none_or(|slice| slice.str_at("spec.nodeName") == node) {
+        return Ok(());
+    }
+    refuse(format!("can only {verb} ResourceSlice with the same NodeName as the requesting node"))
 }
 
 fn certificate_request(request: &AdmissionRequest<'_>) -> Answer {

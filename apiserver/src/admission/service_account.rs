@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use hawser_api::object::ObjectExt;
+use hawser_api::references::{Reference, references};
 use hawser_api::status::Status;
 use hawser_api::text::quote;
 use rand::Rng;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Lookup, array_mut, forbidden, is, unaskable};
 use crate::access::{Admission, AdmissionRequest, GroupResource, Operation};
-use crate::authz::node::graph::{MIRROR_ANNOTATION, Reference, references};
+use crate::authz::node::graph::MIRROR_ANNOTATION;
 use crate::request_info::RequestInfo;
 use crate::tokens::request::PROJECTED_SECONDS;
 

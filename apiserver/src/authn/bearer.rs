@@ -1,12 +1,14 @@
-//! Bearer tokens: ServiceAccount tokens of this server, and bootstrap tokens.
+//! Bearer tokens: ServiceAccount tokens of this server, those in Secrets, and bootstrap tokens.
 
 use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hawser_api::object::ObjectExt;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::access::{GroupResource, ObjectReader, UserInfo};
+use crate::tokens::legacy::LegacyTokens;
 use crate::tokens::node_token::{
     BootstrapToken, GROUP_BOOTSTRAPPERS, TOKEN_NAMESPACE, TOKEN_SECRET_PREFIX, TOKEN_SECRET_TYPE,
 };
@@ -30,6 +32,7 @@ pub enum BearerError {
 #[derive(Debug)]
 pub struct Bearer {
     tokens: Arc<ServiceAccountTokens>,
+    legacy: LegacyTokens,
     reader: ReaderBox,
 }
 
@@ -42,9 +45,13 @@ impl std::fmt::Debug for ReaderBox {
 }
 
 impl Bearer {
-    /// Tokens by `tokens`, bootstrap tokens by their Secrets.
-    pub fn new(tokens: Arc<ServiceAccountTokens>, reader: Arc<dyn ObjectReader>) -> Self {
-        Self { tokens, reader: ReaderBox(reader) }
+    /// Tokens by `tokens` and, those in Secrets, by `legacy`; bootstrap tokens by their Secrets.
+    pub fn new(
+        tokens: Arc<ServiceAccountTokens>,
+        legacy: LegacyTokens,
+        reader: Arc<dyn ObjectReader>,
+    ) -> Self {
+        Self { tokens, legacy, reader: ReaderBox(reader) }
     }
 
     /// The API server's own audiences.
@@ -70,13 +77,17 @@ impl Bearer {
             return if audiences.is_empty() {
                 Err(BearerError::Unknown)
             } else {
-                Ok(Verified { user, audiences })
+                Ok(Verified { user, audiences, warning: None })
             };
         }
-        if !self.tokens.is_own(token) {
+        let verified = if self.tokens.is_own(token) {
+            self.tokens.verify(token, audiences, now).await
+        } else if LegacyTokens::is_own(token) {
+            self.legacy.verify(token, audiences, Timestamp::from_second(now).unwrap_or_default()).await
+        } else {
             return Err(BearerError::Unknown);
-        }
-        self.tokens.verify(token, audiences, now).await.map_err(|error| match error {
+        };
+        verified.map_err(|error| match error {
             TokenError::Lookup(why) => BearerError::Lookup(why),
             other => BearerError::Token(other),
         })
@@ -132,7 +143,7 @@ fn bootstrap_user(secret: &Value, token: &BootstrapToken, now: i64) -> Option<Us
 }
 
 /// Equality in constant time for equal lengths.
-fn same_secret(a: &[u8], b: &[u8]) -> bool {
+pub(crate) fn same_secret(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 

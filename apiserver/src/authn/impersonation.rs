@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use hawser_api::status::Status;
+use hawser_api::text::quote;
 use http::HeaderMap;
 use percent_encoding::percent_decode_str;
 
@@ -60,7 +61,25 @@ fn wanted(headers: &HeaderMap) -> Result<Option<Wanted>, Status> {
     if wanted.groups.is_empty() && wanted.uid.is_empty() && wanted.extra.is_empty() {
         return Ok(None);
     }
-    Err(Status::internal("requested identity details without impersonating a user"))
+    Err(Status::bad_request(format!("requested {} without impersonating a user name", wanted.in_go())))
+}
+
+impl Wanted {
+    /// As Go prints the user that is asked for.
+    fn in_go(&self) -> String {
+        let list = |items: &[String]| {
+            let items: Vec<String> = items.iter().map(|item| quote(item)).collect();
+            format!("[]string{{{}}}", items.join(", "))
+        };
+        let groups = if self.groups.is_empty() { "[]string(nil)".to_owned() } else { list(&self.groups) };
+        let extra: Vec<String> =
+            self.extra.iter().map(|(key, values)| format!("{}:{}", quote(key), list(values))).collect();
+        let extra = if extra.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", extra.join(", ")) };
+        format!(
+            "&user.DefaultInfo{{Name:\"\", UID:{}, Groups:{groups}, Extra:map[string][]string{extra}}}",
+            quote(&self.uid)
+        )
+    }
 }
 
 /// One thing that must be allowed: resource, subresource, namespace, name, and its group with `impersonate` and
@@ -329,9 +348,12 @@ mod tests {
 
     #[tokio::test]
     async fn details_without_a_user_are_an_error() {
-        assert_eq!(
-            ask(&[], &[("impersonate-group", "system:masters")]).await.expect_err("refused").code,
-            500
-        );
+        let details =
+            [("impersonate-group", "devs"), ("impersonate-extra-a%2fb", "c"), ("impersonate-uid", "1")];
+        let refused = ask(&[], &details).await.expect_err("refused");
+        let want = r#"requested &user.DefaultInfo{Name:"", UID:"1", Groups:[]string{"devs"}, Extra:map[string][]string{"a/b":[]string{"c"}}} without impersonating a user name"#;
+        assert_eq!((refused.code, refused.message.as_str()), (400, want));
+        let refused = ask(&[], &[("impersonate-uid", "1")]).await.expect_err("refused");
+        assert!(refused.message.contains("Groups:[]string(nil), Extra:map[string][]string(nil)}"));
     }
 }

@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls_pki_types::CertificateDer;
 
-use crate::access::{Authenticator, AuthnError, UserInfo};
+use crate::access::{Authenticator, AuthnError, Identity, UserInfo};
 use bearer::{Bearer, BearerError};
 
 /// Paths that may be read without credentials: health and version.
@@ -44,10 +44,10 @@ impl Authenticator for RequestAuthenticator {
         &self,
         headers: &http::HeaderMap,
         connection: Option<&Arc<UserInfo>>,
-    ) -> Result<Option<Arc<UserInfo>>, AuthnError> {
+    ) -> Result<Option<Identity>, AuthnError> {
         // A certificate comes before a token, as in Kubernetes.
         if let Some(user) = connection {
-            return Ok(Some(Arc::clone(user)));
+            return Ok(Some(Identity { user: Arc::clone(user), warning: None }));
         }
         let Some(token) =
             bearer_token(headers).map(Cow::Borrowed).or_else(|| protocol_token(headers).map(Cow::Owned))
@@ -56,7 +56,7 @@ impl Authenticator for RequestAuthenticator {
         };
         let now = jiff::Timestamp::now().as_second();
         match self.bearer.authenticate(&token, self.bearer.audiences(), now).await {
-            Ok(verified) => Ok(Some(Arc::new(verified.user))),
+            Ok(verified) => Ok(Some(Identity { user: Arc::new(verified.user), warning: verified.warning })),
             Err(BearerError::Lookup(why)) => Err(AuthnError::Internal(why)),
             Err(error) => Err(AuthnError::Invalid(error.to_string())),
         }

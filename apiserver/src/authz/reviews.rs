@@ -48,6 +48,7 @@ struct ResourceAttributes {
     subresource: String,
     name: String,
     field_selector: Option<Selector>,
+    label_selector: Option<Selector>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -88,8 +89,34 @@ impl Selector {
     }
 }
 
+/// The rules of a selector of fields or labels at `at`.
+fn validate_selector(selector: Option<&Selector>, at: &str, errors: &mut Vec<FieldError>) {
+    let Some(selector) = selector else { return };
+    let (raw, stated) = (&selector.raw_selector, selector.requirements.iter().flatten().count());
+    if !raw.is_empty() && stated > 0 {
+        let detail = "may not specified at the same time as requirements";
+        errors.push(FieldError::invalid(format!("{at}.rawSelector"), raw.as_str(), detail));
+    }
+    if raw.is_empty() && stated == 0 {
+        let detail = format!("when {at} is specified, requirements or rawSelector is required");
+        errors.push(FieldError::required(format!("{at}.requirements"), detail));
+    }
+}
+
 fn validate(spec: &Spec, is_self: bool) -> Result<(), Status> {
     let mut errors = Vec::new();
+    if let Some(attributes) = &spec.resource_attributes {
+        validate_selector(
+            attributes.field_selector.as_ref(),
+            "spec.resourceAttributes.fieldSelector",
+            &mut errors,
+        );
+        validate_selector(
+            attributes.label_selector.as_ref(),
+            "spec.resourceAttributes.labelSelector",
+            &mut errors,
+        );
+    }
     match (&spec.resource_attributes, &spec.non_resource_attributes) {
         (Some(_), Some(other)) => errors.push(FieldError::invalid(
             "spec.nonResourceAttributes",

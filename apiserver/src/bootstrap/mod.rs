@@ -19,6 +19,7 @@ use crate::authz::reviews::{AccessReviews, SelfReviews};
 use crate::authz::{Authorizers, RbacAuthorizer};
 use crate::pki::{Pki, write_private};
 use crate::tokens::ServiceAccountTokens;
+use crate::tokens::legacy::LegacyTokens;
 use crate::tokens::node_token::{BootstrapToken, NodeToken};
 use crate::tokens::request::TokenRequests;
 use crate::tokens::review::TokenReviews;
@@ -78,7 +79,8 @@ impl AccessBuilder for AccessConfig {
             node: NodeAuthorizer { followed, rules },
             rbac: RbacAuthorizer { index, ready: rbac_ready },
         });
-        let bearer = Arc::new(Bearer::new(Arc::clone(&tokens), Arc::clone(&reader)));
+        let legacy = LegacyTokens::new(Arc::clone(&tokens), Arc::clone(&host.local));
+        let bearer = Arc::new(Bearer::new(Arc::clone(&tokens), legacy, Arc::clone(&reader)));
         let mut bootstrap = objects::bootstrap_objects(&self.pki.ca.cert_pem).map_err(|e| text(&e))?;
         if let Some(path) = &self.node_token_file {
             let token = load_or_create_node_token(path, &self.pki)?;

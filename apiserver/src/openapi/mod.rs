@@ -80,7 +80,9 @@ impl OpenApi {
             return Some(response);
         }
         let Some(hash) = index.hashes.get(name) else {
-            return Some(respond::text(404, "404 page not found\n"));
+            let mut nothing = Response::new(Body::Empty);
+            *nothing.status_mut() = http::StatusCode::NOT_FOUND;
+            return Some(nothing);
         };
         let asked = info.param("hash").filter(|h| !h.is_empty());
         if asked.is_some_and(|asked| asked != hash) {

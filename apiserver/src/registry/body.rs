@@ -1,15 +1,15 @@
 //! From a body's bytes to an object of the expected kind.
 
 use bytes::Bytes;
-use hawser_api::decode::{self, Dropped};
+use hawser_api::decode::{self, Dropped, Source};
 use hawser_api::kinds::Kind;
 use hawser_api::object::{ObjectExt as _, split_api_version};
 use hawser_api::protobuf;
 use hawser_api::schema;
-use hawser_api::status::Status;
+use hawser_api::status::{FieldError, Status};
 use hawser_api::text::{json_type, quote};
 use http::header::CONTENT_TYPE;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Call;
 use crate::negotiate::{self, BodyEncoding};
@@ -66,7 +66,12 @@ impl Call<'_> {
         let mut object = self
             .parse(bytes, &api_version, name, &mut dropped)
             .and_then(|object| has_type(&object).map(|()| object))
+            .and_then(|object| names_kind(&object, bytes).map(|()| object))
             .map_err(|e| unrecognized(name, bytes, e))?;
+        if object.kind() != name {
+            let error = FieldError::invalid("kind", object.kind(), format!("must be {name}"));
+            return Err(Status::invalid(&kind.group, object.kind(), object.name(), &[error]));
+        }
         if let Err(error) = check_type(&object, &api_version, name) {
             of_unknown_version(kind, &object, &mut dropped);
             self.report(&dropped, validation).map_err(|e| strictly(&api_version, name, e))?;
@@ -92,30 +97,23 @@ impl Call<'_> {
         let mut dropped = Dropped::default();
         let mut object = self
             .parse(bytes, api_version, kind, &mut dropped)
+            // Nothing is an object that says nothing.
+            .map(|object| if object.is_null() { Value::Object(Map::new()) } else { object })
             .and_then(|object| has_type(&object).map(|()| object))
             .map_err(|e| unrecognized(kind, bytes, e))?;
-        self.conform(&mut object, api_version, kind, &mut dropped)?;
+        check_type(&object, api_version, kind)?;
+        crate::managed::keep_reset(&mut object);
+        if let Some(ty) = schema::find_kind(api_version, kind) {
+            decode::normalize(ty, &mut object, &mut dropped).map_err(|mut e| {
+                decode::number_as_sent(bytes, &dropped, &mut e);
+                unreadable(api_version, kind, &e.0)
+            })?;
+        }
+        object.set_api_version_kind(api_version, kind);
         *self.empties.lock() = std::mem::take(&mut dropped.empties);
         decode::in_document_order(bytes, &mut dropped);
         self.report(&dropped, validation).map_err(|e| strictly(api_version, kind, e))?;
         Ok(object)
-    }
-
-    /// Checks that a value is of a kind, and makes it canonical.
-    pub(crate) fn conform(
-        &self,
-        object: &mut Value,
-        api_version: &str,
-        kind: &str,
-        dropped: &mut Dropped,
-    ) -> Result<(), Status> {
-        check_type(object, api_version, kind)?;
-        crate::managed::keep_reset(object);
-        if let Some(ty) = schema::find_kind(api_version, kind) {
-            decode::normalize(ty, object, dropped).map_err(|e| unreadable(api_version, kind, &e.0))?;
-        }
-        object.set_api_version_kind(api_version, kind);
-        Ok(())
     }
 
     /// Refuses, or warns about, what decoding dropped.
@@ -172,6 +170,18 @@ fn has_type(object: &Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// Checks that a value says of which kind it is.
+///
+/// # Errors
+/// 400.
+fn names_kind(object: &Value, bytes: &[u8]) -> Result<(), Status> {
+    if object.kind().is_empty() {
+        let shown = String::from_utf8_lossy(bytes);
+        return Err(Status::bad_request(format!("Object 'Kind' is missing in '{shown}'")));
+    }
+    Ok(())
+}
+
 /// Most bytes of a body that an error shows.
 const SHOWN: usize = 30;
 
@@ -198,7 +208,10 @@ fn unrecognized(kind: &str, bytes: &[u8], status: Status) -> Status {
 /// # Errors
 /// 400.
 fn check_type(object: &Value, api_version: &str, kind: &str) -> Result<(), Status> {
-    let sent_version = Some(object.api_version()).filter(|v| !v.is_empty()).unwrap_or(api_version);
+    // An empty group before the slash is the core group.
+    let sent_version = object.api_version();
+    let sent_version = sent_version.strip_prefix('/').unwrap_or(sent_version);
+    let sent_version = Some(sent_version).filter(|v| !v.is_empty()).unwrap_or(api_version);
     let sent_kind = Some(object.kind()).filter(|k| !k.is_empty()).unwrap_or(kind);
     if sent_kind == kind && sent_version == api_version {
         return Ok(());
@@ -260,12 +273,29 @@ fn strictly(api_version: &str, kind: &str, status: Status) -> Status {
 /// # Errors
 /// What is of the wrong type.
 pub(crate) fn canonical(kind: &Kind, object: &mut Value, dropped: &mut Dropped) -> Result<(), String> {
+    canonical_from(Source::Json, kind, object, dropped)
+}
+
+/// [`canonical`] with the errors of a source.
+///
+/// # Errors
+/// What is of the wrong type.
+pub(crate) fn canonical_from(
+    source: Source,
+    kind: &Kind,
+    object: &mut Value,
+    dropped: &mut Dropped,
+) -> Result<(), String> {
     crate::managed::keep_reset(object);
     if let Some(custom) = &kind.custom {
-        let fields = custom.admit(object).map_err(|e| e.to_string())?;
+        let fields = custom.admit(object).map_err(|e| match &e.value {
+            // Its own metadata is decoded, that of what it embeds is validated.
+            Some(_) if e.field == "metadata" => e.detail.clone(),
+            _ => e.to_string(),
+        })?;
         dropped.messages.extend(fields.iter().map(|f| format!("unknown field {}", quote(f))));
     } else if let Some(ty) = schema::of(kind) {
-        decode::normalize(ty, object, dropped).map_err(|e| e.0)?;
+        decode::normalize_from(source, ty, object, dropped).map_err(|e| e.0)?;
     }
     Ok(())
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hawser_api::decode;
 use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
+use hawser_api::schema;
 use hawser_api::status::Status;
 use hawser_storage::{Error as StorageError, Precondition};
 use serde_json::{Value, json};
@@ -56,8 +58,7 @@ impl Registry {
         let shown = self.converter.object(&call.row, &entry).await?;
         self.admit_delete(call, &shown, &options).await?;
         let strategy = hooks::strategy(call.row.stored_kind());
-        if strategy.orphan_by_default && options.propagation.is_none() && options.orphan_dependents.is_none()
-        {
+        if strategy.warns_of_orphans && options.propagation.is_none() && options.orphan_dependents.is_none() {
             call.warn(hooks::ORPHAN_WARNING);
         }
         match self.delete_one(call, &name, &options).await? {
@@ -84,7 +85,13 @@ impl Registry {
             None
         } else {
             let mut dropped = hawser_api::decode::Dropped::default();
-            Some(call.parse(body, "v1", "DeleteOptions", &mut dropped)?)
+            let mut value = call.parse(body, "v1", "DeleteOptions", &mut dropped)?;
+            if value.is_object()
+                && let Some(ty) = schema::find_kind("v1", "DeleteOptions")
+            {
+                decode::normalize(ty, &mut value, &mut dropped).map_err(|e| Status::bad_request(e.0))?;
+            }
+            Some(value)
         };
         DeleteOptions::parse(call.info, value.as_ref())
     }

@@ -67,12 +67,12 @@ impl Registry {
         let mut known = None;
         let (at, start) = match &options.continue_token {
             Some(text) => {
+                let token = Token::decode(text)?;
                 if options.resource_version.as_deref().is_some_and(|v| v != "0") {
                     return Err(Status::bad_request(
                         "specifying resource version is not allowed when using continue",
                     ));
                 }
-                let token = Token::decode(text)?;
                 let at = match u64::try_from(token.revision) {
                     Ok(revision) => {
                         known = token.left;

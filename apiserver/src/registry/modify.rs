@@ -294,7 +294,8 @@ impl Registry {
             )),
             version if version == current.object.resource_version() => Ok(()),
             version if version.parse::<u64>().is_err() => {
-                Err(Status::bad_request(crate::options::parse_revision(version).err().unwrap_or_default()))
+                let quoted = hawser_api::text::quote(version);
+                Err(Status::plain_error(format!("strconv.ParseUint: parsing {quoted}: invalid syntax")))
             }
             _ => Err(call.stale(name)),
         }

@@ -1,15 +1,17 @@
 //! PATCH: JSON patch, merge patch and strategic merge patch. Server-side apply is in [`super::apply`].
 
 use bytes::Bytes;
-use hawser_api::decode::Dropped;
+use hawser_api::decode::{Dropped, Source};
+use hawser_api::kinds::Kind;
 use hawser_api::object::ObjectExt as _;
 use hawser_api::patch::{self, JsonPatch, PatchError, strategic_merge};
 use hawser_api::schema;
 use hawser_api::status::{Status, StatusDetails};
+use hawser_api::text::quote;
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
-use super::body::canonical;
+use super::body::canonical_from;
 use super::create::check_name;
 use super::modify::Manner;
 use super::{Answer, Call, Registry};
@@ -46,8 +48,12 @@ impl Patch {
         let media = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
         match media {
             JSON => Ok(Self::Json(JsonPatch::parse(body, dropped)?)),
-            MERGE => Ok(Self::Merge(patch::parse_object(body, dropped)?)),
-            STRATEGIC if builtin => Ok(Self::Strategic(patch::parse_object(body, dropped)?)),
+            MERGE => Ok(Self::Merge(patch::parse_merge(body, dropped)?)),
+            STRATEGIC if builtin => match patch::parse_object(body, dropped) {
+                // Of a strategic patch it is not said that it was being decoded.
+                Err(PatchError::Malformed(why)) => Err(Status::bad_request(why)),
+                parsed => Ok(Self::Strategic(parsed?)),
+            },
             _ if !builtin => Err(unsupported_for_custom()),
             _ => Err(unsupported()),
         }
@@ -71,6 +77,44 @@ impl Patch {
             }
             (Self::Strategic(p), Some(ty)) => strategic_merge(ty, target, p),
         }
+    }
+
+    /// What the patched object is decoded from.
+    pub(crate) fn source(&self) -> Source {
+        match self {
+            Self::Strategic(_) => Source::Map,
+            Self::Json(_) | Self::Merge(_) => Source::Json,
+        }
+    }
+
+    /// The refusal of what the patch makes of an object, when that does not decode.
+    pub(crate) fn undecodable(
+        &self,
+        ty: Option<&'static schema::Type>,
+        patched: &Value,
+        why: &str,
+    ) -> Status {
+        match self {
+            Self::Strategic(patch) => patch::strategic_undecodable(patch, why),
+            Self::Json(patch) => patch::undecodable(ty, &patch.touched(), patched, why),
+            Self::Merge(patch) => patch::undecodable(ty, patch, patched, why),
+        }
+    }
+
+    /// Whether a patched object is still of the kind. A strategic patch changes a typed object, whose kind stays whatever
+    /// the patch says.
+    fn check_type(&self, kind: &Kind, object: &Value) -> Result<(), String> {
+        let (sent, version) = (object.kind(), object.api_version());
+        let same =
+            (sent.is_empty() || sent == kind.kind) && (version.is_empty() || version == kind.api_version());
+        if same || matches!(self, Self::Strategic(_)) {
+            return Ok(());
+        }
+        Err(format!(
+            "no kind {} is registered for version {} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            quote(sent),
+            quote(version)
+        ))
     }
 }
 
@@ -109,7 +153,14 @@ impl Registry {
         let options = WriteOptions::parse(call.info, "PatchOptions")?;
         let kind = call.row.kind.clone();
         let mut dropped = Dropped::default();
-        let patch = Patch::parse(content_type, &body, kind.builtin, &mut dropped)?;
+        let patch = match Patch::parse(content_type, &body, kind.builtin, &mut dropped) {
+            // What there is to patch is looked for before the patch is looked at.
+            Err(refused) if refused.code == 400 => {
+                self.current(call, &call.info.name).await?;
+                return Err(refused);
+            }
+            parsed => parsed?,
+        };
         let sent = dropped;
         let ty = schema::of(&kind);
         let strategy = hooks::strategy(call.row.stored_kind());
@@ -132,26 +183,18 @@ impl Registry {
             let patched = patch.apply(ty, &current.object)?;
             let mut object = patched.clone();
             let mut dropped = Dropped::default();
-            canonical(&kind, &mut object, &mut dropped).map_err(|e| patch::undecodable(&patched, &e))?;
+            canonical_from(patch.source(), &kind, &mut object, &mut dropped)
+                .map_err(|e| patch.undecodable(ty, &patched, &e))?;
             *call.empties.lock() = std::mem::take(&mut dropped.empties);
             if !object.is_object() {
-                return Err(patch::undecodable(&patched, "the patched value is no object"));
+                let why = "the patched value is no object";
+                return Err(patch.undecodable(ty, &patched, why));
             }
             dropped.messages.splice(0..0, sent.messages.iter().cloned());
-            call.report(&dropped, options.field_validation)?;
-            if object.kind() != kind.kind || object.api_version() != api_version {
-                if !object.kind().is_empty() && object.kind() != kind.kind
-                    || !object.api_version().is_empty() && object.api_version() != api_version
-                {
-                    return Err(Status::bad_request(format!(
-                        "{} in version {} cannot be handled as a {}",
-                        object.kind(),
-                        hawser_api::text::quote(object.api_version()),
-                        kind.kind
-                    )));
-                }
-                object.set_api_version_kind(&api_version, &kind.kind);
-            }
+            call.report(&dropped, options.field_validation)
+                .map_err(|e| patch.undecodable(ty, &patched, &e.message))?;
+            patch.check_type(&kind, &object).map_err(|e| patch.undecodable(ty, &patched, &e))?;
+            object.set_api_version_kind(&api_version, &kind.kind);
             hooks::defaults(&kind, &mut object);
             check_name(&mut object, &call.info.name)?;
             self.set_namespace(call, &mut object)?;

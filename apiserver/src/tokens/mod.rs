@@ -2,9 +2,11 @@
 
 pub mod claims;
 pub mod jws;
+pub mod legacy;
 pub mod node_token;
 pub mod request;
 pub mod review;
+pub mod tracking;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,6 +37,9 @@ pub enum TokenError {
     /// What the token is bound to is gone.
     #[error("{0}")]
     Bound(String),
+    /// A token of a Secret.
+    #[error(transparent)]
+    Legacy(#[from] legacy::LegacyError),
     /// The store cannot be read, so nothing is known about the token.
     #[error("cannot look up what the token is bound to: {0}")]
     Lookup(String),
@@ -64,6 +69,17 @@ pub struct Verified {
     pub user: UserInfo,
     /// Common audiences.
     pub audiences: Vec<String>,
+    /// What to tell who shows it.
+    pub warning: Option<&'static str>,
+}
+
+/// Whether a token says that it was issued by `issuer`. Nothing is checked.
+fn says_issuer(token: &str, issuer: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Issuer {
+        iss: String,
+    }
+    jws::peek::<Issuer>(token).is_ok_and(|claims| claims.iss == issuer)
 }
 
 impl ServiceAccountTokens {
@@ -95,11 +111,7 @@ impl ServiceAccountTokens {
 
     /// Whether the token says that it was issued here. Nothing is checked.
     pub fn is_own(&self, token: &str) -> bool {
-        #[derive(Deserialize)]
-        struct Issuer {
-            iss: String,
-        }
-        jws::peek::<Issuer>(token).is_ok_and(|claims| claims.iss == self.issuer)
+        says_issuer(token, &self.issuer)
     }
 
     /// Checks a token for some audiences, and that what it is bound to is still there.
@@ -110,7 +122,7 @@ impl ServiceAccountTokens {
         let claims = self.verified_claims(token)?;
         let audiences = claims.check(now, audiences)?;
         self.check_bound(&claims, now).await?;
-        Ok(Verified { user: claims.user(), audiences })
+        Ok(Verified { user: claims.user(), audiences, warning: None })
     }
 
     fn verified_claims(&self, token: &str) -> Result<Arc<Claims>, TokenError> {

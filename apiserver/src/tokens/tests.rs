@@ -1,13 +1,16 @@
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::stream::BoxStream;
 use http::Method;
 
+use super::legacy::{self, LegacyTokens};
 use super::request::TokenRequests;
 use super::review::TokenReviews;
 use super::*;
-use crate::access::{Change, ObjectRef, ReadError, VirtualRequest, VirtualResource};
-use crate::authn::bearer::Bearer;
+use crate::access::{Change, LocalApi, ObjectRef, ReadError, VirtualRequest, VirtualResource};
+use crate::authn::bearer::{Bearer, BearerError};
 use crate::request_info::RequestInfo;
 
 /// Objects by resource, namespace and name.
@@ -52,6 +55,34 @@ impl ObjectReader for Objects {
     }
 }
 
+/// Takes merge patches of labels in.
+#[async_trait::async_trait]
+impl LocalApi for Objects {
+    async fn call(
+        &self,
+        _: Arc<UserInfo>,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        _: Option<&str>,
+    ) -> Result<Value, hawser_api::status::Status> {
+        assert_eq!(method, Method::PATCH);
+        let parts: Vec<&str> = path.split('/').collect();
+        let ["", "api", "v1", "namespaces", namespace, resource, name] = parts[..] else {
+            panic!("{path}");
+        };
+        let mut objects = self.0.lock();
+        let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
+        let object = objects.get_mut(&key).expect("an object");
+        let body = body.expect("a patch");
+        assert_eq!(object.uid(), body.uid());
+        for (label, value) in body["metadata"]["labels"].as_object().expect("labels") {
+            object.set_path(&["metadata", "labels", label], value.clone());
+        }
+        Ok(object.clone())
+    }
+}
+
 const ISSUER: &str = "https://kubernetes.default.svc";
 
 struct World {
@@ -77,6 +108,23 @@ fn world() -> World {
 }
 
 impl World {
+    fn bearer(&self) -> Bearer {
+        let legacy = LegacyTokens::new(Arc::clone(&self.tokens), self.objects.clone());
+        Bearer::new(Arc::clone(&self.tokens), legacy, self.objects.clone())
+    }
+
+    /// Puts a Secret with a token of the account `default` in.
+    fn secret_token(&self, name: &str) -> String {
+        let claims = json!({"iss": legacy::ISSUER, "sub": "system:serviceaccount:ns:default",
+            "kubernetes.io/serviceaccount/namespace": "ns", "kubernetes.io/serviceaccount/secret.name": name,
+            "kubernetes.io/serviceaccount/service-account.name": "default",
+            "kubernetes.io/serviceaccount/service-account.uid": "default-uid"});
+        let token = self.tokens.key.sign(&claims).expect("a token");
+        let data = json!({"token": STANDARD.encode(&token)});
+        self.objects.put("secrets", json!({"metadata": meta("ns", name), "data": data}));
+        token
+    }
+
     async fn request(&self, name: &str, spec: Value) -> Result<Value, hawser_api::status::Status> {
         let path = format!("/api/v1/namespaces/ns/serviceaccounts/{name}/token");
         let info = RequestInfo::parse(&Method::POST, &path.parse().expect("path"));
@@ -223,7 +271,7 @@ async fn refusals_have_kubernetes_texts() {
 async fn reviews_tell_whose_token_it_is() {
     let world = world();
     let token = world.token(json!({})).await;
-    let bearer = Arc::new(Bearer::new(Arc::clone(&world.tokens), world.objects.clone()));
+    let bearer = Arc::new(world.bearer());
     let reviews = TokenReviews { bearer };
     let user = UserInfo::apiserver();
     let info = RequestInfo::default();
@@ -257,4 +305,56 @@ async fn world_of_another_issuer(world: &World) -> String {
     let key = rcgen::KeyPair::generate().expect("key").serialize_pem();
     let tokens = ServiceAccountTokens::new(&key, ISSUER, Vec::new(), world.objects.clone()).expect("tokens");
     World { objects: Arc::clone(&world.objects), tokens: Arc::new(tokens) }.token(json!({})).await
+}
+
+#[tokio::test]
+async fn a_token_in_a_secret_holds_as_long_as_the_secret_says() {
+    let world = world();
+    let bearer = world.bearer();
+    let own = [ISSUER.to_owned()];
+    // 2026-03-01, the last second of the day.
+    let now = 1_772_409_599;
+    let told = async |token: &str| {
+        bearer.authenticate(token, &own, now).await.map_err(|error| match error {
+            BearerError::Token(error) => error.to_string(),
+            other => panic!("{other}"),
+        })
+    };
+    let held = |name: &str| {
+        let key = ("secrets".to_owned(), "ns".to_owned(), name.to_owned());
+        world.objects.0.lock()[&key].clone()
+    };
+    let last_used = |name: &str| held(name).label(legacy::LAST_USED).map(str::to_owned);
+    let token = world.secret_token("t");
+    let verified = told(&token).await.expect("a user");
+    assert_eq!(
+        (verified.user.username.as_str(), verified.user.uid.as_str()),
+        ("system:serviceaccount:ns:default", "default-uid")
+    );
+    assert!(verified.user.extra.is_empty() && verified.warning.is_none());
+    assert_eq!(last_used("t").as_deref(), Some("2026-03-01"));
+    let elsewhere = bearer.authenticate(&token, &["elsewhere".to_owned()], now).await;
+    assert!(matches!(elsewhere, Err(BearerError::Token(TokenError::Claims(_)))));
+
+    // One that the account lists was made without being asked for.
+    let listed = json!({"metadata": meta("ns", "default"), "secrets": [{"name": "t"}]});
+    world.objects.put("serviceaccounts", listed);
+    assert!(told(&token).await.expect("a user").warning.is_some_and(|w| w.starts_with("Use tokens from")));
+
+    let mut marked = held("t");
+    marked["metadata"]["labels"] = json!({legacy::INVALID_SINCE: "2026-02-01"});
+    world.objects.put("secrets", marked);
+    let refusal = told(&token).await.expect_err("refused");
+    assert!(refusal.starts_with("the token in secret ns/t for service account ns/default has been marked"));
+    assert_eq!(last_used("t").as_deref(), Some("2026-03-01"), "a use that is refused is one too");
+
+    world.secret_token("other");
+    let mut replaced = held("other");
+    replaced["metadata"] = meta("ns", "t");
+    world.objects.put("secrets", replaced);
+    assert_eq!(told(&token).await.expect_err("refused"), "Token does not match server's copy");
+    world.objects.remove("secrets", "ns", "t");
+    assert_eq!(told(&token).await.expect_err("refused"), "Token has been invalidated");
+    let forged = world_of_another_issuer(&world).await;
+    assert!(told(&forged).await.is_err());
 }

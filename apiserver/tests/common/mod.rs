@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hawser_apiserver::access::{
     Access, AccessBuilder, Admission, Attributes, Authenticator, AuthnError, Authorization, Authorizer,
-    Decision, Host, UserInfo,
+    Decision, Host, Identity, UserInfo,
 };
 use hawser_apiserver::admission;
 use hawser_apiserver::authz::follow::{follow_nodes, follow_rbac};
@@ -36,7 +36,7 @@ impl Authenticator for Everybody {
         &self,
         _: &http::HeaderMap,
         _: Option<&Arc<UserInfo>>,
-    ) -> Result<Option<Arc<UserInfo>>, AuthnError> {
+    ) -> Result<Option<Identity>, AuthnError> {
         Ok(None)
     }
 }

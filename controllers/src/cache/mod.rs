@@ -23,7 +23,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate};
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt;
@@ -39,7 +39,7 @@ use crate::volume::{attach, binder};
 
 /// Index: objects by their managing controller's uid.
 pub const BY_CONTROLLER: &str = "controller-uid";
-/// Index: objects without a managing controller, by namespace.
+/// Index: objects without a managing controller, by every bucket in which a selector of theirs can live.
 pub const ORPHANS: &str = "orphans";
 /// Index: pods by `namespace/key=value` of each label, and by `namespace/`.
 pub const BY_LABEL: &str = "label";
@@ -55,6 +55,10 @@ pub const BY_SERVICE: &str = "service";
 pub const BY_TARGET: &str = "target";
 /// Index: ClusterRoles that aggregate others, all under one value.
 pub const AGGREGATES: &str = "aggregates";
+/// Index: resource slices, and claims with devices of them, by `driver/pool`.
+pub const BY_POOL: &str = "pool";
+/// Index: token Secrets by `namespace/account`.
+pub const BY_ACCOUNT: &str = "account";
 /// Index: pods by `namespace/claim` of each claim that they use.
 pub const BY_CLAIM: &str = "claim";
 /// Index: claims and volumes by the VolumeAttributesClasses that they refer to.
@@ -238,9 +242,8 @@ caches! {
         Store::new(Scope { namespace: Some("kube-node-lease"), ..Scope::default() }, vec![], |_| {});
     /// Namespaces.
     namespaces: Namespace = Store::new(Scope::default(), vec![], |_| {});
-    /// ServiceAccounts named `default`.
-    default_accounts: ServiceAccount =
-        Store::new(Scope { name: Some("default"), ..Scope::default() }, vec![], |_| {});
+    /// ServiceAccounts.
+    accounts: ServiceAccount = Store::new(Scope::default(), vec![], |_| {});
     /// The ConfigMap that carries the cluster's CA into every namespace.
     root_cas: ConfigMap =
         Store::new(Scope { name: Some("kube-root-ca.crt"), ..Scope::default() }, vec![], |_| {});
@@ -306,7 +309,7 @@ caches! {
     /// ControllerRevisions.
     revisions: ControllerRevision = Store::new(
         Scope::default(),
-        vec![(BY_CONTROLLER, controller_uid::<ControllerRevision>), (ORPHANS, orphan::<ControllerRevision>)],
+        vec![(BY_CONTROLLER, controller_uid::<ControllerRevision>)],
         |_| {},
     );
     /// Jobs.
@@ -341,7 +344,15 @@ caches! {
     );
     /// ResourceClaims.
     resource_claims: ResourceClaim =
-        Store::new(Scope::default(), vec![(BY_CONTROLLER, crate::resourceclaim::owner)], |_| {});
+        Store::new(Scope::default(), vec![
+            (BY_CONTROLLER, crate::resourceclaim::owner), (BY_POOL, crate::resourceclaim::eviction::pools_of_claim),
+        ], |_| {});
+    /// ResourceSlices, of whose devices only those with taints.
+    resource_slices: ResourceSlice = Store::new(
+        Scope::default(),
+        vec![(BY_POOL, crate::resourceclaim::eviction::pool_of_slice)],
+        crate::resourceclaim::eviction::trim,
+    );
     /// ResourceClaimTemplates.
     claim_templates: ResourceClaimTemplate = Store::new(Scope::default(), vec![], |_| {});
     /// StorageClasses.
@@ -365,7 +376,13 @@ caches! {
     );
     /// CertificateSigningRequests.
     csrs: CertificateSigningRequest = Store::new(Scope::default(), vec![(BY_NODE, csr_node)], |_| {});
-    /// Bootstrap token Secrets; no other Secret is ever held.
+    /// Secrets with tokens of ServiceAccounts. Of other Secrets only bootstrap tokens are ever held.
+    account_secrets: Secret = Store::new(
+        Scope { fields: Some("type=kubernetes.io/service-account-token"), ..Scope::default() },
+        vec![(BY_ACCOUNT, crate::accounts::secrets_account)],
+        |_| {},
+    );
+    /// Bootstrap token Secrets.
     tokens: Secret = Store::new(
         Scope {
             namespace: Some("kube-system"),
@@ -429,7 +446,7 @@ fn controller_uid<K: Object>(object: &K) -> Vec<String> {
 fn orphan<K: Object>(object: &K) -> Vec<String> {
     match object::controller_ref(object.meta()) {
         Some(_) => Vec::new(),
-        None => vec![object::namespace(object).to_owned()],
+        None => labels(object),
     }
 }
 

@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::object::{self, Key, Object};
+use crate::runner::Queue;
 
 /// A change that the store has just taken in. At least one of `old` and `new` is there.
 pub struct Change<'a, K> {
@@ -107,6 +108,22 @@ impl<K: Object> Store<K> {
         self.handlers.write().push(Box::new(handler));
     }
 
+    /// Queues the key of every object that changes.
+    pub fn queue_changed(&self, queue: &Arc<Queue>) {
+        let queue = queue.clone();
+        self.on_change(move |change| queue.add(change.key.clone()));
+    }
+
+    /// Queues the key of every object that is new.
+    pub fn queue_added(&self, queue: &Arc<Queue>) {
+        let queue = queue.clone();
+        self.on_change(move |change| {
+            if change.old.is_none() {
+                queue.add(change.key.clone());
+            }
+        });
+    }
+
     /// The object of this name.
     pub fn get(&self, key: &Key) -> Option<Arc<K>> {
         self.inner.read().objects.get(key).cloned()
@@ -134,6 +151,12 @@ impl<K: Object> Store<K> {
             return Vec::new();
         };
         keys.iter().filter_map(|key| inner.objects.get(key).cloned()).collect()
+    }
+
+    /// The values that `object` has in the index `name`, held or not.
+    pub fn values_of(&self, name: &'static str, object: &K) -> Vec<String> {
+        let of = self.indexes.iter().find(|(index, _)| *index == name);
+        of.map(|(_, values_of)| values_of(object)).unwrap_or_default()
     }
 
     /// How many objects have `value` in the index `name`.

@@ -202,12 +202,7 @@ impl Controller for Approver {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.csrs.on_change(move |change| {
-            if change.old.is_none() {
-                q.add(change.key.clone());
-            }
-        });
+        self.caches.csrs.queue_added(queue);
         let (this, q) = (self.clone(), queue.clone());
         self.caches.nodes.on_change(move |change| {
             let addresses = |n: &Arc<Node>| n.status.as_ref().and_then(|s| s.addresses.clone());

@@ -41,8 +41,7 @@ impl Controller for CronJobs {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.cron_jobs.on_change(move |change| q.add(change.key.clone()));
+        self.caches.cron_jobs.queue_changed(queue);
         let q = queue.clone();
         self.caches.jobs.on_change(move |change| {
             for job in change.states() {

@@ -16,7 +16,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 
-use crate::cache::{BY_CONTROLLER, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, Caches};
+use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::pods;
@@ -117,8 +118,7 @@ impl Controller for DaemonSets {
         let Some(set) = self.caches.daemon_sets.get(key) else { return Ok(None) };
         let owned = self.caches.pods.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
         let waits = self.waits(&set, &owned);
-        let mut candidates = owned;
-        candidates.extend(self.caches.pods.by_index(ORPHANS, &key.namespace));
+        let candidates = claim::candidates(&self.caches.daemon_sets, &self.caches.pods, set.as_ref());
         let mut history = self.caches.revisions.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
         revisions::sort(&mut history);
         let names = self.caches.revisions.clone();

@@ -15,7 +15,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::Selector;
 
-use crate::cache::{BY_CONTROLLER, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, Caches};
 use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
@@ -64,8 +64,7 @@ impl Controller for Deployments {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.deployments.on_change(move |change| q.add(change.key.clone()));
+        self.caches.deployments.queue_changed(queue);
         let (this, q) = (self.clone(), queue.clone());
         self.caches.replica_sets.on_change(move |change| {
             for set in change.states() {
@@ -94,8 +93,8 @@ impl Controller for Deployments {
             (object::uid(set.as_ref()).to_owned(), running)
         };
         let running = owned.iter().map(pods_of).collect();
-        let mut candidates = owned;
-        candidates.extend(self.caches.replica_sets.by_index(ORPHANS, &key.namespace));
+        let caches = &self.caches;
+        let candidates = claim::candidates(&caches.deployments, &caches.replica_sets, deployment.as_ref());
         // A set of the name we would choose but of another owner: a collision of hashes.
         let name = reconcile::new_set_name(&deployment);
         let homonym = self.caches.replica_sets.get(&Key::new(&key.namespace, name));

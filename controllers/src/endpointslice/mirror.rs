@@ -228,10 +228,8 @@ impl Controller for Mirror {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.services.on_change(move |change| q.add(change.key.clone()));
-        let q = queue.clone();
-        self.caches.endpoints.on_change(move |change| q.add(change.key.clone()));
+        self.caches.services.queue_changed(queue);
+        self.caches.endpoints.queue_changed(queue);
         let q = queue.clone();
         self.caches.slices.on_change(move |change| {
             for slice in change.states() {

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::cache::{BY_CONTROLLER, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, Caches};
 use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
@@ -127,8 +127,7 @@ impl Controller for Jobs {
             return Ok(pod.filter(|pod| self.is_stray(pod)).map(Look::Stray));
         }
         let Some(job) = self.caches.jobs.get(key) else { return Ok(None) };
-        let mut candidates = self.caches.pods.by_index(BY_CONTROLLER, object::uid(job.as_ref()));
-        candidates.extend(self.caches.pods.by_index(ORPHANS, &key.namespace));
+        let candidates = claim::candidates(&self.caches.jobs, &self.caches.pods, job.as_ref());
         Ok(Some(Look::Job(View { job, candidates, prior: prior.cloned() })))
     }
 

@@ -14,6 +14,8 @@ use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use crate::accounts::legacy::LegacyTokens;
+use crate::accounts::tokens::AccountTokens;
 use crate::acknowledgement::Acknowledgement;
 use crate::aggregation::RoleAggregation;
 use crate::autoscaler::Autoscalers;
@@ -47,6 +49,7 @@ use crate::protection::Protection;
 use crate::quota::Quotas;
 use crate::replicaset::{ReplicaSets, ReplicationControllers};
 use crate::resourceclaim::cleanup::Claims;
+use crate::resourceclaim::eviction::DeviceTaintEviction;
 use crate::resourceclaim::pods::PodClaims;
 use crate::runner::events::{Recorder, write_events};
 use crate::runner::{Clock, Controller, Executor, Queue, Runner, leader};
@@ -91,11 +94,11 @@ struct Table {
 type Start = Box<dyn FnOnce(&[Arc<dyn AnyStore>], CancellationToken) -> BoxFuture<'static, ()> + Send>;
 
 impl Table {
-    /// The client of the controller that Kubernetes runs as `account`.
+    /// The client of the controller that Kubernetes runs as `account`; the manager's own for one that has none.
     fn client(&self, account: &str) -> Client {
         match &self.config.client_for {
-            Some(client_for) => client_for(account),
-            None => self.client.clone(),
+            Some(client_for) if !account.is_empty() => client_for(account),
+            _ => self.client.clone(),
         }
     }
 
@@ -141,6 +144,14 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("loadbalancerpool-status", "load-balancer-controller", |t, _| PoolStatuses::new(&t.caches));
     t.add("namespace", "namespace-controller", |t, client| Namespaces::new(&t.caches, client));
     t.add("serviceaccount", "service-account-controller", |t, _| ServiceAccounts::new(&t.caches));
+    if let Some(sign) = t.config.sign_claims.clone() {
+        t.add("serviceaccount-token", "", |t, client| {
+            AccountTokens::new(&t.caches, client, sign, t.config.root_ca_pem.as_deref().unwrap_or_default())
+        });
+    }
+    t.add("legacy-service-account-token-cleaner", "legacy-service-account-token-cleaner", |t, client| {
+        LegacyTokens::new(&t.caches, client, &t.client, t.config.legacy_token_unused_for, clock.clone())
+    });
     if let Some(bundle) = t.config.root_ca_pem.clone() {
         t.add("root-ca-certificate-publisher", "root-ca-cert-publisher", |t, _| {
             RootCa::new(&t.caches, &bundle)
@@ -208,6 +219,9 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("ephemeral-volume", "ephemeral-volume-controller", |t, _| EphemeralVolumes::new(&t.caches));
     t.add("resourceclaim", "resource-claim-controller", |t, client| Claims::new(&t.caches, client));
     t.add("resourceclaim-pods", "resource-claim-controller", |t, _| PodClaims::new(&t.caches));
+    t.add("device-taint-eviction", "device-taint-eviction-controller", |t, _| {
+        DeviceTaintEviction::new(&t.caches)
+    });
     t.add("ttl", "ttl-controller", |t, _| Ttl::new(&t.caches));
     t.add("pvc-protection", "pvc-protection-controller", |t, _| {
         Protection::<PersistentVolumeClaim>::new(&t.caches)

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 
-use crate::cache::{BY_CONTROLLER, Caches, ORPHANS, Store};
+use crate::cache::{BY_CONTROLLER, Caches, Store};
 use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
@@ -84,8 +84,7 @@ impl<K: Replicates> Controller for Replicas<K> {
 
     async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View<K>>, ViewError> {
         let Some(set) = self.sets().get(key) else { return Ok(None) };
-        let mut candidates = self.caches.pods.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
-        candidates.extend(self.caches.pods.by_index(ORPHANS, &key.namespace));
+        let candidates = claim::candidates(self.sets(), &self.caches.pods, set.as_ref());
         let related = self.related(&set);
         Ok(Some(View { set, candidates, related, prior: prior.cloned() }))
     }

@@ -106,8 +106,7 @@ impl Controller for Claims {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.resource_claims.on_change(move |change| q.add(change.key.clone()));
+        self.caches.resource_claims.queue_changed(queue);
         let q = queue.clone();
         self.caches.pods.on_change(move |change| {
             if change.new.is_none_or(|pod| is_done(pod)) {

@@ -1,7 +1,8 @@
 //! Resource claims (dynamic resource allocation): made from templates for pods, reserved for pods that were placed without
-//! the scheduler, and given back when nobody uses them.
+//! the scheduler, and given back when nobody uses them; and pods that leave tainted devices.
 
 pub mod cleanup;
+pub mod eviction;
 pub mod pods;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::StatefulSet;
 
-use crate::cache::{BY_CONTROLLER, Caches, ORPHANS};
+use crate::cache::{BY_CONTROLLER, Caches};
+use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::revisions;
@@ -52,8 +53,7 @@ impl Controller for StatefulSets {
 
     async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View>, ViewError> {
         let Some(set) = self.caches.stateful_sets.get(key) else { return Ok(None) };
-        let mut candidates = self.caches.pods.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
-        candidates.extend(self.caches.pods.by_index(ORPHANS, &key.namespace));
+        let candidates = claim::candidates(&self.caches.stateful_sets, &self.caches.pods, set.as_ref());
         let mut history = self.caches.revisions.by_index(BY_CONTROLLER, object::uid(set.as_ref()));
         revisions::sort(&mut history);
         let names = self.caches.revisions.clone();

@@ -93,11 +93,18 @@ pub async fn hold<C: Controller>(
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+    use k8s_openapi::api::storage::v1::VolumeAttributesClass;
     use proptest::prelude::*;
 
+    use crate::accounts::tokens::AccountTokens;
+    use crate::clusterdns::{ClusterDns, Controlled};
     use crate::endpointslice::mirror::Mirror;
+    use crate::loadbalancer::status::PoolStatuses;
     use crate::node::ttl::Ttl;
+    use crate::nsdefaults::RootCa;
+    use crate::policystatus::PolicyStatus;
     use crate::protection::Protection;
+    use crate::quota::Quotas;
     use crate::replicaset::ReplicaSets;
     use crate::servicecidr::ServiceCidrs;
     use crate::volume::attach::{Attacher, attachment_name};
@@ -204,6 +211,109 @@ mod tests {
         ]
     }
 
+    fn quotas() -> Vec<Given> {
+        let quota = |name: &str, spec: Value| {
+            given("resourcequotas", json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec}))
+        };
+        // The model has no admission that charges what is made: nothing is made of what these bound.
+        let mut all = storage();
+        let hard = json!({"services": "1", "services.nodeports": "1", "count/configmaps": "1", "count/nowhere": "1"});
+        all.push(quota("all", json!({ "hard": hard })));
+        all.push(quota(
+            "scoped",
+            json!({"hard": {"pods": "1", "requests.cpu": "1"}, "scopes": ["NotBestEffort"]}),
+        ));
+        all
+    }
+
+    fn policies() -> Vec<Given> {
+        let policy = |name: &str, group: &str, resource: &str, expression: &str| {
+            given(
+                "admissionregistration.k8s.io/validatingadmissionpolicies",
+                json!({"metadata": {"name": name},
+                "spec": {"matchConstraints": {"resourceRules": [{"apiGroups": [group], "apiVersions": ["v1"],
+                    "operations": ["*"], "resources": [resource]}]}, "validations": [{"expression": expression}]}}),
+            )
+        };
+        vec![
+            policy("right", "apps", "deployments", "object.spec.replicas > 1"),
+            policy("wrong", "apps", "deployments", "object.spec.replicas > '1'"),
+            policy("unknown", "example.com", "widgets", "object.spec.size > 1"),
+            policy("garbage", "", "pods", "object.("),
+        ]
+    }
+
+    fn dns() -> Vec<Given> {
+        let mut all = networks();
+        all.push(given("namespaces", json!({"metadata": {"name": "kube-system"}})));
+        for (name, address) in [("n1", "192.0.2.1"), ("n2", "192.0.2.2"), ("n3", "fd00::3")] {
+            all.push(given(
+                "nodes",
+                json!({"metadata": {"name": name},
+                "status": {"addresses": [{"type": "InternalIP", "address": address}]}}),
+            ));
+        }
+        all
+    }
+
+    fn accounts() -> Vec<Given> {
+        let secret = |name: &str, account: &str| {
+            given(
+                "secrets",
+                json!({"metadata": {"name": name, "namespace": "ns",
+                "annotations": {"kubernetes.io/service-account.name": account}},
+                "type": "kubernetes.io/service-account-token"}),
+            )
+        };
+        let account = json!({"metadata": {"name": "sa", "namespace": "ns"}, "secrets": [{"name": "own"}]});
+        vec![
+            given("serviceaccounts", account),
+            given("secrets", json!({"metadata": {"name": "opaque", "namespace": "ns"}, "type": "Opaque"})),
+            secret("own", "sa"),
+            secret("lost", "nobody"),
+            given("namespaces", json!({"metadata": {"name": "ns"}})),
+            given("configmaps", json!({"metadata": {"name": "mine", "namespace": "ns"}})),
+        ]
+    }
+
+    fn tokens(caches: &Arc<Caches>, client: &kube::Client) -> AccountTokens {
+        AccountTokens::new(caches, client, Arc::new(|claims| Ok(claims.to_string())), "PEM")
+    }
+
+    fn pools() -> Vec<Given> {
+        let mut all = networks();
+        all.push(given(
+            "hawser.io/loadbalancerippools",
+            json!({"metadata": {"name": "pool"},
+            "spec": {"blocks": [{"cidr": "192.0.2.0/28"}]}}),
+        ));
+        for (name, address) in [("one", "192.0.2.1"), ("two", "198.51.100.1")] {
+            all.push(given(
+                "services",
+                json!({"metadata": {"name": name, "namespace": "ns"},
+                "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]},
+                "status": {"loadBalancer": {"ingress": [{"ip": address}]}}}),
+            ));
+        }
+        all
+    }
+
+    fn classes() -> Vec<Given> {
+        let mut all = storage();
+        for name in ["fast", "slow"] {
+            all.push(given(
+                "storage.k8s.io/volumeattributesclasses",
+                json!({"metadata": {"name": name}, "driverName": "d"}),
+            ));
+        }
+        all.push(given(
+            "persistentvolumeclaims",
+            json!({"metadata": {"name": "of-fast", "namespace": "ns"},
+            "spec": {"volumeAttributesClassName": "fast", "resources": {"requests": {"storage": "1Gi"}}}}),
+        ));
+        all
+    }
+
     macro_rules! laws {
         ($($name:ident: $objects:expr, $keys:literal, $may:expr, $make:expr;)*) => {
             proptest! {
@@ -230,6 +340,16 @@ mod tests {
         ttl: storage(), "nodes", Vec::new(), |caches, _| Ttl::new(caches);
         mirror: networks(), "endpoints", Vec::new(), |caches, _| Mirror::new(caches);
         service_cidrs: networks(), "servicecidrs", Vec::new(), |caches, _| ServiceCidrs::new(caches);
+        resource_quotas: quotas(), "resourcequotas", Vec::new(), Quotas::new;
+        policy_status: policies(), "validatingadmissionpolicies", Vec::new(), PolicyStatus::new;
+        cluster_dns: dns(), "nodes", Vec::new(), |caches, _| Controlled::new(caches, ClusterDns {
+            addresses: vec!["10.96.0.10".parse().expect("an address")], port: 10053, metrics_port: 10054,
+        });
+        account_tokens: accounts(), "secrets", vec!["own".into(), "lost".into()], tokens;
+        root_ca: accounts(), "namespaces", Vec::new(), |caches, _| RootCa::new(caches, "PEM");
+        pool_status: pools(), "loadbalancerippools", Vec::new(), |caches, _| PoolStatuses::new(caches);
+        classes_protection: classes(), "volumeattributesclasses", Vec::new(),
+            |caches, _| Protection::<VolumeAttributesClass>::new(caches);
         replica_sets: storage(), "replicasets", Vec::new(), |caches, _| ReplicaSets::new(caches);
     }
 }

@@ -377,6 +377,7 @@ fn has_status(kind: &Kind) -> bool {
             | "namespaces"
             | "certificatesigningrequests"
             | "poddisruptionbudgets"
+            | "resourcequotas"
             | "services"
             | "validatingadmissionpolicies"
     )

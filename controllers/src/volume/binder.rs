@@ -78,8 +78,7 @@ impl Controller for Binder {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.claims.on_change(move |change| q.add(change.key.clone()));
+        self.caches.claims.queue_changed(queue);
         let (this, q) = (self.clone(), queue.clone());
         self.caches.volumes.on_change(move |change| {
             let caches = &this.caches;
@@ -179,8 +178,7 @@ impl Controller for Reclaimer {
     }
 
     fn wire(self: Arc<Self>, queue: &Arc<Queue>) {
-        let q = queue.clone();
-        self.caches.volumes.on_change(move |change| q.add(change.key.clone()));
+        self.caches.volumes.queue_changed(queue);
         let (this, q) = (self.clone(), queue.clone());
         self.caches.claims.on_change(move |change| {
             for volume in this.caches.volumes.by_index(BY_REFERENCE, &change.key.to_string()) {

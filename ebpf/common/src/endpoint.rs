@@ -99,8 +99,11 @@ pub const HAIRPIN_ADDRESS6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 pub const GATEWAY_ADDRESS6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 /// Port of VXLAN between nodes: Linux' number, which Cilium uses as well.
 pub const VXLAN_PORT: u16 = 8472;
-/// Bytes that VXLAN over IPv4 puts before a packet: outer IP, UDP, VXLAN and the inner Ethernet header.
-pub const TUNNEL_OVERHEAD: u32 = 50;
+/// Bytes that VXLAN puts before a packet: outer IP (of which version?), UDP, VXLAN and the inner Ethernet header.
+#[inline(always)]
+pub const fn tunnel_overhead(over_ipv6: bool) -> u32 {
+    if over_ipv6 { 70 } else { 50 }
+}
 /// Link-layer address of every node's tunnel interface.
 pub const TUNNEL_MAC: [u8; 6] = [0x0e, 0x58, b'h', b'a', b'w', b's'];
 /// Source of what a node's stack sends into a tunnel, in place of [`TUNNEL_MAC`]: an interface takes what comes from its own

@@ -23,8 +23,8 @@ pub struct Prefix<A> {
     pub node_be: A,
     /// It is behind another node.
     pub remote: bool,
-    /// Where a tunnel to that node leads; 0 when there is none. Tunnels go over IPv4.
-    pub tunnel_be: u32,
+    /// Where a tunnel to that node leads: zeroes when there is none, IPv4-mapped (RFC 4291, 2.5.5.2) over IPv4.
+    pub tunnel_be: Address6,
     pub identity: u32,
     pub flags: u32,
 }
@@ -122,7 +122,7 @@ impl Family for V4 {
         Some(Prefix {
             node_be: entry.node_ip_be,
             remote: entry.node_ip_be != 0,
-            tunnel_be: entry.node_ip_be,
+            tunnel_be: mapped(entry.node_ip_be),
             identity: entry.identity,
             flags: entry.flags,
         })
@@ -159,11 +159,20 @@ impl Family for V4 {
     }
 }
 
-/// The IPv4 address in an IPv4-mapped one (RFC 4291, 2.5.5.2), which stands for a node at the end of a tunnel; else 0.
+/// The IPv4-mapped form of an address of IPv4; zeroes stay zeroes.
 #[inline(always)]
-fn mapped(address_be: Address6) -> u32 {
+fn mapped(address_be: u32) -> Address6 {
+    match address_be {
+        0 => [0; 4],
+        _ => [0, 0, 0xffff_u32.to_be(), address_be],
+    }
+}
+
+/// The address of IPv4 in an IPv4-mapped one.
+#[inline(always)]
+pub fn unmapped(address_be: Address6) -> Option<u32> {
     let is_mapped = address_be[0] | address_be[1] == 0 && address_be[2] == 0xffff_u32.to_be();
-    if is_mapped { address_be[3] } else { 0 }
+    if is_mapped { Some(address_be[3]) } else { None }
 }
 
 impl Family for V6 {
@@ -220,7 +229,7 @@ impl Family for V6 {
         Some(Prefix {
             node_be: entry.node_ip_be,
             remote: entry.node_ip_be != [0; 4],
-            tunnel_be: mapped(entry.node_ip_be),
+            tunnel_be: entry.node_ip_be,
             identity: entry.identity,
             flags: entry.flags,
         })

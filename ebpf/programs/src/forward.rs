@@ -1,18 +1,19 @@
 //! Where a packet goes: to a pod of this node, to another node, or to the kernel's stack.
 
-use aya_ebpf::bindings::{bpf_redir_neigh, bpf_tunnel_key};
+use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, bpf_redir_neigh, bpf_tunnel_key};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_set_tunnel_key};
 use aya_ebpf::programs::TcContext;
 use hawser_ebpf_common::endpoint::{
     Endpoint4, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IDENTITY_SERVICES, IPCACHE_ON_LINK, NodeConfig,
-    TUNNEL_MAC, TUNNEL_OVERHEAD, VXLAN_VNI,
+    TUNNEL_MAC, VXLAN_VNI, tunnel_overhead,
 };
+use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::metrics::reason;
 
-use crate::family::{Family, Prefix};
+use crate::family::{Family, Prefix, unmapped};
 use crate::far;
 use crate::frame::Frame;
-use crate::maps::CONFIG;
+use crate::maps::{CONFIG, TUNNEL_END};
 use crate::packet::{Packet, Part};
 use crate::reject;
 use crate::rewrite::decrement_ttl;
@@ -86,12 +87,12 @@ pub fn is_tunnelled<F: Family>(
     saddr_be: F::Address,
 ) -> bool {
     config.vxlan_ifindex != 0
-        && prefix.tunnel_be != 0
+        && prefix.tunnel_be != [0; 4]
         && (prefix.identity == IDENTITY_PODS || F::endpoint(saddr_be).is_some())
 }
 
-/// What a step says that has found out that a packet goes through a tunnel: with the counted reason in the low bits of the
-/// code, and the tunnel's other end in the reason's place. Its caller sends the packet, and so with less on the stack.
+/// What a step says that has found out that a packet goes through a tunnel, with the counted reason in the low bits of the
+/// code; the tunnel's other end is in [`TUNNEL_END`]. Its caller sends the packet, and so with less on the stack.
 const TUNNEL: u32 = 0x100;
 
 /// Sends to another node: through a tunnel (see [`through_tunnel`]), to the node itself when it is on the link, else where
@@ -105,7 +106,10 @@ pub fn to_node<F: Family>(
 ) -> Result<Verdict, u32> {
     let config = config();
     if is_tunnelled::<F>(&config, prefix, packet.tuple.saddr_be) {
-        return Ok(((TUNNEL | done) as i32, prefix.tunnel_be));
+        let end = TUNNEL_END.get_ptr_mut(0).ok_or(reason::WRITE_FAILED)?;
+        // SAFETY: an element of this CPU alone, and nothing else runs on it meanwhile that would write it.
+        unsafe { *end = prefix.tunnel_be };
+        return Ok(((TUNNEL | done) as i32, 0));
     }
     let on_link = prefix.flags & IPCACHE_ON_LINK != 0;
     to_uplink::<F>(ctx, packet, on_link.then_some(prefix.node_be), done)
@@ -119,27 +123,27 @@ pub fn through_tunnel<F: Family>(
     outcome: Result<Verdict, u32>,
 ) -> Result<Verdict, u32> {
     match outcome {
-        Ok((code, node_be)) if code > 0 && code as u32 & TUNNEL != 0 => {
-            far::unpack(to_tunnel_far::<F>(ctx, packet, node_be, code as u32 & !TUNNEL))
+        Ok((code, _)) if code > 0 && code as u32 & TUNNEL != 0 => {
+            far::unpack(to_tunnel_far::<F>(ctx, packet, code as u32 & !TUNNEL))
         }
         outcome => outcome,
     }
 }
 
 #[inline(never)]
-fn to_tunnel_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, node_be: u32, done: u32) -> u64 {
-    far::pack(to_tunnel_near::<F>(ctx, packet, node_be, done))
+fn to_tunnel_far<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32) -> u64 {
+    far::pack(to_tunnel_near::<F>(ctx, packet, done))
 }
 
 #[inline(always)]
 fn to_tunnel_near<F: Family>(
     ctx: &TcContext,
     packet: &Packet<F::Address>,
-    node_be: u32,
     done: u32,
 ) -> Result<Verdict, u32> {
     let config = config();
-    let mtu = u32::from(config.mtu).saturating_sub(TUNNEL_OVERHEAD);
+    let end_be = *TUNNEL_END.get(0).ok_or(reason::WRITE_FAILED)?;
+    let mtu = u32::from(config.mtu).saturating_sub(tunnel_overhead(unmapped(end_be).is_none()));
     if config.mtu != 0
         && segment_len::<F>(ctx, packet) > mtu
         && packet.whole_only
@@ -148,23 +152,33 @@ fn to_tunnel_near<F: Family>(
         return reject::too_big::<F>(ctx, packet, mtu as u16);
     }
     decrement_ttl::<F, _>(ctx, packet)?;
-    set_tunnel(ctx, node_be)?;
+    set_tunnel(ctx, end_be)?;
     // The address of every node's tunnel interface, which the stack at the other end wants to see.
     Frame::store(ctx, 0, &TUNNEL_MAC)?;
     // SAFETY: the helper checks the interface.
     Ok((unsafe { bpf_redirect(config.vxlan_ifindex, 0) } as i32, done))
 }
 
-/// Names the other end of the tunnel.
+/// Names the other end of the tunnel; one of IPv4 is IPv4-mapped.
 #[inline(always)]
-pub fn set_tunnel(ctx: &TcContext, node_be: u32) -> Result<(), u32> {
+pub fn set_tunnel(ctx: &TcContext, end_be: Address6) -> Result<(), u32> {
     // SAFETY: all zeroes is a value of this C struct.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     key.tunnel_id = VXLAN_VNI;
-    key.__bindgen_anon_1.remote_ipv4 = u32::from_be(node_be);
+    let flags = match unmapped(end_be) {
+        Some(address_be) => {
+            key.__bindgen_anon_1.remote_ipv4 = u32::from_be(address_be);
+            0
+        }
+        None => {
+            key.__bindgen_anon_1.remote_ipv6 = end_be;
+            u64::from(BPF_F_TUNINFO_IPV6)
+        }
+    };
     key.tunnel_ttl = TUNNEL_TTL;
+    let size = size_of::<bpf_tunnel_key>() as u32;
     // SAFETY: pointer and length describe `key`.
-    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &mut key, size_of::<bpf_tunnel_key>() as u32, 0) } {
+    match unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &mut key, size, flags) } {
         0 => Ok(()),
         _ => Err(reason::WRITE_FAILED),
     }

@@ -58,6 +58,9 @@ pub static HOPS: PerCpuArray<Hop<u32>> = PerCpuArray::with_max_entries(HOPS_COUN
 pub static HOPS6: PerCpuArray<Hop<Address6>> = PerCpuArray::with_max_entries(HOPS_COUNT, 0);
 
 /// Not pinned: memory of one run of a program.
+/// Where the packet that is worked on goes through a tunnel to. One program of a packet writes and reads it.
+#[map(name = "hawser_tun_end")]
+pub static TUNNEL_END: PerCpuArray<Address6> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "hawser_aside4")]
 pub static ASIDE: PerCpuArray<Aside<u32>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "hawser_aside6")]

@@ -264,7 +264,7 @@ fn choose_near<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> Result
     let choice = match lb::select::<F>(
         &lookup::<F>(packet),
         || F::client(tuple.saddr_be),
-        || scope::<F>(packet, origin),
+        || scope(origin),
         || hash::<F>(tuple),
     ) {
         Selected::NoService => return Ok(false),
@@ -304,11 +304,11 @@ fn lookup<F: Family>(packet: &Packet<F::Address>) -> Lookup<F::Address> {
     Lookup { address_be: tuple.daddr_be, port_be: tuple.dport_be, protocol: tuple.protocol, preferred: None }
 }
 
-/// Whether a packet comes from outside the cluster.
+/// Pods and processes of other nodes are outside as well here: what they asked for is a port of a node that is not theirs,
+/// else their own node had answered (KEP-1669).
 #[inline(always)]
-fn scope<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> u8 {
-    let outside = origin == Origin::Uplink && F::ipcache(packet.tuple.saddr_be).is_none();
-    if outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL }
+fn scope(origin: Origin) -> u8 {
+    if origin == Origin::Uplink { SCOPE_EXTERNAL } else { SCOPE_INTERNAL }
 }
 
 /// A hash of a connection that is the same on every node: whichever gets a connection's packets, Maglev chooses the
@@ -384,7 +384,7 @@ fn still_holds<F: Family>(packet: &Packet<F::Address>, entry: &Rewrite<F::Addres
     entry.flags & CT_CLOSING == 0
         && lb::slot_holds::<F>(
             &lookup::<F>(packet),
-            || scope::<F>(packet, origin),
+            || scope(origin),
             entry.slot,
             entry.backend_id,
         )

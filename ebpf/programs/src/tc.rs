@@ -368,7 +368,7 @@ fn try_to_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
 fn try_to_tunnel<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
     let packet = parse_aside::<F, _>(ctx)?;
     let prefix = F::ipcache(packet.tuple.daddr_be).ok_or(reason::NO_ROUTE)?;
-    if prefix.tunnel_be == 0 {
+    if prefix.tunnel_be == [0; 4] {
         return Err(reason::NO_ROUTE);
     }
     forward::set_tunnel(ctx, prefix.tunnel_be)?;

@@ -38,7 +38,7 @@ pub(crate) fn build(config: &Config, facts: &Facts, old: Option<&NodeStatus>, no
         capacity: Some(facts.capacity.clone()),
         allocatable: Some(facts.capacity.clone()),
         conditions: Some(conditions(facts, old, now)),
-        daemon_endpoints: config.listen.map(|l| NodeDaemonEndpoints {
+        daemon_endpoints: config.listen.first().map(|l| NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(l.port()) }),
         }),
         node_info: Some(facts.info.clone()),

@@ -62,6 +62,17 @@ pub(crate) struct Running<'a> {
     pub started_at: Timestamp,
     /// Its startup probe, if any, has passed.
     pub started: bool,
+    /// It is being stopped, or its pod is: from then on only its readiness matters, to those who still send it
+    /// connections (`publishNotReadyAddresses`, and when no other endpoint is left).
+    pub ending: bool,
+}
+
+impl Running<'_> {
+    /// Whether a probe of this kind is made now.
+    fn wants(&self, kind: Kind) -> bool {
+        let due = (kind == Kind::Startup) != self.started && (kind == Kind::Readiness || !self.ending);
+        due && kind.of(self.container).is_some()
+    }
 }
 
 /// The probes of one pod.
@@ -80,10 +91,7 @@ impl Probes {
     /// Starts and ends tasks so that exactly the given containers are probed. The startup probe goes first; the
     /// others begin when it has passed.
     pub fn sync(&mut self, pod: &Arc<Pod>, pod_ip: Option<&str>, running: &[Running<'_>]) {
-        let wanted = |id: &str, kind: Kind| {
-            let Some(r) = running.iter().find(|r| r.id == id) else { return false };
-            kind.of(r.container).is_some() && (kind == Kind::Startup) != r.started
-        };
+        let wanted = |id: &str, kind: Kind| running.iter().any(|r| r.id == id && r.wants(kind));
         self.tasks.retain(|(id, kind), _| wanted(id, *kind));
         for r in running {
             for kind in Kind::ALL {
@@ -176,5 +184,38 @@ impl Task {
 
     fn event(&self, reason: &str, message: String) {
         self.recorder.pod(&self.pod, Some(&self.container.name), EventKind::Warning, reason, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_is_asked_for_its_readiness_alone() {
+        let probe = Some(Probe::default());
+        let container = Container {
+            startup_probe: probe.clone(),
+            readiness_probe: probe.clone(),
+            liveness_probe: probe,
+            ..Container::default()
+        };
+        // Whether it has started, whether it ends, and the probes that are made.
+        let cases: [(bool, bool, &[Kind]); 4] = [
+            (false, false, &[Kind::Startup]),
+            (true, false, &[Kind::Readiness, Kind::Liveness]),
+            (true, true, &[Kind::Readiness]),
+            (false, true, &[]),
+        ];
+        for (started, ending, wanted) in cases {
+            let started_at = Timestamp::UNIX_EPOCH;
+            let running = Running { id: "c", container: &container, started_at, started, ending };
+            let made: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| running.wants(*kind)).collect();
+            assert_eq!(made, wanted, "started: {started}, ending: {ending}");
+        }
+        let none = Container::default();
+        let started_at = Timestamp::UNIX_EPOCH;
+        let running = Running { id: "c", container: &none, started_at, started: true, ending: false };
+        assert!(!Kind::ALL.into_iter().any(|kind| running.wants(kind)));
     }
 }

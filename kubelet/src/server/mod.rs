@@ -60,7 +60,8 @@ pub enum ServerError {
 }
 
 pub(crate) struct Server {
-    listener: TcpListener,
+    /// One for each address.
+    listeners: Vec<TcpListener>,
     acceptor: TlsAcceptor,
     state: Arc<State>,
 }
@@ -78,13 +79,17 @@ pub(crate) struct State {
 }
 
 impl Server {
-    /// Binds the port and reads the certificates.
+    /// Binds the port on each address and reads the certificates.
     pub async fn bind(shared: Arc<Shared>, pods: Pods) -> Result<Server, ServerError> {
-        let (Some(address), Some(tls)) = (shared.config.listen, shared.config.tls.clone()) else {
+        let Some(tls) = shared.config.tls.clone() else {
             return Err(ServerError::Unconfigured);
         };
         let config = tls_config(&tls)?;
-        let listener = TcpListener::bind(address).await.map_err(|e| ServerError::Bind(address, e))?;
+        let mut listeners = Vec::new();
+        for address in &shared.config.listen {
+            let listener = TcpListener::bind(address).await.map_err(|e| ServerError::Bind(*address, e))?;
+            listeners.push(listener);
+        }
         let authorizer = Authorizer::new(shared.client.clone(), &shared.config.node_name);
         let state = State {
             shared,
@@ -95,18 +100,22 @@ impl Server {
             cpu: stats::node::LastCpu::default(),
             requests: Mutex::default(),
         };
-        Ok(Server { listener, acceptor: TlsAcceptor::from(Arc::new(config)), state: Arc::new(state) })
+        Ok(Server { listeners, acceptor: TlsAcceptor::from(Arc::new(config)), state: Arc::new(state) })
     }
 
     /// Serves until cancelled.
     pub async fn run(self, stop: CancellationToken) {
         let _end = self.state.stop.clone().drop_guard();
+        let accepting = self.listeners.iter().map(|listener| self.accept(listener));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _ = futures::future::join_all(accepting) => {}
+        }
+    }
+
+    async fn accept(&self, listener: &TcpListener) {
         loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                a = self.listener.accept() => a,
-            };
-            match accepted {
+            match listener.accept().await {
                 Ok((stream, _)) => {
                     tokio::spawn(serve(stream, self.acceptor.clone(), self.state.clone()));
                 }

@@ -104,7 +104,7 @@ fn configz(state: &State) -> Response<Body> {
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "containerRuntimeEndpoint": format!("unix://{}", c.cri_socket.display()),
-        "port": c.listen.map(|l| l.port()),
+        "port": c.listen.first().map(|l| l.port()),
         "clusterDNS": c.cluster_dns,
         "clusterDomain": c.cluster_domain,
         "maxPods": c.max_pods,

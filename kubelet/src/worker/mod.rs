@@ -352,9 +352,6 @@ impl Worker {
     }
 
     fn sync_probes(&mut self, over: bool) {
-        if over {
-            return self.probes.clear();
-        }
         let specs = containers(&self.pod);
         let statuses =
             self.memory.status.init_container_statuses.iter().chain(&self.memory.status.container_statuses);
@@ -367,12 +364,9 @@ impl Worker {
             .filter_map(|c| {
                 let State::Running(started_at) = c.state else { return None };
                 let spec = specs.iter().find(|s| s.name() == c.name)?;
-                // A hook that still runs comes before the probes; a container that is being stopped needs none.
+                // A hook that still runs comes before the probes.
                 let starting = self.memory.in_flight.contains(&Op::Start(c.name.clone()));
-                if starting
-                    || self.memory.stopping.contains_key(&c.id)
-                    || !crate::spec_cri::is_long_running(spec.role)
-                {
+                if starting || !crate::spec_cri::is_long_running(spec.role) {
                     return None;
                 }
                 Some(probes::Running {
@@ -380,6 +374,7 @@ impl Worker {
                     container: &spec.container,
                     started_at,
                     started: started.contains(c.name.as_str()),
+                    ending: over || self.memory.stopping.contains_key(&c.id),
                 })
             })
             .collect();

@@ -70,7 +70,7 @@ async fn start() -> (Node, Client, Client) {
     let node = Node::start_with(|dir, config| {
         let (tls, ca, cert, key) = certificates(dir);
         config.tls = Some(tls);
-        config.listen = Some(address);
+        config.listen = vec![address];
         made = Some((ca, cert, key));
     })
     .await;

@@ -453,9 +453,11 @@ impl Desired {
     fn node_prefixes(&self, node: &Node, local: bool) -> Vec<(IpNet, PrefixSpec)> {
         let mut claims = Vec::with_capacity(node.addresses.len() + node.pod_cidrs.len());
         let identity = if local { IDENTITY_HOST } else { IDENTITY_REMOTE_NODE };
-        let end = if self.local.tunnel && !local { Self::tunnel_end(node) } else { None };
+        let end = if self.local.tunnel && !local { self.tunnel_end(node) } else { None };
+        // What goes over IPv6 is IPv6: the prefixes of IPv4 have no room for another end.
+        let end_for = |to: &IpAddr| end.filter(|end| to.is_ipv6() || end.is_ipv4());
         claims.extend(node.addresses.iter().map(|to| {
-            let via = end.filter(|_| to.is_ipv6()).unwrap_or(*to);
+            let via = end_for(to).filter(|_| to.is_ipv6()).unwrap_or(*to);
             (IpNet::from(*to), self.behind(via, identity, local))
         }));
         for cidr in &node.pod_cidrs {
@@ -463,14 +465,19 @@ impl Desired {
             // Pods of one family are reached by the node's primary address of that family.
             let same = |address: &&IpAddr| address.is_ipv4() == cidr.addr().is_ipv4();
             let Some(via) = known.iter().chain(&node.addresses).find(same) else { continue };
-            claims.push((cidr.trunc(), self.behind(end.unwrap_or(*via), IDENTITY_PODS, local)));
+            claims.push((
+                cidr.trunc(),
+                self.behind(end_for(&cidr.addr()).unwrap_or(*via), IDENTITY_PODS, local),
+            ));
         }
         claims
     }
 
-    /// The address of another node at which its tunnel ends: tunnels go over IPv4.
-    fn tunnel_end(node: &Node) -> Option<IpAddr> {
-        node.addresses.iter().find(|address| address.is_ipv4()).copied()
+    /// The address of another node at which its tunnel ends: of IPv4 if both nodes have it, else of IPv6.
+    fn tunnel_end(&self, node: &Node) -> Option<IpAddr> {
+        let here = |v6| self.local.node_ips.iter().any(|address| address.is_ipv6() == v6);
+        let there = |v6| node.addresses.iter().find(|address| address.is_ipv6() == v6);
+        [false, true].into_iter().filter(|v6| here(*v6)).find_map(there).copied()
     }
 
     /// What lies behind a node's address.
@@ -537,13 +544,15 @@ mod tests {
     }
 
     #[test]
-    fn tunnels_to_pods_of_both_families_end_at_an_address_of_ipv4() {
+    fn tunnels_end_at_an_address_of_ipv4_if_there_is_one() {
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
         let dual = ["172.16.0.2", "fd00::2"];
         // Addresses of this node and of the other; whether there are tunnels; where the other's pods are.
         type Case<'a> = (&'a [&'a str], &'a [&'a str], bool, [Option<&'a str>; 2]);
-        let cases: [Case<'_>; 3] = [
+        let cases: [Case<'_>; 5] = [
+            (&["fd00::1"], &dual[1..], true, [None, Some("fd00::2")]),
+            (&["fd00::1"], &dual, true, [Some("172.16.0.2"), Some("fd00::2")]),
             (&["172.16.0.1", "fd00::1"], &dual, false, [Some("172.16.0.2"), Some("fd00::2")]),
             (&["172.16.0.1", "fd00::1"], &dual, true, [Some("172.16.0.2"), Some("172.16.0.2")]),
             (&["172.16.0.1"], &dual[..1], true, [Some("172.16.0.2"), None]),

@@ -2,6 +2,7 @@
 
 mod claims;
 mod declared_features;
+mod dynamic_resources;
 mod gang_scheduling;
 mod image_locality;
 mod inter_pod_affinity;
@@ -24,6 +25,7 @@ mod volume_zone;
 pub(crate) mod tests;
 
 pub use declared_features::NodeDeclaredFeatures;
+pub use dynamic_resources::DynamicResources;
 pub use gang_scheduling::{GangScheduling, group_of};
 pub use image_locality::ImageLocality;
 pub use inter_pod_affinity::InterPodAffinity;

@@ -82,7 +82,7 @@ impl NodeResourcesFit {
         if short.is_empty() {
             return Ok(());
         }
-        Err(Rejection { plugin: "", resolvable, reasons: short })
+        Err(Rejection { plugin: "", resolvable, failed: false, reasons: short })
     }
 
     fn is_ignored(&self, name: &str) -> bool {
@@ -98,8 +98,16 @@ impl Plugin for NodeResourcesFit {
     }
 
     /// Kubernetes wakes for any pod that leaves; here the pod must fit on the node then.
-    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, _: &Snapshot) -> bool {
+    fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, snapshot: &Snapshot) -> bool {
         match event {
+            ClusterEvent::PodGone { node, .. } if snapshot.awaits(node.slot) => {
+                // The room may be another pod's.
+                let mut node = NodeInfo::clone(node);
+                for other in snapshot.nominated(&node.name.clone(), pod) {
+                    node.add_pod(other);
+                }
+                self.fits(pod, &node).is_ok()
+            }
             ClusterEvent::NodeAdded(node) | ClusterEvent::PodGone { node, .. } => {
                 self.fits(pod, node).is_ok()
             }

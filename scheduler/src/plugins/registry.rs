@@ -10,13 +10,11 @@ use serde_json::Value;
 
 use super::*;
 use crate::framework::{
-    ClusterEvent, Filter, Framework, Hint, Permit, Plugin, PreBind, PreEnqueue, Prepared, Rejection, Reserve,
-    Score, State,
+    Filter, Framework, Hint, Permit, Plugin, PostFilter, PreBind, PreEnqueue, Reserve, Score,
 };
-use crate::pod::{PodInfo, SpreadConstraint};
+use crate::pod::SpreadConstraint;
 use crate::preempt;
 use crate::selector::{NodeTerm, NodeTerms};
-use crate::snapshot::{NodeInfo, Snapshot};
 
 /// The plugins of the default profile in their order, with their weights (0: it does not score).
 pub const DEFAULTS: [(&str, i64); 21] = [
@@ -34,7 +32,7 @@ pub const DEFAULTS: [(&str, i64); 21] = [
     ("VolumeZone", 0),
     ("PodTopologySpread", 2),
     ("InterPodAffinity", 2),
-    ("DynamicResources", 0),
+    ("DynamicResources", 2),
     ("DefaultPreemption", 0),
     ("NodeResourcesBalancedAllocation", 1),
     ("ImageLocality", 1),
@@ -51,6 +49,7 @@ pub struct Points {
     pub binder: bool,
     pub pre_enqueue: Option<Arc<dyn PreEnqueue>>,
     pub filter: Option<Arc<dyn Filter>>,
+    pub post_filter: Option<Arc<dyn PostFilter>>,
     pub score: Option<Arc<dyn Score>>,
     pub reserve: Option<Arc<dyn Reserve>>,
     pub permit: Option<Arc<dyn Permit>>,
@@ -90,6 +89,15 @@ impl<P: Plugin + 'static> Built<P> {
         P: Filter,
     {
         self.points.filter = Some(self.plugin.clone());
+        self
+    }
+
+    /// It may help a pod that fits nowhere.
+    pub fn post_filter(mut self) -> Self
+    where
+        P: PostFilter,
+    {
+        self.points.post_filter = Some(self.plugin.clone());
         self
     }
 
@@ -165,7 +173,12 @@ impl Registry {
         registry.plain("ImageLocality", || Built::new(ImageLocality).score().done());
         registry.plain("NodeDeclaredFeatures", || Built::new(NodeDeclaredFeatures).filter().done());
         registry.plain("GangScheduling", || Built::new(GangScheduling).pre_enqueue().done());
-        registry.plain("DynamicResources", || Built::new(DynamicResources).filter().done());
+        registry.add("DynamicResources", |args| {
+            // How long a search, and a binding, may take; here a search is limited by its steps.
+            let _: DynamicResourcesArgs = read(args)?;
+            let built = Built::new(DynamicResources).pre_enqueue().filter().post_filter().score();
+            Ok(built.reserve().pre_bind().done())
+        });
         registry
             .add("NodeAffinity", |args| Ok(Built::new(node_affinity(read(args)?)).filter().score().done()));
         registry.add("NodeResourcesFit", |args| Ok(Built::new(fit(read(args)?)?).filter().score().done()));
@@ -256,6 +269,7 @@ impl Framework {
     pub fn add(&mut self, points: Points, weight: i64) {
         self.pre_enqueue.extend(points.pre_enqueue);
         self.filters.extend(points.filter);
+        self.post_filters.extend(points.post_filter);
         self.scores.extend(points.score.map(|score| (score, weight)));
         self.reserves.extend(points.reserve);
         self.permits.extend(points.permit);
@@ -264,32 +278,6 @@ impl Framework {
         if let Some(hint) = points.hint {
             self.hints.insert(points.name, hint);
         }
-    }
-}
-
-/// Devices are not allocated: a pod that claims some is told so.
-struct DynamicResources;
-
-impl Plugin for DynamicResources {
-    fn name(&self) -> &'static str {
-        "DynamicResources"
-    }
-
-    fn wakes(&self, _: &PodInfo, _: &ClusterEvent<'_>, _: &Snapshot) -> bool {
-        false
-    }
-}
-
-impl Filter for DynamicResources {
-    fn prepare(&self, pod: &PodInfo, _: &Snapshot, _: Option<Box<dyn State>>) -> Prepared {
-        if pod.claims_devices {
-            return Prepared::Reject(Rejection::lasting("this scheduler does not allocate resource claims"));
-        }
-        Prepared::Skip
-    }
-
-    fn filter(&self, _: &dyn State, _: &PodInfo, _: &NodeInfo, _: &Snapshot) -> Result<(), Rejection> {
-        Ok(())
     }
 }
 
@@ -308,6 +296,14 @@ fn read<T: DeserializeOwned + Default>(args: Option<&Value>) -> Result<T, String
 struct DefaultPreemptionArgs {
     min_candidate_nodes_percentage: Option<usize>,
     min_candidate_nodes_absolute: Option<usize>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "read so that what is unknown is refused")]
+struct DynamicResourcesArgs {
+    filter_timeout: Option<String>,
+    binding_timeout: Option<String>,
 }
 
 #[derive(Default, Deserialize)]

@@ -146,7 +146,7 @@ fn plan(known: &Claims, node: &NodeInfo, objects: &Objects) -> Result<Plan, Reje
         return Ok(plan);
     }
     let reasons = reasons.into_iter().map(Reason::new).collect();
-    Err(Rejection { plugin: "", resolvable: false, reasons })
+    Err(Rejection { plugin: "", resolvable: false, failed: false, reasons })
 }
 
 /// Finds volumes for claims that wait for the node, or sees that they can be provisioned for it; whether there is storage

@@ -1,6 +1,8 @@
-//! The controllers: a Deployment of 10,000 pods made and bound, and what all of them hold in a large cluster.
+//! The controllers: a Deployment of 10,000 pods made and bound, a node that fails, and what all of them hold in a large
+//! cluster.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -54,18 +56,33 @@ fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-async fn make_nodes(endpoint: &Endpoint, count: usize) -> Result<()> {
-    spread(endpoint, count, |mut wire, number| async move {
-        wire.create("/api/v1/nodes", node(number)).await?;
+/// Makes nodes that are objects only.
+pub async fn make_nodes(endpoint: &Endpoint, numbers: Range<usize>) -> Result<()> {
+    let first = numbers.start;
+    spread(endpoint, numbers.len(), move |mut wire, number| async move {
+        wire.create("/api/v1/nodes", node(first + number)).await?;
         Ok(wire)
     })
     .await
     .map(|_| ())
 }
 
-/// Measures both.
+/// Waits until the namespace `default` has its ServiceAccount: no pods can be made before.
+pub async fn wait_for_account(endpoint: &Endpoint) -> Result<()> {
+    let deadline = Instant::now() + TIMEOUT;
+    let mut wire = endpoint.connect().await?;
+    while wire.get("/api/v1/namespaces/default/serviceaccounts/default").await.is_err() {
+        ensure!(Instant::now() < deadline, "no default ServiceAccount");
+        wire = endpoint.connect().await?;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Measures all of it.
 pub async fn run(binary: &Path, report: &mut Report) -> Result<()> {
     scale_out(binary, report).await?;
+    crate::failover::run(binary, report).await?;
     large_cluster(binary, report).await
 }
 
@@ -75,7 +92,7 @@ async fn scale_out(binary: &Path, report: &mut Report) -> Result<()> {
     let more = [GRACE.to_owned(), "--no-dns".to_owned()];
     let server = Server::start(binary, "server", directory.path(), &more).await?;
     let endpoint = Endpoint::from_kubeconfig(&server.kubeconfig())?;
-    make_nodes(&endpoint, NODES).await?;
+    make_nodes(&endpoint, 0..NODES).await?;
     let client = hawser_tests::cluster::client(&server.kubeconfig()).await?;
     let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "many"},
         "spec": {"replicas": 0, "selector": {"matchLabels": {"app": "many"}}, "template": {
@@ -83,14 +100,8 @@ async fn scale_out(binary: &Path, report: &mut Report) -> Result<()> {
             "spec": {"automountServiceAccountToken": false, "containers": [{"name": "c", "image": "none",
                 "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}}}]}}}});
     let path = "/apis/apps/v1/namespaces/default/deployments";
+    wait_for_account(&endpoint).await?;
     let mut wire = endpoint.connect().await?;
-    let deadline = Instant::now() + TIMEOUT;
-    // Until the namespace has its ServiceAccount, no pods can be made.
-    while wire.get("/api/v1/namespaces/default/serviceaccounts/default").await.is_err() {
-        ensure!(Instant::now() < deadline, "no default ServiceAccount");
-        wire = endpoint.connect().await?;
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
     wire.create(path, Bytes::from(deployment.to_string())).await?;
     let pods: Api<Object<Placed, NotUsed>> =
         Api::namespaced_with(client.clone(), "default", &ApiResource::erase::<Pod>(&()));
@@ -159,7 +170,7 @@ async fn large_cluster(binary: &Path, report: &mut Report) -> Result<()> {
     let account = r#"{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"default"}}"#;
     let accounts = "/api/v1/namespaces/default/serviceaccounts";
     endpoint.connect().await?.create(accounts, Bytes::from_static(account.as_bytes())).await?;
-    make_nodes(&endpoint, MANY_NODES).await?;
+    make_nodes(&endpoint, 0..MANY_NODES).await?;
     spread(&endpoint, MANY_PODS, |mut wire, number| async move {
         wire.create("/api/v1/namespaces/default/pods", pod(number)).await?;
         Ok(wire)

@@ -1,12 +1,14 @@
-//! The load generator that runs inside the bench's pods: a server, and a client that compares targets in turns.
+//! The load generator: a server, and a client that makes a round of requests whenever it is told to.
 
-use std::net::SocketAddr;
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,16 @@ use tokio_util::task::TaskTracker;
 pub const MESSAGE: usize = 64;
 /// Connections of the request mode, and connecting tasks of the connection mode.
 const PARALLEL: usize = 16;
+/// What is written at once when throughput is measured.
+const CHUNK: usize = 128 << 10;
+/// Sockets and bytes of datagrams that nobody answers.
+const FLOWS: usize = 64;
+const DATAGRAM: usize = 18;
+/// What every TCP socket is set to: the machine's default may depend on timers, and so on what else runs. This one is
+/// allowed to everybody.
+const CONGESTION: &str = "reno";
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// How long an answer may take.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// First byte of the last answer over a connection: the server closes it.
@@ -30,15 +42,39 @@ pub enum Mode {
     Connections,
     /// Exchanges over kept connections.
     Requests,
+    /// Bytes over one connection.
+    Throughput,
+    /// Datagrams that nobody answers.
+    Packets,
+}
+
+impl Mode {
+    /// How far from the server's first port the one is that serves this.
+    pub fn offset(self) -> u16 {
+        match self {
+            Self::Connections | Self::Requests => 0,
+            Self::Throughput => 1,
+            Self::Packets => 2,
+        }
+    }
 }
 
 /// Echoes, over TCP and UDP, until it is told to stop, and then politely: who is connected hears of it with the next
-/// answer, and what is on its way is answered.
+/// answer, and what is on its way is answered. The next port counts bytes, the one after it takes datagrams that are
+/// never read: the kernel counts them. Prints a line when all are open.
 pub async fn serve(port: u16) -> Result<()> {
     let mut signal = signal(SignalKind::terminate())?;
     let stop = CancellationToken::new();
-    let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+    let listener = listen(port)?;
     let datagrams = UdpSocket::bind(("0.0.0.0", port)).await?;
+    let counting = listen(port + Mode::Throughput.offset())?;
+    let _unread = UdpSocket::bind(("0.0.0.0", port + Mode::Packets.offset())).await?;
+    println!("ready");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = counting.accept().await {
+            tokio::spawn(count(stream));
+        }
+    });
     let answering = tokio::spawn(answer(datagrams, stop.clone()));
     let connections = TaskTracker::new();
     loop {
@@ -61,6 +97,33 @@ pub async fn serve(port: u16) -> Result<()> {
     connections.close();
     connections.wait().await;
     Ok(answering.await?)
+}
+
+/// A listener whose connections have the bench's congestion control.
+fn listen(port: u16) -> Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    fix_congestion(&socket)?;
+    socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
+    Ok(socket.listen(BACKLOG)?)
+}
+
+fn fix_congestion(socket: &impl AsFd) -> Result<()> {
+    let name = OsString::from(CONGESTION);
+    setsockopt(socket, sockopt::TcpCongestion, &name)
+        .with_context(|| format!("congestion control {CONGESTION}"))
+}
+
+/// Reads to the end and says how much it was.
+async fn count(mut stream: TcpStream) -> Result<()> {
+    let (mut buffer, mut total) = (vec![0u8; CHUNK], 0u64);
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => break,
+            length => total += length as u64,
+        }
+    }
+    Ok(stream.write_u64(total).await?)
 }
 
 /// Echoes datagrams until none comes any more.
@@ -115,25 +178,24 @@ async fn echo(mut stream: TcpStream, stop: &CancellationToken) -> Result<()> {
     Ok(())
 }
 
-/// Loads each target for `span`, in turns, and prints a line of JSON with the rates per second of each target. Every
-/// other round goes through the targets backwards, so that none is always the one that comes after another.
-pub async fn load(targets: &[SocketAddr], mode: Mode, rounds: usize, span: Duration) -> Result<()> {
-    let mut rates = vec![Vec::new(); targets.len()];
-    // One round to warm up, which does not count.
-    for round in 0..=rounds {
-        for turn in 0..targets.len() {
-            let at = if round % 2 == 0 { turn } else { targets.len() - 1 - turn };
-            let rate = one_round(targets[at], mode, span).await?;
-            if round > 0 {
-                rates[at].push(rate);
-            }
-        }
+/// Loads the target for `span` for each line of standard input, and answers with a line: the rate per second. Ends with
+/// its input.
+pub async fn load(target: SocketAddr, mode: Mode, span: Duration) -> Result<()> {
+    let mut orders = BufReader::new(tokio::io::stdin()).lines();
+    let mut stdout = tokio::io::stdout();
+    while orders.next_line().await?.is_some() {
+        let rate = match mode {
+            Mode::Connections | Mode::Requests => exchanges(target, mode, span).await?,
+            Mode::Throughput => stream_bytes(target, span).await?,
+            Mode::Packets => tokio::task::spawn_blocking(move || flood(target, span)).await??,
+        };
+        stdout.write_all(format!("{rate}\n").as_bytes()).await?;
+        stdout.flush().await?;
     }
-    println!("{}", json!({"rates": rates}));
     Ok(())
 }
 
-async fn one_round(target: SocketAddr, mode: Mode, span: Duration) -> Result<f64> {
+async fn exchanges(target: SocketAddr, mode: Mode, span: Duration) -> Result<f64> {
     let started = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..PARALLEL {
@@ -161,11 +223,47 @@ async fn one_round(target: SocketAddr, mode: Mode, span: Duration) -> Result<f64
     Ok(done as f64 / started.elapsed().as_secs_f64())
 }
 
+/// Bytes per second over one connection, until the server says that it has read them all.
+async fn stream_bytes(target: SocketAddr, span: Duration) -> Result<f64> {
+    let mut stream = connect(target).await?;
+    let chunk = vec![7u8; CHUNK];
+    let started = Instant::now();
+    let mut sent = 0u64;
+    while started.elapsed() < span {
+        sent += stream.write(&chunk).await? as u64;
+    }
+    stream.shutdown().await?;
+    let read =
+        tokio::time::timeout(ANSWER_TIMEOUT, stream.read_u64()).await.context("the bytes' count")??;
+    ensure!(read == sent, "sent {sent} bytes, {read} arrived");
+    Ok(sent as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Datagrams sent per second, from several sockets in turns. How many arrive is for others to say.
+fn flood(target: SocketAddr, span: Duration) -> Result<f64> {
+    let sockets = (0..FLOWS)
+        .map(|_| {
+            let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
+            socket.connect(target)?;
+            Ok(socket)
+        })
+        .collect::<std::io::Result<Vec<_>>>()?;
+    let (started, mut sent) = (Instant::now(), 0u64);
+    while started.elapsed() < span {
+        for socket in &sockets {
+            socket.send(&[7; DATAGRAM])?;
+        }
+        sent += FLOWS as u64;
+    }
+    Ok(sent as f64 / started.elapsed().as_secs_f64())
+}
+
 /// A connection that ends with a reset.
 pub async fn connect(target: SocketAddr) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     // Ends with a reset, so that ports do not wait for minutes and run out.
     socket.set_zero_linger()?;
+    fix_congestion(&socket)?;
     let stream = socket.connect(target).await.with_context(|| format!("connecting to {target}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)

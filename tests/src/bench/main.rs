@@ -2,12 +2,17 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod bare;
 mod controllers;
 mod crds;
 mod dns;
+mod failover;
+mod lanes;
 mod load;
 mod nodes;
+mod paths;
 mod report;
+mod rivals;
 mod rollout;
 mod scheduler;
 mod services;
@@ -37,7 +42,7 @@ enum Part {
     Memory,
     /// Custom resource definitions in number
     Crds,
-    /// A Deployment of 10,000 pods; all controllers with 100,000 pods
+    /// A Deployment of 10,000 pods; a node that fails; all controllers with 100,000 pods
     Controllers,
     /// The etcd engine
     Etcd,
@@ -49,7 +54,7 @@ enum Part {
     Rollout,
     /// The scheduler on 5,000 nodes that are objects only
     Scheduler,
-    /// The maps of many Services, and the choice of backend by load
+    /// What Services cost, beside iptables and nftables; their maps; the choice of backend by load
     Services,
 }
 
@@ -66,6 +71,9 @@ enum Command {
         /// The binary to measure
         #[arg(long)]
         binary: PathBuf,
+        /// Numbers of Services to measure with, in part `services`
+        #[arg(long = "services", value_delimiter = ',', default_values_t = [1, 1_000, 10_000, 50_000])]
+        sizes: Vec<u32>,
         /// Only these parts
         #[arg(value_enum)]
         parts: Vec<Part>,
@@ -87,29 +95,27 @@ enum Command {
         #[arg(long)]
         seconds: u64,
     },
-    /// The load generator's client, inside a pod
+    /// The load generator's client: a round for each line of its input
     Load {
-        #[arg(long = "target")]
-        targets: Vec<SocketAddr>,
+        #[arg(long)]
+        target: SocketAddr,
         #[arg(long)]
         mode: load::Mode,
-        #[arg(long)]
-        rounds: usize,
     },
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Run { binary, parts } => run(binary, &parts).await,
+        Command::Run { binary, sizes, parts } => run(binary, &sizes, &parts).await,
         Command::Serve { port } => load::serve(port).await,
         Command::Ask { target } => load::ask(target).await,
         Command::Steady { target, seconds } => steady::run(target, Duration::from_secs(seconds)).await,
-        Command::Load { targets, mode, rounds } => load::load(&targets, mode, rounds, nodes::SPAN).await,
+        Command::Load { target, mode } => load::load(target, mode, lanes::SPAN).await,
     }
 }
 
-async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
+async fn run(binary: PathBuf, sizes: &[u32], parts: &[Part]) -> Result<()> {
     let mut report = Report::default();
     let wanted = |part| {
         let of_api =
@@ -155,6 +161,7 @@ async fn run(binary: PathBuf, parts: &[Part]) -> Result<()> {
     }
     if wanted(Part::Services) {
         services::run(&mut report)?;
+        paths::run(&binary, sizes, &mut report).await?;
     }
     println!("{}", report.table());
     Ok(())

@@ -1,17 +1,17 @@
-//! The node: from an API create to a running pod, and what a ClusterIP costs against the pod's own address.
+//! The node: from an API create to a running pod, and from the write of an EndpointSlice to the kernel's maps.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use futures::StreamExt;
 use hawser_tests::pods::{cluster_ip, wait};
 use hawser_tests::server::resident;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{DeleteParams, LogParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use serde_json::{Value, json};
+use serde_json::json;
 use xtask::images::BUSYBOX;
 use xtask::sandbox::{Sandbox, node_name};
 use xtask::{build, images};
@@ -21,8 +21,6 @@ use crate::report::{Report, Target, ms, percentile};
 /// Nodes of the sandbox.
 pub const NODES: u8 = 2;
 const PODS: usize = 60;
-/// Rounds of a comparison. Many short ones: what else the machine does then meets both targets alike.
-const ROUNDS: usize = 40;
 /// How long the agents are left alone before their idle memory is read.
 const IDLE: Duration = Duration::from_secs(5);
 /// Port of the load generator's server.
@@ -84,8 +82,7 @@ async fn measure(sandbox: &Started<'_>, report: &mut Report) -> Result<()> {
     agents_memory(sandbox, "idle memory of the agent of", Target::Below(30.0), report)?;
     pod_start(&client, report).await?;
     agents_memory(sandbox, &format!("the same right after {PODS} pods,"), Target::None, report)?;
-    map_latency(sandbox, &client, report).await?;
-    cluster_ip_cost(&client, report).await
+    map_latency(sandbox, &client, report).await
 }
 
 fn agents_memory(sandbox: &Sandbox, what: &str, target: Target, report: &mut Report) -> Result<()> {
@@ -166,7 +163,7 @@ async fn map_latency(sandbox: &Sandbox, client: &Client, report: &mut Report) ->
         for node in 1..=NODES {
             let socket = sandbox.node_run_dir(node).join("proxy.sock");
             let (address, wanted) = (address.clone(), wanted.clone());
-            nodes.spawn(async move { until_in_map(&socket, &address, &wanted).await });
+            nodes.spawn(async move { until_in_map(&socket, &address, 80, &wanted).await });
         }
         slices.patch("latency", &PatchParams::default(), &Patch::Merge(slice(number))).await?;
         let mut last = Duration::ZERO;
@@ -189,13 +186,13 @@ fn endpoint(number: usize) -> String {
 }
 
 /// When a node's map first holds a backend of a frontend.
-async fn until_in_map(socket: &Path, frontend: &str, backend: &str) -> Result<Instant> {
+pub async fn until_in_map(socket: &Path, frontend: &str, port: u16, backend: &str) -> Result<Instant> {
     let mut inspect = hawser_cli::connect(socket).await?;
     let deadline = Instant::now() + hawser_tests::pods::TIMEOUT;
     while Instant::now() < deadline {
         let address = hawser_cli::proto::L4Addr {
             address: frontend.to_string(),
-            port: 80,
+            port: port.into(),
             protocol: "TCP".to_string(),
         };
         let request = hawser_cli::proto::GetLbRequest { address: Some(address) };
@@ -212,97 +209,3 @@ async fn until_in_map(socket: &Path, frontend: &str, backend: &str) -> Result<In
     }
     anyhow::bail!("{backend} does not reach the map at {}", socket.display())
 }
-
-async fn cluster_ip_cost(client: &Client, report: &mut Report) -> Result<()> {
-    let pods: Api<Pod> = Api::default_namespaced(client.clone());
-    let services: Api<Service> = Api::default_namespaced(client.clone());
-    let server = json!({
-        "metadata": {"name": "server", "labels": {"run": "server"}},
-        "spec": {
-            "nodeName": "node-2", "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "c", "image": BENCH_IMAGE, "args": ["serve", "--port", PORT.to_string()]}],
-        },
-    });
-    pods.create(&PostParams::default(), &serde_json::from_value(server)?).await?;
-    let server = wait(&pods, "server", "Ready", |pod| pod.is_some_and(hawser_tests::pods::is_ready)).await?;
-    let pod_ip = server.and_then(|p| p.status?.pod_ip).context("the server has no address")?;
-    let service = make_service(&services, "bench-0").await?;
-    let targets = [format!("{pod_ip}:{PORT}"), format!("{}:{PORT}", cluster_ip(&service)?)];
-    for count in [1usize, 5000] {
-        make_services(&services, count).await?;
-        for mode in ["connections", "requests"] {
-            let ratio = compare(&pods, &targets, mode).await?;
-            let what =
-                format!("{mode} per second through the ClusterIP over the pod's address, {count} Services");
-            report.add(&what, ratio, "", Target::AtLeast(0.95));
-        }
-    }
-    Ok(())
-}
-
-async fn make_service(services: &Api<Service>, name: &str) -> Result<Service> {
-    let service = json!({
-        "metadata": {"name": name},
-        "spec": {"selector": {"run": "server"}, "ports": [{"port": PORT}]},
-    });
-    Ok(services.create(&PostParams::default(), &serde_json::from_value(service)?).await?)
-}
-
-async fn make_services(services: &Api<Service>, count: usize) -> Result<()> {
-    let have = services.list(&kube::api::ListParams::default()).await?.items.len() - 1;
-    futures::stream::iter(have..count)
-        .map(|number| async move { make_service(services, &format!("bench-{number}")).await.map(|_| ()) })
-        .buffer_unordered(16)
-        .collect::<Vec<Result<()>>>()
-        .await
-        .into_iter()
-        .collect()
-}
-
-/// The median, over the rounds, of the second target's rate over the first's.
-async fn compare(pods: &Api<Pod>, targets: &[String; 2], mode: &str) -> Result<f64> {
-    let args = [
-        "load",
-        "--mode",
-        mode,
-        "--rounds",
-        &ROUNDS.to_string(),
-        "--target",
-        &targets[0],
-        "--target",
-        &targets[1],
-    ]
-    .map(str::to_owned);
-    let load = json!({
-        "metadata": {"name": "load"},
-        "spec": {
-            "nodeName": "node-1", "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "c", "image": BENCH_IMAGE, "args": args}],
-        },
-    });
-    pods.create(&PostParams::default(), &serde_json::from_value(load)?).await?;
-    let phase = |pod: Option<&Pod>| pod.and_then(|p| p.status.as_ref()?.phase.clone());
-    let ended =
-        wait(pods, "load", "ended", |pod| matches!(phase(pod).as_deref(), Some("Succeeded" | "Failed")))
-            .await?;
-    let log = pods.logs("load", &LogParams::default()).await?;
-    ensure!(phase(ended.as_ref()).as_deref() == Some("Succeeded"), "the load generator failed: {log}");
-    hawser_tests::pods::delete(pods, "load").await?;
-    let line: Value = serde_json::from_str(log.trim())?;
-    let rates = |at: usize| -> Vec<f64> {
-        line["rates"][at].as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
-    };
-    let (direct, service) = (rates(0), rates(1));
-    let ratios = direct.iter().zip(&service).map(|(direct, service)| service / direct).collect();
-    let (direct, service) = (median(direct)?, median(service)?);
-    eprintln!("  {mode}: {direct:.0}/s to the pod, {service:.0}/s through the ClusterIP");
-    median(ratios)
-}
-
-fn median(mut values: Vec<f64>) -> Result<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().context("no rates")
-}
-
-/// How long one target is loaded in one round.
-pub const SPAN: Duration = Duration::from_millis(250);

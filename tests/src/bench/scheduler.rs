@@ -1,15 +1,21 @@
-//! The scheduler: API server and scheduler as processes of their own, nodes that are objects only.
+//! The scheduler: API server, store and scheduler in one process, nodes that are objects only.
+//!
+//! A cluster is prepared by an API server without a scheduler, and then served by one that has it, so that pods can
+//! wait for it.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use hawser_tests::server::Server;
 use hawser_tests::wire::Endpoint;
+use http::Method;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+use crate::api::spread;
 use crate::report::{Report, Target, ms, percentile};
 
 const NODES: usize = 5000;
@@ -18,226 +24,242 @@ const PODS: usize = 10_000;
 const UNSCHEDULABLE: usize = 50_000;
 const PREEMPTORS: usize = 1000;
 const ALONE: usize = 200;
-const CLIENTS: usize = 16;
-/// The longest that a part may take.
+/// Of pods that wait for the scheduler's start, the first one in so many are not measured.
+const WARM_UP: usize = 10;
+/// The longest that anything may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 const PODS_PATH: &str = "/api/v1/namespaces/default/pods";
-const UNBOUND: &str =
-    "/api/v1/pods?fieldSelector=spec.nodeName%3D,spec.schedulerName%3Ddefault-scheduler&limit=1";
+/// Events of pods from their binding on.
+const BOUND: &str = "/api/v1/namespaces/default/pods?watch=1&fieldSelector=spec.nodeName%21%3D";
+/// Events of pods that have no node.
+const UNBOUND: &str = "/api/v1/namespaces/default/pods?watch=1&fieldSelector=spec.nodeName%3D";
 
 /// A cluster without kubelets.
 struct Cluster {
-    _directory: tempfile::TempDir,
     server: Server,
     endpoint: Endpoint,
-    scheduler: Option<Child>,
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        self.stop();
-    }
+    directory: tempfile::TempDir,
 }
 
 impl Cluster {
-    async fn new(binary: &Path, cpu: &str) -> Result<Self> {
+    /// An API server with nodes of so much CPU.
+    async fn prepare(binary: &Path, cpu: &'static str) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("hawser-bench-").tempdir()?;
         let server = Server::start(binary, "apiserver", directory.path(), &[]).await?;
         let endpoint = Endpoint::from_kubeconfig(&server.kubeconfig())?;
-        let cluster = Cluster { _directory: directory, server, endpoint, scheduler: None };
-        let node = |n: usize| {
-            let name = format!("node-{n}");
-            json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name,
-                "topology.kubernetes.io/zone": format!("zone-{}", n % ZONES)}},
-                "status": {"allocatable": {"cpu": cpu, "memory": "32Gi", "pods": "110"},
-                    "capacity": {"cpu": cpu, "memory": "32Gi", "pods": "110"}}})
-        };
-        cluster.create("/api/v1/nodes", NODES, node).await?;
-        Ok(cluster)
+        let account = r#"{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"default"}}"#;
+        let accounts = "/api/v1/namespaces/default/serviceaccounts";
+        endpoint.connect().await?.create(accounts, Bytes::from_static(account.as_bytes())).await?;
+        spread(&endpoint, NODES, move |mut wire, number| async move {
+            let name = format!("node-{number}");
+            wire.create("/api/v1/nodes", node(&name, number % ZONES, cpu)).await?;
+            // New nodes are tainted until a controller finds them ready, which none does here.
+            let untainted = Bytes::from_static(br#"{"spec":{"taints":null}}"#);
+            let path = format!("/api/v1/nodes/{name}");
+            wire.expect(Method::PATCH, &path, "application/merge-patch+json", untainted).await?;
+            Ok(wire)
+        })
+        .await?;
+        Ok(Cluster { server, endpoint, directory })
     }
 
-    /// Creates objects from several connections at once.
-    async fn create(&self, path: &'static str, count: usize, object: impl Fn(usize) -> Value) -> Result<()> {
-        let mut bodies: Vec<Vec<Bytes>> = vec![Vec::new(); CLIENTS];
-        for n in 0..count {
-            bodies[n % CLIENTS].push(object(n).to_string().into());
-        }
-        let mut clients = tokio::task::JoinSet::new();
-        for bodies in bodies {
-            let mut wire = self.endpoint.connect().await?;
-            clients.spawn(async move {
-                for body in bodies {
-                    wire.create(path, body).await?;
-                }
-                anyhow::Ok(())
-            });
-        }
-        while let Some(done) = clients.join_next().await {
-            done??;
-        }
-        Ok(())
+    /// Creates pods; so many in a second.
+    async fn create(&self, count: usize, pod: fn(usize) -> Value) -> Result<f64> {
+        let (_, took) = spread(&self.endpoint, count, move |mut wire, number| async move {
+            wire.create(PODS_PATH, pod(number).to_string().into()).await?;
+            Ok(wire)
+        })
+        .await?;
+        Ok(count as f64 / took.as_secs_f64())
     }
 
-    fn start(&mut self, binary: &Path) -> Result<()> {
-        let mut command = Command::new(binary);
-        command.arg("scheduler").arg("--kubeconfig").arg(self.server.kubeconfig());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.scheduler = Some(command.spawn().context("starting the scheduler")?);
-        Ok(())
+    /// From here on there is a scheduler.
+    async fn schedule(mut self, binary: &Path) -> Result<Self> {
+        self.server.stop()?;
+        let more = ["--controllers=serviceaccount".to_owned(), "--no-dns".to_owned()];
+        self.server = Server::start(binary, "server", self.directory.path(), &more).await?;
+        self.endpoint = Endpoint::from_kubeconfig(&self.server.kubeconfig())?;
+        Ok(self)
     }
 
-    fn stop(&mut self) {
-        if let Some(mut child) = self.scheduler.take() {
-            // It may have ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// Waits until no more than `left` pods are without a node.
-    async fn bound(&self, left: usize) -> Result<()> {
-        let begun = Instant::now();
-        let mut wire = self.endpoint.connect().await?;
-        loop {
-            let list: Value = serde_json::from_slice(&wire.get(UNBOUND).await?)?;
-            let more = list["metadata"]["remainingItemCount"].as_u64().unwrap_or(0) as usize;
-            let cut = list["metadata"]["continue"].as_str().is_some_and(|c| !c.is_empty());
-            let unbound = list["items"].as_array().map_or(0, Vec::len) + more;
-            // A list by fields does not tell how many are left: then there are some.
-            if unbound <= left && !cut {
-                return Ok(());
-            }
-            ensure!(begun.elapsed() < PATIENCE, "{unbound} pods or more are without a node");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    async fn watch(&self, path: &str, holding: &'static str) -> Result<Events> {
+        let body = self.endpoint.connect().await?.open(path).await?;
+        Ok(Events { body, holding, begun: Vec::new(), seen: 0 })
     }
 }
 
+fn node(name: &str, zone: usize, cpu: &str) -> Bytes {
+    let amounts = json!({"cpu": cpu, "memory": "32Gi", "pods": "110"});
+    let labels =
+        json!({"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": format!("zone-{zone}")});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
+        "status": {"allocatable": amounts, "capacity": amounts}});
+    Bytes::from(node.to_string())
+}
+
+/// A watch whose events, each of them a line, are only counted.
+struct Events {
+    body: Incoming,
+    /// Only lines that hold this count.
+    holding: &'static str,
+    /// Of the line that has not ended.
+    begun: Vec<u8>,
+    seen: usize,
+}
+
+impl Events {
+    /// Waits until so many have come in all.
+    async fn until(&mut self, count: usize) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.seen < count {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let frame = tokio::time::timeout(left, self.body.frame());
+            let frame = frame.await.with_context(|| format!("{} of {count} pods", self.seen))?;
+            let frame = frame.context("the watch ended")??;
+            for part in frame.data_ref().map_or(&[][..], |data| data).split_inclusive(|b| *b == b'\n') {
+                self.begun.extend_from_slice(part);
+                if part.ends_with(b"\n") {
+                    self.seen += usize::from(contains(&self.begun, self.holding.as_bytes()));
+                    self.begun.clear();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn contains(line: &[u8], what: &[u8]) -> bool {
+    what.is_empty() || line.windows(what.len()).any(|part| part == what)
+}
+
 fn pod(name: String, labels: Value, more: Value) -> Value {
-    let mut spec = json!({"containers": [{"name": "c", "image": "app:1",
+    let mut spec = json!({"automountServiceAccountToken": false, "containers": [{"name": "c", "image": "app:1",
         "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}}}]});
     if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
         spec.extend(more.clone());
     }
-    json!({"metadata": {"name": name, "labels": labels}, "spec": spec})
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
 }
 
-/// Pods that are there before the scheduler starts, and how many of them it binds in a second.
-async fn rate(binary: &Path, count: usize, object: impl Fn(usize) -> Value) -> Result<f64> {
-    let mut cluster = Cluster::new(binary, "32").await?;
-    // The scheduler reads the cluster first; one pod tells that it has.
-    cluster.start(binary)?;
-    cluster.create(PODS_PATH, 1, |_| pod("first".into(), json!({}), json!({}))).await?;
-    cluster.bound(0).await?;
-    let begun = Instant::now();
-    cluster.create(PODS_PATH, count, object).await?;
-    cluster.bound(0).await?;
-    Ok(count as f64 / begun.elapsed().as_secs_f64())
+fn plain(number: usize) -> Value {
+    pod(format!("p{number}"), json!({"app": "plain"}), json!({}))
+}
+
+fn even(number: usize) -> Value {
+    let constraint = json!({"maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule",
+        "topologyKey": "topology.kubernetes.io/zone", "labelSelector": {"matchLabels": {"app": "spread"}}});
+    pod(format!("p{number}"), json!({"app": "spread"}), json!({"topologySpreadConstraints": [constraint]}))
+}
+
+fn apart(number: usize) -> Value {
+    let term = json!({"topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"app": "apart"}}});
+    let affinity = json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}});
+    pod(format!("p{number}"), json!({"app": "apart"}), json!({"affinity": affinity}))
+}
+
+fn nowhere(number: usize) -> Value {
+    pod(format!("nowhere{number}"), json!({}), json!({"nodeSelector": {"there": "none"}}))
+}
+
+/// What almost fills a node.
+fn filling() -> Value {
+    json!([{"name": "c", "image": "app:1", "resources": {"requests": {"cpu": "900m"}}}])
+}
+
+fn low(number: usize) -> Value {
+    let more = json!({"nodeName": format!("node-{number}"), "terminationGracePeriodSeconds": 0,
+        "containers": filling()});
+    pod(format!("low{number}"), json!({}), more)
+}
+
+fn high(number: usize) -> Value {
+    let more = json!({"priorityClassName": "high", "containers": filling()});
+    pod(format!("high{number}"), json!({}), more)
+}
+
+/// How many of the pods that wait for the scheduler it binds in a second. `before` pods have nodes already.
+async fn drain(binary: &Path, cluster: Cluster, before: usize, waiting: usize) -> Result<f64> {
+    let cluster = cluster.schedule(binary).await?;
+    let mut bound = cluster.watch(BOUND, "").await?;
+    let first = waiting / WARM_UP;
+    bound.until(before + first).await?;
+    let (from, begun) = (bound.seen, Instant::now());
+    bound.until(before + waiting).await?;
+    Ok((before + waiting - from) as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// The same from an empty cluster.
+async fn rate(binary: &Path, count: usize, object: fn(usize) -> Value) -> Result<f64> {
+    let cluster = Cluster::prepare(binary, "32").await?;
+    cluster.create(count, object).await?;
+    drain(binary, cluster, 0, count).await
 }
 
 /// Measures.
 pub async fn run(binary: &Path, report: &mut Report) -> Result<()> {
-    let plain = |n: usize| pod(format!("p{n}"), json!({"app": "plain"}), json!({}));
-    let alone = rate(binary, PODS, plain).await?;
-    report.add("plain pods created and bound, 5,000 nodes", alone, "/s", Target::AtLeast(5000.0));
-    let spread = json!({"topologySpreadConstraints": [{"maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule",
-        "topologyKey": "topology.kubernetes.io/zone", "labelSelector": {"matchLabels": {"app": "spread"}}}]});
-    let with = rate(binary, PODS, |n| pod(format!("p{n}"), json!({"app": "spread"}), spread.clone())).await?;
-    report.add("with topology spreading", with, "/s", Target::AtLeast(3000.0));
-    let apart = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
-        "topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "apart"}}}]}}});
-    let with = rate(binary, NODES, |n| pod(format!("p{n}"), json!({"app": "apart"}), apart.clone())).await?;
-    report.add("with anti-affinity", with, "/s", Target::AtLeast(1000.0));
-    crowded(binary, alone, report).await?;
+    let what = "plain pods that wait for the scheduler bound, 5,000 nodes";
+    report.add(what, rate(binary, PODS, plain).await?, "/s", Target::AtLeast(5000.0));
+    report.add("with topology spreading", rate(binary, PODS, even).await?, "/s", Target::AtLeast(3000.0));
+    report.add("with anti-affinity", rate(binary, NODES, apart).await?, "/s", Target::AtLeast(1000.0));
     preemption(binary, report).await?;
+    let alone = created(binary, 0, report).await?;
+    let beside = created(binary, UNSCHEDULABLE, report).await?;
+    let what = "the same with 50,000 unschedulable ones, to without";
+    report.add(what, beside / alone, "x", Target::AtLeast(0.9));
     latency(binary, report).await
 }
 
-/// Plain pods beside many that fit nowhere.
-async fn crowded(binary: &Path, alone: f64, report: &mut Report) -> Result<()> {
-    let mut cluster = Cluster::new(binary, "32").await?;
-    let nowhere =
-        |n: usize| pod(format!("nowhere{n}"), json!({}), json!({"nodeSelector": {"there": "none"}}));
-    cluster.create(PODS_PATH, UNSCHEDULABLE, nowhere).await?;
-    cluster.start(binary)?;
-    let mut wire = cluster.endpoint.connect().await?;
+/// Plain pods created while the scheduler runs, beside others that fit nowhere: created and bound in a second.
+async fn created(binary: &Path, unschedulable: usize, report: &mut Report) -> Result<f64> {
+    let cluster = Cluster::prepare(binary, "32").await?;
+    if unschedulable > 0 {
+        let creates = cluster.create(unschedulable, nowhere).await?;
+        report.note("pods created without a scheduler", creates, "/s");
+    }
+    let cluster = cluster.schedule(binary).await?;
     // Each is told once why it waits; that is not what is measured.
-    for n in (0..UNSCHEDULABLE).rev().take(CLIENTS) {
-        until(&mut wire, &format!("nowhere{n}"), |pod| pod["status"]["conditions"].is_array()).await?;
-    }
+    cluster.watch(UNBOUND, r#""reason":"Unschedulable""#).await?.until(unschedulable).await?;
+    let mut bound = cluster.watch(BOUND, "").await?;
+    cluster.create(1, |_| pod("first".into(), json!({}), json!({}))).await?;
+    bound.until(1).await?;
     let begun = Instant::now();
-    cluster.create(PODS_PATH, PODS, |n| pod(format!("p{n}"), json!({"app": "plain"}), json!({}))).await?;
-    for n in (0..PODS).rev().take(CLIENTS) {
-        wait_for(&mut wire, &format!("p{n}")).await?;
-    }
+    cluster.create(PODS, plain).await?;
+    bound.until(1 + PODS).await?;
     let rate = PODS as f64 / begun.elapsed().as_secs_f64();
-    report.add(
-        "plain pods with 50,000 unschedulable ones, to without",
-        rate / alone,
-        "x",
-        Target::AtLeast(0.9),
-    );
-    Ok(())
+    report.add("plain pods created and bound", rate, "/s", Target::None);
+    Ok(rate)
 }
 
-/// Waits until a pod has a node.
-async fn wait_for(wire: &mut hawser_tests::wire::Wire, name: &str) -> Result<()> {
-    until(wire, name, |pod| pod["spec"]["nodeName"].is_string()).await
-}
-
-/// Waits until something is true of a pod.
-async fn until(wire: &mut hawser_tests::wire::Wire, name: &str, is: impl Fn(&Value) -> bool) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        let pod: Value = serde_json::from_slice(&wire.get(&format!("{PODS_PATH}/{name}")).await?)?;
-        if is(&pod) {
-            return Ok(());
-        }
-        ensure!(begun.elapsed() < PATIENCE, "pod {name} is still waited for");
-        tokio::time::sleep(Duration::from_micros(200)).await;
-    }
-}
-
-/// Pods each of which another one has to make room for.
+/// Pods for each of which another one has to make room.
 async fn preemption(binary: &Path, report: &mut Report) -> Result<()> {
-    let mut cluster = Cluster::new(binary, "1").await?;
-    let filler = |n: usize| {
-        let spec = json!({"nodeName": format!("node-{n}"), "terminationGracePeriodSeconds": 0, "containers": [
-            {"name": "c", "image": "app:1", "resources": {"requests": {"cpu": "900m"}}}]});
-        pod(format!("low{n}"), json!({}), spec)
-    };
-    cluster.create(PODS_PATH, NODES, filler).await?;
-    let class = json!({"metadata": {"name": "high"}, "value": 1000});
-    cluster.create("/apis/scheduling.k8s.io/v1/priorityclasses", 1, |_| class.clone()).await?;
-    cluster.start(binary)?;
-    let preemptor = |n: usize| {
-        let spec = json!({"priorityClassName": "high", "containers": [
-            {"name": "c", "image": "app:1", "resources": {"requests": {"cpu": "900m"}}}]});
-        pod(format!("high{n}"), json!({}), spec)
-    };
-    let begun = Instant::now();
-    cluster.create(PODS_PATH, PREEMPTORS, preemptor).await?;
-    cluster.bound(0).await?;
-    let rate = PREEMPTORS as f64 / begun.elapsed().as_secs_f64();
-    report.add("pods bound by preemption, scheduler's start included", rate, "/s", Target::AtLeast(500.0));
+    let cluster = Cluster::prepare(binary, "1").await?;
+    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+        "metadata": {"name": "high"}, "value": 1000});
+    let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    cluster.endpoint.connect().await?.create(classes, class.to_string().into()).await?;
+    cluster.create(NODES, low).await?;
+    cluster.create(PREEMPTORS, high).await?;
+    let rate = drain(binary, cluster, NODES, PREEMPTORS).await?;
+    report.add("pods bound by preemption", rate, "/s", Target::AtLeast(500.0));
     Ok(())
 }
 
 /// One pod after the other on an idle cluster.
 async fn latency(binary: &Path, report: &mut Report) -> Result<()> {
-    let mut cluster = Cluster::new(binary, "32").await?;
-    cluster.start(binary)?;
-    cluster.create(PODS_PATH, 1, |_| pod("first".into(), json!({}), json!({}))).await?;
-    cluster.bound(0).await?;
+    let cluster = Cluster::prepare(binary, "32").await?.schedule(binary).await?;
+    let mut bound = cluster.watch(BOUND, "").await?;
     let mut wire = cluster.endpoint.connect().await?;
     let mut times = Vec::with_capacity(ALONE);
-    for n in 0..ALONE {
-        let name = format!("alone{n}");
-        let body = pod(name.clone(), json!({}), json!({})).to_string().into();
+    // The first one waits until the scheduler has read the cluster.
+    for number in 0..=ALONE {
+        let body = pod(format!("alone{number}"), json!({}), json!({})).to_string().into();
         let begun = Instant::now();
         wire.create(PODS_PATH, body).await?;
-        wait_for(&mut wire, &name).await?;
-        times.push(begun.elapsed());
+        bound.until(number + 1).await?;
+        if number > 0 {
+            times.push(begun.elapsed());
+        }
     }
     report.add("one pod on an idle cluster, p50", ms(percentile(&mut times, 0.5)), "ms", Target::None);
     report.add(

@@ -15,6 +15,7 @@ use hawser_proxy::desired::{Local, ObjectName, Service, ServicePort, Slice, Slic
 use hawser_proxy::maps::{KernelMaps, Maps};
 use hawser_proxy::programs::{Pins, Programs};
 use hawser_proxy::types::Protocol;
+use hawser_tests::cgroup2;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -223,13 +224,8 @@ struct Cgroup(PathBuf);
 
 impl Cgroup {
     fn new() -> Result<Self> {
-        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-        let mut kinds = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let at = kinds.find(|fields| fields.get(2) == Some(&"cgroup2")).context("no cgroup v2 hierarchy")?[1]
-            .to_owned();
-        let own = std::fs::read_to_string("/proc/self/cgroup")?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("no cgroup v2")?;
-        let path = Path::new(&at)
+        let own = cgroup2::path_of(Path::new("/proc/self")).context("no cgroup v2")?;
+        let path = cgroup2::mount_point()?
             .join(own.trim_start_matches('/'))
             .join(format!("hawser-bench-{}", std::process::id()));
         std::fs::create_dir(&path).with_context(|| path.display().to_string())?;

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use api::Api;
-pub use net::{Fabric, Families, Network, SERVER_ADDRESS, node_address, node_address6};
+pub use net::{Fabric, Families, Network, node_address, node_address6};
 pub use process::Daemon;
 
 use crate::{build, images, setup, target_dir};
@@ -40,7 +40,7 @@ pub struct Options {
     pub demo: bool,
     /// A folder of OCI or docker archives to load on each node.
     pub images: Option<PathBuf>,
-    /// Addresses of IPv4 only, or of both families.
+    /// Addresses of one family, or of both.
     pub families: Families,
     /// How to build.
     pub profile: build::Profile,
@@ -341,8 +341,8 @@ impl Sandbox {
             self.binary.display().to_string(),
             "server".to_owned(),
             format!("--data-dir={}", self.directory.join(SERVER_HOST).display()),
-            format!("--bind={SERVER_ADDRESS}:{API_PORT}"),
-            format!("--advertise-address={SERVER_ADDRESS}"),
+            format!("--bind={}", self.families.api_server(API_PORT)),
+            format!("--advertise-address={}", self.families.api_server(API_PORT).ip()),
         ];
         argv.extend(self.families.flags().iter().map(|flag| (*flag).to_owned()));
         argv.extend(self.server_flags.iter().cloned());
@@ -369,7 +369,7 @@ impl Sandbox {
         let mut argv = vec![
             self.binary.display().to_string(),
             "agent".to_owned(),
-            format!("--server=https://{SERVER_ADDRESS}:{API_PORT}"),
+            format!("--server=https://{}", self.families.api_server(API_PORT)),
             format!("--token={token}"),
             format!("--node-name={host}"),
             format!("--node-ip={}", addresses.join(",")),
@@ -403,7 +403,7 @@ impl Sandbox {
         binary: SystemTime,
     ) -> Result<()> {
         let log = self.logs().join(format!("{host}.log"));
-        let daemon = Daemon::start(&self.network.namespace(host), listener, argv, &log)?;
+        let daemon = Daemon::start(host, &self.network.namespace(host), listener, argv, &log)?;
         state.daemons.insert(host.to_owned(), Running { daemon, binary });
         self.write_state(state)
     }

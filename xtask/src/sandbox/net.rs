@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,8 +13,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{output, run};
 
-/// Address of the control plane's host.
-pub const SERVER_ADDRESS: Ipv4Addr = fabric4(2);
+/// The last part of the control plane's addresses.
+const SERVER: u8 = 2;
 
 const fn fabric4(host: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 30, 0, host)
@@ -42,6 +42,8 @@ pub enum Families {
     V4,
     /// Both, IPv4 first.
     Dual,
+    /// IPv6.
+    V6,
 }
 
 impl Families {
@@ -50,12 +52,22 @@ impl Families {
         match self {
             Self::V4 => vec![fabric4(host).into()],
             Self::Dual => vec![fabric4(host).into(), fabric6(host).into()],
+            Self::V6 => vec![fabric6(host).into()],
         }
     }
 
     /// Of the control plane's host.
     pub fn of_server(self) -> Vec<IpAddr> {
-        self.addresses(2)
+        self.addresses(SERVER)
+    }
+
+    /// Where the API server is: of the first family.
+    pub fn api_server(self, port: u16) -> SocketAddr {
+        let address = match self {
+            Self::V4 | Self::Dual => fabric4(SERVER).into(),
+            Self::V6 => fabric6(SERVER).into(),
+        };
+        SocketAddr::new(address, port)
     }
 
     /// Of node `number`, counted from 1.
@@ -71,6 +83,7 @@ impl Families {
                 "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
                 "--service-cluster-ip-range=10.96.0.0/12,fd00:10:96::/112",
             ],
+            Self::V6 => &["--cluster-cidr=fd00:10:244::/56", "--service-cluster-ip-range=fd00:10:96::/112"],
         }
     }
 }

@@ -25,9 +25,10 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a program in the network namespace bound to `namespace`, its output in `log`, and, if given, a
-    /// listening socket handed over as systemd does (`LISTEN_FDS`).
+    /// Starts a program in the network namespace bound to `namespace`, under a host name of its own, its output in `log`,
+    /// and, if given, a listening socket handed over as systemd does (`LISTEN_FDS`).
     pub fn start(
+        host: &str,
         namespace: &Path,
         listener: Option<TcpListener>,
         argv: &[String],
@@ -39,16 +40,17 @@ impl Daemon {
             .open(log)
             .with_context(|| format!("opening {}", log.display()))?;
         let mut command = Command::new("sh");
-        // `$$` stays the same through both exec calls, which is what LISTEN_PID must be.
+        // `$$` stays the same through all exec calls, which is what LISTEN_PID must be.
         let script = if let Some(listener) = listener {
             command.stdin(Stdio::from(OwnedFd::from(listener)));
-            "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec nsenter \"$@\""
+            "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec unshare --uts \"$@\""
         } else {
             command.stdin(Stdio::null());
-            "exec nsenter \"$@\""
+            "exec unshare --uts \"$@\""
         };
         let child = command
             .args(["-c", script, "sh"])
+            .args(["sh", "-c", "echo \"$0\" >/proc/sys/kernel/hostname && exec nsenter \"$@\"", host])
             .arg(format!("--net={}", namespace.display()))
             .arg("--")
             .args(argv)

@@ -17,7 +17,7 @@ pub fn bool<'a>(args: &[Value<'a>]) -> Outcome<'a> {
         [Value::String(s)] => match &**s {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Value::Bool(true)),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Value::Bool(false)),
-            other => Err(EvalError::value(format!("strconv.ParseBool: parsing {other:?}: invalid syntax"))),
+            _ => Err(unconvertible("bool")),
         },
         _ => Err(EvalError::NoSuchOverload),
     }
@@ -36,7 +36,7 @@ pub fn double<'a>(args: &[Value<'a>]) -> Outcome<'a> {
         [Value::Double(n)] => Ok(Value::Double(*n)),
         [Value::Int(n)] => Ok(Value::Double(*n as f64)),
         [Value::Uint(n)] => Ok(Value::Double(*n as f64)),
-        [Value::String(s)] => s.parse().map(Value::Double).map_err(|_| number_error("ParseFloat", s, false)),
+        [Value::String(s)] => s.parse().map(Value::Double).map_err(|_| unconvertible("double")),
         _ => Err(EvalError::NoSuchOverload),
     }
 }
@@ -50,7 +50,7 @@ pub fn duration<'a>(args: &[Value<'a>]) -> Outcome<'a> {
             .ok_or_else(|| EvalError::value("duration overflow")),
         [Value::String(s)] => super::time::parse_duration(s)
             .map(Value::Duration)
-            .ok_or_else(|| EvalError::value(format!("time: invalid duration {:?}", &**s))),
+            .ok_or_else(|| unconvertible("google.protobuf.Duration")),
         _ => Err(EvalError::NoSuchOverload),
     }
 }
@@ -67,10 +67,7 @@ pub fn int<'a>(args: &[Value<'a>]) -> Outcome<'a> {
         [Value::Double(_)] => Err(overflow()),
         [Value::Duration(n)] => Ok(Value::Int(*n)),
         [Value::Timestamp(t)] => Ok(Value::Int(t.as_second())),
-        [Value::String(s)] => s
-            .parse()
-            .map(Value::Int)
-            .map_err(|e: std::num::ParseIntError| number_error("ParseInt", s, is_overflow(&e))),
+        [Value::String(s)] => s.parse().map(Value::Int).map_err(|_| unconvertible("int")),
         _ => Err(EvalError::NoSuchOverload),
     }
 }
@@ -82,10 +79,7 @@ pub fn uint<'a>(args: &[Value<'a>]) -> Outcome<'a> {
         [Value::Int(n)] => u64::try_from(*n).map(Value::Uint).map_err(|_| overflow()),
         [Value::Double(n)] if *n >= 0.0 && *n < 18_446_744_073_709_551_615.0 => Ok(Value::Uint(*n as u64)),
         [Value::Double(_)] => Err(overflow()),
-        [Value::String(s)] => s
-            .parse()
-            .map(Value::Uint)
-            .map_err(|e: std::num::ParseIntError| number_error("ParseUint", s, is_overflow(&e))),
+        [Value::String(s)] => s.parse().map(Value::Uint).map_err(|_| unconvertible("uint")),
         _ => Err(EvalError::NoSuchOverload),
     }
 }
@@ -121,19 +115,14 @@ pub fn timestamp<'a>(args: &[Value<'a>]) -> Outcome<'a> {
             .ok_or_else(|| EvalError::value("timestamp overflow")),
         [Value::String(s)] => super::time::parse_timestamp(s)
             .map(Value::Timestamp)
-            .ok_or_else(|| EvalError::value(format!("parsing time {:?}: cannot parse as RFC 3339", &**s))),
+            .ok_or_else(|| unconvertible("google.protobuf.Timestamp")),
         _ => Err(EvalError::NoSuchOverload),
     }
 }
 
-fn is_overflow(e: &std::num::ParseIntError) -> bool {
-    use std::num::IntErrorKind as K;
-    matches!(e.kind(), K::PosOverflow | K::NegOverflow)
-}
-
-fn number_error(function: &str, text: &str, range: bool) -> EvalError {
-    let why = if range { "value out of range" } else { "invalid syntax" };
-    EvalError::value(format!("strconv.{function}: parsing {text:?}: {why}"))
+/// A text that does not read as a value of the type.
+fn unconvertible(to: &str) -> EvalError {
+    EvalError::value(format!("type conversion error from 'string' to '{to}'"))
 }
 
 /// The shortest text of a double, with an exponent from 1e+06 on and below 1e-04, as Go's `%g`.

@@ -154,7 +154,7 @@ pub fn contained<'a>(args: &[Value<'a>]) -> Outcome<'a> {
             }
             Ok(Value::Bool(false))
         }
-        [key, Value::Map(map)] => Ok(Value::Bool(Key::of(key).is_some_and(|key| map.get(&key).is_some()))),
+        [key, Value::Map(map)] => Ok(Value::Bool(Key::of(key).is_some_and(|key| map.has_key(&key)))),
         _ => Err(EvalError::NoSuchOverload),
     }
 }

@@ -89,6 +89,9 @@ pub(super) fn validate(crd: &Value, old: Option<&Value>, strict: &Strictness, er
     let mut strict = strict.clone();
     strict.structural |= !preserves;
     versions_of(versions, list, &strict, old, errors);
+    if let Some(first) = versions.first().map(|v| v.str_at("name")) {
+        all(SPEC.child("version"), first, names::dns1035_label(first), errors);
+    }
     required_names(crd, errors);
     names(crd.at("spec.names"), SPEC.child("names"), errors);
     if let Some(first) = versions.first() {
@@ -396,7 +399,7 @@ fn client_config(at: Path<'_>, client: &Value, strict: &Strictness, errors: &mut
     let url = client.get("url").and_then(Value::as_str);
     let service = client.get("service").filter(|s| s.is_object());
     match (url, service) {
-        (Some(url), None) => webhook_url(at.child("url"), url, errors),
+        (Some(url), None) => errors.extend(crate::validation::webhook_url(url, at.child("url"))),
         (None, Some(service)) => {
             let here = at.child("service");
             for field in ["name", "namespace"] {
@@ -424,27 +427,6 @@ fn client_config(at: Path<'_>, client: &Value, strict: &Strictness, errors: &mut
     if strict.ca_bundle && !bundle.is_empty() && !is_bundle(bundle) {
         let detail = "unable to load root certificates: unable to parse bytes as PEM block";
         errors.push(FieldError::invalid(at.child("caBundle"), bundle, detail));
-    }
-}
-
-fn webhook_url(at: Path<'_>, url: &str, errors: &mut Vec<FieldError>) {
-    const FORM: &str = "; desired format: https://host[/path]";
-    let mut push = |detail: String| errors.push(FieldError::invalid(at, url, detail));
-    let Some(rest) = url.strip_prefix("https://") else {
-        push(format!("'https' is the only allowed URL scheme{FORM}"));
-        return;
-    };
-    let (before_fragment, fragment) = rest.split_once('#').unwrap_or((rest, ""));
-    let (before_query, query) = before_fragment.split_once('?').unwrap_or((before_fragment, ""));
-    let authority = before_query.split('/').next().unwrap_or_default();
-    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-    if host.is_empty() {
-        push(format!("host must be specified{FORM}"));
-    }
-    for (part, name) in [(user, "user information"), (fragment, "fragments"), (query, "query parameters")] {
-        if !part.is_empty() {
-            push(format!("{name} are not permitted in the URL"));
-        }
     }
 }
 

@@ -53,7 +53,7 @@ fn what_is_wrong_is_named_as_kubernetes_names_it() {
         ("spec.conversion", json!({"strategy": "Odd"}), "spec.conversion.strategy: Unsupported value: \"Odd\": supported values: \"None\", \"Webhook\"".into()),
         ("spec.conversion", json!({"strategy": "Webhook"}), "spec.conversion.webhookClientConfig: Required value: required when strategy is set to Webhook".into()),
         ("spec.conversion", json!({"strategy": "Webhook", "webhook": {"clientConfig": {"url": "http://x"}, "conversionReviewVersions": ["v1"]}}),
-            "spec.conversion.webhookClientConfig.url: Invalid value: \"http://x\": 'https' is the only allowed URL scheme; desired format: https://host[/path]".into()),
+            "spec.conversion.webhookClientConfig.url: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: https://host[/path]".into()),
         ("spec.versions.0.subresources", json!({"scale": {}}), "spec.subresources.scale.specReplicasPath: Required value".into()),
         ("spec.versions.0.selectableFields", json!([{"jsonPath": ".spec"}]), "spec.selectableFields[0].jsonPath: Invalid value: \".spec\": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.".into()),
         ("spec.versions.0.additionalPrinterColumns", json!([{"name": "a", "type": "x", "jsonPath": ".a"}]), "spec.additionalPrinterColumns[0].type: Invalid value: \"x\": must be one of boolean,date,integer,number,string".into()),

@@ -243,7 +243,9 @@ fn node_object(node: &str, request: &Attributes<'_>) -> Answer {
         ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
         ("", "get" | "list" | "watch") if request.name == node => Ok(()),
         ("", "get" | "list" | "watch") => {
-            refuse(format!("node '{node}' cannot read '{}', only its own Node object", request.name))
+            let what =
+                if request.name.is_empty() { "all nodes".into() } else { format!("'{}'", request.name) };
+            refuse(format!("node '{node}' cannot read {what}, only its own Node object"))
         }
         _ => refuse(""),
     }

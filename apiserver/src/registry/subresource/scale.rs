@@ -1,7 +1,7 @@
 //! `scale`: the number of replicas alone, as `autoscaling/v1` Scale.
 
 use bytes::Bytes;
-use hawser_api::decode::{self, Dropped};
+use hawser_api::decode::{self, Dropped, Source};
 use hawser_api::kinds::Kind;
 use hawser_api::managed::apply::apply;
 use hawser_api::managed::managers::Managed;
@@ -9,6 +9,7 @@ use hawser_api::managed::reset::Reset;
 use hawser_api::managed::scale::{API_VERSION, to_object, to_scale};
 use hawser_api::managed::update::{Writer, update};
 use hawser_api::object::ObjectExt as _;
+use hawser_api::patch::undecodable;
 use hawser_api::schema;
 use hawser_api::selector::LabelSelector;
 use hawser_api::status::{FieldError, Status};
@@ -204,26 +205,27 @@ impl Registry {
         options: &WriteOptions,
     ) -> Result<Value, Status> {
         let ty = schema::find_kind(API_VERSION, KIND);
-        let normalize = |scale: &mut Value| match ty {
-            Some(ty) => decode::normalize(ty, scale, &mut Dropped::default())
-                .map_err(|e| hawser_api::patch::undecodable(scale, &e.0)),
-            None => Ok(()),
+        let normalize = |source, mut scale: Value| match ty {
+            Some(ty) => decode::normalize_from(source, ty, &mut scale, &mut Dropped::default())
+                .map(|()| scale)
+                .map_err(|e| e.0),
+            None => Ok(scale),
         };
         let mut scale = match sent {
             Sent::Whole(scale) => scale.clone(),
             Sent::Patch(patch) => {
                 // A patch says for itself which version it is for.
-                let mut scale = patch.apply(ty, live)?;
-                normalize(&mut scale)?;
-                scale
+                let patched = patch.apply(ty, live)?;
+                normalize(patch.source(), patched.clone())
+                    .map_err(|why| patch.undecodable(ty, &patched, &why))?
             }
             Sent::Configuration(config) => {
                 let empty = nothing(API_VERSION, KIND);
                 let force = options.force.unwrap_or(false);
                 let applied = apply(writer, KIND, live, &empty, &config.value, force)?;
                 config.report(call, options.field_validation)?;
-                let mut scale = applied.object;
-                normalize(&mut scale)?;
+                let mut scale = normalize(Source::Json, applied.object)
+                    .map_err(|why| undecodable(ty, &config.value, &config.value, &why))?;
                 scale.set_meta("managedFields", applied.managed.to_value().unwrap_or(Value::Null));
                 scale
             }
