@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{build, build_ebpf, deps, images, sandbox, setup, test};
+use xtask::{build, build_ebpf, deps, images, sandbox, setup, test, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs and tests Hawser")]
@@ -55,6 +55,8 @@ enum Task {
         /// Only these parts: api, nodes, xdp
         parts: Vec<String>,
     },
+    /// Loads, attaches and runs the eBPF programs on an old kernel, Debian 12's 6.1, in a virtual machine
+    VmTest,
     /// What continuous integration runs: setup, then test
     Ci,
 }
@@ -101,6 +103,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Deps => deps::check(),
         Task::Test => test::run(),
         Task::Bench { parts } => bench(&parts),
+        Task::VmTest => vm::test(),
         Task::Ci => {
             setup::run()?;
             test::run()
