@@ -7,7 +7,9 @@ use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::cluster::{Cluster, TestNode, TestPod, service, slice};
-use common::traffic::{TIMEOUT, exchange, exchange_much, hooked, serve, starts, tcp, udp, udp_connected, unhooked};
+use common::traffic::{
+    TIMEOUT, exchange, exchange_much, hooked, serve, starts, tcp, udp, udp_connected, unhooked,
+};
 use common::{errno, eventually, isolated};
 use hawser_proxy::maps::Maps;
 

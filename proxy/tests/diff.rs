@@ -241,17 +241,19 @@ fn ranges_change_with_all_else() {
     let backend = |n: u8| L4Addr::new(Ipv4Addr::new(10, 1, 0, n), 8080, Protocol::Tcp);
     let all = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.2.0.0/16", "192.0.2.0/25"];
     let clients = ["10.1.2.3", "10.1.3.3", "10.2.0.1", "10.3.0.1", "192.0.2.1", "192.0.2.200"];
-    let spec = (prop::collection::btree_set(0..all.len(), 0..4), prop::collection::btree_set(1..5u8, 0..4), 0..3u8)
-        .prop_map(move |(ranges, backends, odd)| {
-            let ranges: Vec<_> = ranges.iter().map(|range| all[*range].parse().expect("a prefix")).collect();
-            FrontendSpec {
-                flags: if ranges.is_empty() { 0 } else { SERVICE_SOURCE_RANGES }
-                    | if odd == 0 { SERVICE_DSR } else { 0 },
-                backends: backends.into_iter().map(|n| (backend(n), 0)).collect(),
-                source_ranges: ranges.into(),
-                ..FrontendSpec::default()
-            }
-        });
+    let spec =
+        (prop::collection::btree_set(0..all.len(), 0..4), prop::collection::btree_set(1..5u8, 0..4), 0..3u8)
+            .prop_map(move |(ranges, backends, odd)| {
+                let ranges: Vec<_> =
+                    ranges.iter().map(|range| all[*range].parse().expect("a prefix")).collect();
+                FrontendSpec {
+                    flags: if ranges.is_empty() { 0 } else { SERVICE_SOURCE_RANGES }
+                        | if odd == 0 { SERVICE_DSR } else { 0 },
+                    backends: backends.into_iter().map(|n| (backend(n), 0)).collect(),
+                    source_ranges: ranges.into(),
+                    ..FrontendSpec::default()
+                }
+            });
     let ask = |maps: &FakeMaps, client: &str| {
         let client = Client::Packet(client.parse().expect("an address"), 1);
         as_decision(&maps.lookup(&frontend, client)).expect("whole")
