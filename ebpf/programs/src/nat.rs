@@ -382,12 +382,7 @@ fn still_holds<F: Family>(packet: &Packet<F::Address>, entry: &Rewrite<F::Addres
         return true;
     }
     entry.flags & CT_CLOSING == 0
-        && lb::slot_holds::<F>(
-            &lookup::<F>(packet),
-            || scope(origin),
-            entry.slot,
-            entry.backend_id,
-        )
+        && lb::slot_holds::<F>(&lookup::<F>(packet), || scope(origin), entry.slot, entry.backend_id)
 }
 
 /// Masquerades what a pod sends out of the cluster. `false` when this is nothing of the kind.
