@@ -200,8 +200,28 @@ map_types! {
         pub chunk: u8,
     }
 
-    /// Value of `hawser_lb_sockets`, by `SO_COOKIE`: a socket that is counted in `hawser_lb_connections`.
-    pub struct CountedSocket [16] {
+    /// Value of `hawser_lb_sockets`, by `SO_COOKIE`: a socket of TCP that was translated and is counted in
+    /// `hawser_lb_connections`.
+    pub struct CountedSocket [40] {
+        /// `SO_NETNS_COOKIE` of its network namespace, where it can be destroyed.
+        pub netns_cookie: u64,
+        /// Address of the backend that it is connected to, IPv4 in the first word. Zero in elements of an older layout:
+        /// such sockets are in the maps for reverse translation.
+        pub address_be: [u32; 4],
+        /// That backend.
+        pub backend_id: u32,
+        /// Frontend that it asked for; 0 when that is gone.
+        pub rev_nat_id: u32,
+        /// Port of the backend.
+        pub port_be: u16,
+        /// Zero.
+        pub pad: u16,
+        /// 4 or 6.
+        pub family: u32,
+    }
+
+    /// The same as layouts before 5 had it.
+    pub struct OldCountedSocket [16] {
         /// Backend that it is connected to.
         pub backend_id: u32,
         /// Frontend that it asked for.

@@ -64,8 +64,6 @@ pub trait Family: lb::Family<Address: PartialEq> {
     fn aside() -> Option<*mut Aside<Self::Address>>;
     /// Next hops that this CPU found.
     fn hops() -> &'static PerCpuArray<Hop<Self::Address>>;
-    /// The address' words, for a hash.
-    fn words(address_be: Self::Address) -> [u32; 4];
 }
 
 impl Family for V4 {
@@ -151,11 +149,6 @@ impl Family for V4 {
     #[inline(always)]
     fn client(address_be: u32) -> Client {
         Client::address4(address_be)
-    }
-
-    #[inline(always)]
-    fn words(address_be: u32) -> [u32; 4] {
-        [address_be, 0, 0, 0]
     }
 }
 
@@ -267,10 +260,5 @@ impl Family for V6 {
     #[inline(always)]
     fn client(address_be: Address6) -> Client {
         Client::address6(address_be)
-    }
-
-    #[inline(always)]
-    fn words(address_be: Address6) -> [u32; 4] {
-        address_be
     }
 }

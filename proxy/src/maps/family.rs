@@ -324,7 +324,8 @@ where
         Ok(())
     }
 
-    /// Sockets that were translated to one of these backends by one of these frontends, by cookie.
+    /// Sockets that were translated to one of these backends by one of these frontends, by cookie, but those that are
+    /// counted.
     pub fn sockets_of(
         &self,
         wanted: &HashSet<(u32, L4Addr)>,
@@ -346,7 +347,8 @@ where
         })
     }
 
-    pub fn forget_sockets(&mut self) -> Result<(), MapError> {
+    /// Forgets the sockets of frontends that are gone. Returns the frontends that are not.
+    pub fn forget_sockets(&mut self) -> Result<HashSet<u32>, MapError> {
         let live: HashSet<u32> =
             dump(A::NAMES.reverse_nat, &self.reverse_nat)?.into_iter().map(|(id, _)| id).collect();
         for (key, value) in dump(A::NAMES.reverse_sk, &self.reverse_sk)? {
@@ -354,7 +356,7 @@ where
                 deleted(A::NAMES.reverse_sk, self.reverse_sk.remove(&key))?;
             }
         }
-        Ok(())
+        Ok(live)
     }
 }
 

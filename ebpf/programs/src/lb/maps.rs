@@ -5,9 +5,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap};
 use hawser_ebpf_common::lb::{
     Address6, AffinityKey, AffinityMatch, AffinityMatchKey, AffinityValue, Backend, Backend4, Backend6,
-    CountedSocket, ForwardSk, LbConfig, MaglevChunk, MaglevKey, ReverseNat, ReverseNat4, ReverseNat6,
-    ReverseSk, ServiceEntry, ServiceEntry4, ServiceEntry6, ServiceKey, ServiceKey4, ServiceKey6, SocketKey,
-    SocketKey4, SocketKey6, SourceRangeKey,
+    CountedSocket, ForwardSk, LbConfig, MaglevChunk, MaglevKey, OldCountedSocket, ReverseNat, ReverseNat4,
+    ReverseNat6, ReverseSk, ServiceEntry, ServiceEntry4, ServiceEntry6, ServiceKey, ServiceKey4, ServiceKey6,
+    SocketKey, SocketKey4, SocketKey6, SourceRangeKey,
 };
 
 #[map(name = "hawser_lb4_services")]
@@ -53,6 +53,9 @@ pub static CONNECTIONS: HashMap<u32, u64> = HashMap::pinned(524_288, BPF_F_NO_PR
 
 #[map(name = "hawser_lb_sockets")]
 pub static SOCKETS: HashMap<u64, CountedSocket> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+/// As [`crate::maps::OLD_CT`].
+#[map(name = "hawser_lb_sockets_old")]
+pub static OLD_SOCKETS: HashMap<u64, OldCountedSocket> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
 
 #[map(name = "hawser_lb_config")]
 pub static LB_CONFIG: Array<LbConfig> = Array::pinned(1, 0);
@@ -62,6 +65,8 @@ pub trait Family {
     type Address: Copy + Default + 'static;
     /// 4 or 6.
     const NUMBER: u32;
+    /// The address' words; IPv4 in the first.
+    fn words(address_be: Self::Address) -> [u32; 4];
     fn services() -> &'static HashMap<ServiceKey<Self::Address>, ServiceEntry<Self::Address>>;
     fn backends() -> &'static HashMap<u32, Backend<Self::Address>>;
     fn reverse_nats() -> &'static HashMap<u32, ReverseNat<Self::Address>>;
@@ -70,11 +75,16 @@ pub trait Family {
 }
 
 macro_rules! family {
-    ($name:ident, $address:ty, $number:literal, $services:ident, $backends:ident, $reverse_nat:ident, $reverse_sk:ident,
+    ($name:ident, $address:ty, $number:literal, $words:expr, $services:ident, $backends:ident, $reverse_nat:ident, $reverse_sk:ident,
         $forward_sk:ident) => {
         impl Family for $name {
             type Address = $address;
             const NUMBER: u32 = $number;
+            #[inline(always)]
+            fn words(address_be: $address) -> [u32; 4] {
+                let words: fn($address) -> [u32; 4] = $words;
+                words(address_be)
+            }
             #[inline(always)]
             fn services() -> &'static HashMap<ServiceKey<$address>, ServiceEntry<$address>> {
                 &$services
@@ -104,5 +114,15 @@ pub struct V4;
 /// IPv6.
 pub struct V6;
 
-family!(V4, u32, 4, SERVICES4, BACKENDS4, REVERSE_NAT4, REVERSE_SK4, FORWARD_SK4);
-family!(V6, Address6, 6, SERVICES6, BACKENDS6, REVERSE_NAT6, REVERSE_SK6, FORWARD_SK6);
+family!(
+    V4,
+    u32,
+    4,
+    |address| [address, 0, 0, 0],
+    SERVICES4,
+    BACKENDS4,
+    REVERSE_NAT4,
+    REVERSE_SK4,
+    FORWARD_SK4
+);
+family!(V6, Address6, 6, |address| address, SERVICES6, BACKENDS6, REVERSE_NAT6, REVERSE_SK6, FORWARD_SK6);

@@ -13,7 +13,7 @@ use hawser_ebpf_common::lb::{
 };
 use hawser_ebpf_common::metrics::reason;
 
-pub use maps::{AFFINITY, CONNECTIONS, Family, LB_CONFIG, SOCKETS, V4, V6};
+pub use maps::{AFFINITY, CONNECTIONS, Family, LB_CONFIG, OLD_SOCKETS, SOCKETS, V4, V6};
 use maps::{AFFINITY_MATCH, MAGLEV, SOURCE_RANGE};
 
 /// How often a choice starts again when an update took the slot away meanwhile.
@@ -64,8 +64,6 @@ pub struct Choice<A> {
     pub rev_nat_id: u32,
     /// `SERVICE_*` of the frontend.
     pub flags: u32,
-    /// The choice was made by load: count the connection.
-    pub counted: bool,
 }
 
 /// Result of a lookup.
@@ -157,7 +155,6 @@ pub fn select<F: Family>(
         let pick = Pick { key, master, scope, count };
         let mut slot = 0;
         let mut at = At::default();
-        let mut counted = false;
         if let Some((wanted, id)) = lookup.preferred
             && pick.holds::<F>(wanted, id)
         {
@@ -183,7 +180,6 @@ pub fn select<F: Family>(
             let Some(chosen) = pick.at::<F>(slot) else { continue };
             at = chosen;
             if least && count > 1 {
-                counted = true;
                 let other = pick.another(slot);
                 if let Some(chosen) = pick.at::<F>(other)
                     && open_connections(chosen.backend_id) < open_connections(at.backend_id)
@@ -210,7 +206,6 @@ pub fn select<F: Family>(
             backend_id,
             rev_nat_id: master.rev_nat_id,
             flags: master.flags,
-            counted,
         });
     }
     Selected::NoBackend
