@@ -8,7 +8,7 @@ use kube::core::Selector;
 use serde_json::json;
 
 use crate::cache::{BY_CONTROLLER, BY_SELECTOR, ORPHANS, Store};
-use crate::object::{self, Key, Object};
+use crate::object::{self, Held, Key, Metadata, Object};
 use crate::plan::Act;
 
 /// What became of the candidates.
@@ -21,18 +21,18 @@ pub struct Claims<K> {
 
 /// The owners of one kind that a dependent concerns: its controller, or for an orphan all that select it. The kind's store
 /// has the index [`BY_SELECTOR`].
-pub fn owners<O: Object, K: Object>(
+pub fn owners<O: Object, K: Held>(
     store: &Store<O>,
     selector: impl Fn(&O) -> Option<Selector>,
     dependent: &K,
 ) -> Vec<Key> {
     let namespace = object::namespace(dependent);
-    if let Some(owner) = object::controller_ref(dependent.meta()) {
+    if let Some(owner) = object::controller_ref(dependent.held_meta()) {
         let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
         let ours = owner.kind == O::kind(&()) && group == O::group(&());
         return ours.then(|| Key::new(namespace, &owner.name)).into_iter().collect();
     }
-    let labels = &dependent.meta().labels;
+    let labels = dependent.held_meta().labels();
     object::label_buckets(namespace, labels)
         .iter()
         .flat_map(|bucket| store.by_index(BY_SELECTOR, bucket))
@@ -43,7 +43,7 @@ pub fn owners<O: Object, K: Object>(
 
 /// What an owner may claim: its own, and the orphans that its selector could match. The owners' store has the index
 /// [`BY_SELECTOR`], the dependents' one [`BY_CONTROLLER`] and [`ORPHANS`].
-pub fn candidates<O: Object, K: Object>(owners: &Store<O>, dependents: &Store<K>, owner: &O) -> Vec<Arc<K>> {
+pub fn candidates<O: Object, K: Held>(owners: &Store<O>, dependents: &Store<K>, owner: &O) -> Vec<Arc<K>> {
     let mut candidates = dependents.by_index(BY_CONTROLLER, object::uid(owner));
     for bucket in owners.values_of(BY_SELECTOR, owner) {
         candidates.extend(dependents.by_index(ORPHANS, &bucket));
@@ -56,7 +56,7 @@ pub fn candidates<O: Object, K: Object>(owners: &Store<O>, dependents: &Store<K>
 /// An owner that is being deleted claims nothing new and releases nothing; an object that is being
 /// deleted is neither adopted nor released. `adoptable` is a further demand on what is adopted. `finalizer` is put
 /// on what is adopted and taken from what is released.
-pub fn claim<O: Object, K: Object>(
+pub fn claim<O: Object, K: Held>(
     owner: &O,
     selector: &Selector,
     finalizer: Option<&str>,
@@ -66,8 +66,8 @@ pub fn claim<O: Object, K: Object>(
     let mut claims = Claims { claimed: Vec::new(), acts: Vec::new() };
     let leaving = object::is_deleting(owner);
     for candidate in candidates {
-        let fits = object::matches(selector, &candidate.meta().labels);
-        match object::controller_ref(candidate.meta()) {
+        let fits = object::matches(selector, candidate.held_meta().labels());
+        match object::controller_ref(candidate.held_meta()) {
             Some(by) if by.uid == object::uid(owner) => {
                 if fits {
                     claims.claimed.push(candidate.clone());
@@ -90,33 +90,34 @@ pub fn claim<O: Object, K: Object>(
 
 /// Adds the owner to the candidate's references. The resourceVersion is a precondition: a merge patch
 /// replaces the whole list, and another may adopt at the same moment.
-fn adopt<O: Object, K: Object>(owner: &O, candidate: &K, finalizer: Option<&str>) -> Act {
+fn adopt<O: Object, K: Held>(owner: &O, candidate: &K, finalizer: Option<&str>) -> Act {
     let mut owners = others(owner, candidate);
     owners.push(object::new_controller_ref(owner));
-    let mut finalizers = candidate.meta().finalizers.clone().unwrap_or_default();
-    finalizers.extend(finalizer.filter(|f| !object::has_finalizer(candidate.meta(), f)).map(str::to_owned));
+    let mut finalizers = candidate.held_meta().finalizers().to_vec();
+    finalizers
+        .extend(finalizer.filter(|f| !object::has_finalizer(candidate.held_meta(), f)).map(str::to_owned));
     patch(candidate, &owners, &finalizers)
 }
 
-fn release<O: Object, K: Object>(owner: &O, candidate: &K, finalizer: Option<&str>) -> Act {
-    let mut finalizers = candidate.meta().finalizers.clone().unwrap_or_default();
+fn release<O: Object, K: Held>(owner: &O, candidate: &K, finalizer: Option<&str>) -> Act {
+    let mut finalizers = candidate.held_meta().finalizers().to_vec();
     finalizers.retain(|f| Some(f.as_str()) != finalizer);
     patch(candidate, &others(owner, candidate), &finalizers)
 }
 
 /// The candidate's other owners.
-fn others<O: Object, K: Object>(owner: &O, candidate: &K) -> Vec<OwnerReference> {
-    let mut owners = candidate.meta().owner_references.clone().unwrap_or_default();
+fn others<O: Object, K: Held>(owner: &O, candidate: &K) -> Vec<OwnerReference> {
+    let mut owners = candidate.held_meta().owner_references().to_vec();
     owners.retain(|r| r.uid != object::uid(owner));
     owners
 }
 
-fn patch<K: Object>(candidate: &K, owners: &[OwnerReference], finalizers: &[String]) -> Act {
+fn patch<K: Held>(candidate: &K, owners: &[OwnerReference], finalizers: &[String]) -> Act {
     let mut meta = json!({
-        "resourceVersion": candidate.meta().resource_version,
+        "resourceVersion": candidate.held_meta().resource_version(),
         "ownerReferences": owners,
     });
-    if finalizers != candidate.meta().finalizers.as_deref().unwrap_or_default() {
+    if finalizers != candidate.held_meta().finalizers() {
         meta["finalizers"] = json!(finalizers);
     }
     Act::patch(candidate, None, json!({ "metadata": meta })).may_be_absent()

@@ -7,14 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v1::Scale;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Client;
 use kube::core::Request;
 
-use crate::cache::{BY_LABEL, BY_SELECTOR, Caches};
+use crate::cache::{BY_LABEL, BY_SELECTOR, Caches, Pod};
 use crate::deployment::resolve;
 use crate::discovery::discover;
 use crate::object::{self, Key};
@@ -283,9 +282,9 @@ impl Controller for Disruption {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Harness, lag};
+    use crate::testing::{Harness, held, lag};
     use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
-    use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
+    use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
     use k8s_openapi::api::policy::v1::PodDisruptionBudgetSpec;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
     use proptest::prelude::*;
@@ -417,7 +416,7 @@ mod tests {
                     h.settle_lagging(100, &mut lagging).await;
                 }
                 h.settle(100).await;
-                let healthy = h.model.lock().list::<Pod>().iter().filter(|p| pods::is_ready(p)).count() as i32;
+                let healthy = h.model.lock().list::<Pod>().iter().filter(|p| pods::is_ready(&held(p))).count() as i32;
                 prop_assert_eq!(status(&h).disruptions_allowed, Some((healthy - least).max(0)));
                 Ok(())
             })?;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::cache::Caches;
+use crate::cache::{Caches, Pod};
 use crate::object::{self, Key, Labels};
 use crate::plan::{Act, Note, Plan};
 use crate::pods;
@@ -244,8 +244,10 @@ impl Controller for EndpointsController {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::Harness;
-    use k8s_openapi::api::core::v1::{PodCondition, PodIP, PodSpec, PodStatus, ServicePort, ServiceSpec};
+    use crate::testing::{Harness, held};
+    use k8s_openapi::api::core::v1::{
+        Pod, PodCondition, PodIP, PodSpec, PodStatus, ServicePort, ServiceSpec,
+    };
     use proptest::prelude::*;
 
     fn meta(name: &str) -> ObjectMeta {
@@ -315,7 +317,7 @@ mod tests {
 
     #[test]
     fn too_many_addresses_are_cut_and_marked() {
-        let pods = (0..1200).map(|n| Arc::new(pod(n, n >= 600))).collect();
+        let pods = (0..1200).map(|n| Arc::new(held(&pod(n, n >= 600)))).collect();
         let view =
             View { key: Key::new("ns", "web"), service: Some(Arc::new(service())), pods, stored: None };
         let plan = reconcile(&view, Timestamp::UNIX_EPOCH);
@@ -353,7 +355,7 @@ mod tests {
                     .flat_map(|s| s.addresses.into_iter().chain(s.not_ready_addresses)).flatten()
                     .map(|a| a.ip).collect();
                 got.sort();
-                let mut want: Vec<String> = h.model.lock().list::<Pod>().iter().flat_map(services::ips).collect();
+                let mut want: Vec<String> = h.model.lock().list::<Pod>().iter().flat_map(|p| services::ips(&held(p))).collect();
                 want.sort();
                 prop_assert_eq!(got, want);
                 prop_assert!(h.plan(&Key::new("ns", "web")).await.is_empty());

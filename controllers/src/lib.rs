@@ -22,6 +22,7 @@ pub mod discovery;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod eviction;
 pub mod gc;
 pub mod hash;
 pub mod job;

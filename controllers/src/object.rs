@@ -8,9 +8,12 @@ use std::fmt::Debug;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
+use kube::Resource;
 use kube::core::{Selector, SelectorExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+pub use crate::cache::{Held, Metadata};
 
 /// Label or annotation maps as Kubernetes types hold them.
 pub type Labels = BTreeMap<String, String>;
@@ -63,7 +66,7 @@ impl Key {
     }
 
     /// The key of an object.
-    pub fn of<K: Object>(object: &K) -> Self {
+    pub fn of<K: Held>(object: &K) -> Self {
         Self::new(namespace(object), name(object))
     }
 }
@@ -85,38 +88,43 @@ impl fmt::Debug for Key {
 }
 
 /// The object's name, empty when unset.
-pub fn name<K: Object>(object: &K) -> &str {
-    object.meta().name.as_deref().unwrap_or_default()
+pub fn name<K: Held>(object: &K) -> &str {
+    object.held_meta().name()
 }
 
 /// The object's namespace, empty when unset.
-pub fn namespace<K: Object>(object: &K) -> &str {
-    object.meta().namespace.as_deref().unwrap_or_default()
+pub fn namespace<K: Held>(object: &K) -> &str {
+    object.held_meta().namespace()
 }
 
 /// The object's uid, empty when unset.
-pub fn uid<K: Object>(object: &K) -> &str {
-    object.meta().uid.as_deref().unwrap_or_default()
+pub fn uid<K: Held>(object: &K) -> &str {
+    object.held_meta().uid()
+}
+
+/// The object's uid, if it has one.
+pub fn known_uid<K: Held>(object: &K) -> Option<String> {
+    Some(uid(object).to_owned()).filter(|uid| !uid.is_empty())
 }
 
 /// Whether deletion of the object has begun.
-pub fn is_deleting<K: Object>(object: &K) -> bool {
-    object.meta().deletion_timestamp.is_some()
+pub fn is_deleting<K: Held>(object: &K) -> bool {
+    object.held_meta().deletion_timestamp().is_some()
 }
 
 /// Whether the object carries `finalizer`.
-pub fn has_finalizer(meta: &ObjectMeta, finalizer: &str) -> bool {
-    meta.finalizers.as_ref().is_some_and(|f| f.iter().any(|f| f == finalizer))
+pub fn has_finalizer(meta: &(impl Metadata + ?Sized), finalizer: &str) -> bool {
+    meta.finalizers().iter().any(|f| f == finalizer)
 }
 
 /// The value of a label.
-pub fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
-    meta.labels.as_ref()?.get(key).map(String::as_str)
+pub fn label<'a>(meta: &'a impl Metadata, key: &str) -> Option<&'a str> {
+    meta.labels().as_ref()?.get(key).map(String::as_str)
 }
 
 /// The value of an annotation.
-pub fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
-    meta.annotations.as_ref()?.get(key).map(String::as_str)
+pub fn annotation<'a>(meta: &'a impl Metadata, key: &str) -> Option<&'a str> {
+    meta.annotation(key)
 }
 
 /// Sets an annotation and tells whether that changed anything.
@@ -131,20 +139,20 @@ pub fn set_annotation(meta: &mut ObjectMeta, key: &str, value: impl Into<String>
 }
 
 /// The one owner that manages the object (`controller: true`).
-pub fn controller_ref(meta: &ObjectMeta) -> Option<&OwnerReference> {
-    meta.owner_references.as_ref()?.iter().find(|r| r.controller == Some(true))
+pub fn controller_ref(meta: &impl Metadata) -> Option<&OwnerReference> {
+    meta.owner_references().iter().find(|r| r.controller == Some(true))
 }
 
 /// Whether `owner` is the managing controller of the object with `meta`.
-pub fn is_controlled_by<K: Object>(meta: &ObjectMeta, owner: &K) -> bool {
+pub fn is_controlled_by<K: Held>(meta: &impl Metadata, owner: &K) -> bool {
     controller_ref(meta).is_some_and(|r| r.uid == uid(owner))
 }
 
 /// An owner reference that names `owner` as the managing controller.
-pub fn new_controller_ref<K: Object>(owner: &K) -> OwnerReference {
+pub fn new_controller_ref<K: Held>(owner: &K) -> OwnerReference {
     OwnerReference {
-        api_version: K::api_version(&()).into_owned(),
-        kind: K::kind(&()).into_owned(),
+        api_version: K::Wire::api_version(&()).into_owned(),
+        kind: K::Wire::kind(&()).into_owned(),
         name: name(owner).to_owned(),
         uid: uid(owner).to_owned(),
         controller: Some(true),
@@ -153,14 +161,15 @@ pub fn new_controller_ref<K: Object>(owner: &K) -> OwnerReference {
 }
 
 /// A reference to `object` as events and `targetRef` hold it.
-pub fn reference<K: Object>(object: &K) -> ObjectReference {
+pub fn reference<K: Held>(object: &K) -> ObjectReference {
+    let said = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
     ObjectReference {
-        api_version: Some(K::api_version(&()).into_owned()),
-        kind: Some(K::kind(&()).into_owned()),
-        name: object.meta().name.clone(),
-        namespace: object.meta().namespace.clone(),
-        uid: object.meta().uid.clone(),
-        resource_version: object.meta().resource_version.clone(),
+        api_version: Some(K::Wire::api_version(&()).into_owned()),
+        kind: Some(K::Wire::kind(&()).into_owned()),
+        name: said(name(object)),
+        namespace: said(namespace(object)),
+        uid: said(uid(object)),
+        resource_version: object.held_meta().resource_version().map(str::to_owned),
         field_path: None,
     }
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::discovery::ApiResource;
 use serde_json::Value;
 
-use crate::object::{self, Object};
+use crate::object::{self, Held, Object};
 
 /// The object that an action is about.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,9 +25,9 @@ pub struct Target {
 
 impl Target {
     /// The target that `object` is.
-    pub fn of<K: Object>(object: &K) -> Self {
+    pub fn of<K: Held>(object: &K) -> Self {
         Self {
-            resource: ApiResource::erase::<K>(&()),
+            resource: ApiResource::erase::<K::Wire>(&()),
             namespace: object::namespace(object).to_owned(),
             name: object::name(object).to_owned(),
         }
@@ -192,7 +192,7 @@ impl Act {
     }
 
     /// Applies a merge patch to `object`, on the condition that it is still the same (by uid).
-    pub fn patch<K: Object>(object: &K, subresource: Option<&'static str>, mut patch: Value) -> Self {
+    pub fn patch<K: Held>(object: &K, subresource: Option<&'static str>, mut patch: Value) -> Self {
         if subresource.is_none() {
             patch["metadata"]["uid"] = Value::from(object::uid(object));
         }
@@ -200,10 +200,10 @@ impl Act {
     }
 
     /// Deletes `object`, on the condition that it is still the same (by uid).
-    pub fn delete<K: Object>(object: &K) -> Self {
+    pub fn delete<K: Held>(object: &K) -> Self {
         Self::delete_with(
             Target::of(object),
-            DeleteOptions { uid: object.meta().uid.clone(), ..DeleteOptions::default() },
+            DeleteOptions { uid: object::known_uid(object), ..DeleteOptions::default() },
         )
     }
 

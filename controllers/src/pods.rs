@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{Pod as NewPod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
+use crate::cache::{Condition, Pod};
 use crate::object::{self, Object};
 
 /// Annotation that makes a pod cheaper (lower) or dearer to delete.
@@ -16,7 +17,7 @@ pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// The pod's phase, empty when unset.
 pub fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+    &pod.status.phase
 }
 
 /// Whether the pod has run to its end.
@@ -35,8 +36,8 @@ pub fn is_terminating(pod: &Pod) -> bool {
 }
 
 /// A condition of the pod.
-pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
-    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
+pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a Condition> {
+    pod.status.conditions.iter().find(|c| c.type_ == kind)
 }
 
 /// Whether the pod's Ready condition is true.
@@ -62,13 +63,13 @@ pub fn until_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Opt
 
 /// The node the pod is on, empty when it is on none.
 pub fn node(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
+    &pod.node_name
 }
 
 /// A pod of `template`, owned and managed by `owner`. The server completes the name.
-pub fn from_template<K: Object>(template: &PodTemplateSpec, owner: &K) -> Pod {
+pub fn from_template<K: Object>(template: &PodTemplateSpec, owner: &K) -> NewPod {
     let meta = template.metadata.clone().unwrap_or_default();
-    Pod {
+    NewPod {
         metadata: ObjectMeta {
             generate_name: Some(generated_prefix(object::name(owner))),
             namespace: owner.meta().namespace.clone(),
@@ -153,6 +154,6 @@ fn ready_since(pod: &Pod) -> Option<&Time> {
 
 /// Restarts of the container that restarted most often.
 fn restarts(pod: &Pod) -> i32 {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
-    statuses.into_iter().flatten().map(|s| s.restart_count).max().unwrap_or(0)
+    let containers = pod.status.containers.iter().filter(|c| !c.is_init);
+    containers.map(|c| c.restart_count).max().unwrap_or(0)
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 
-use crate::cache::{BY_ATTRIBUTES_CLASS, BY_CLAIM, Caches, Store};
+use crate::cache::{BY_ATTRIBUTES_CLASS, BY_CLAIM, Caches, Pod, Store};
 use crate::object::{self, Key, Object};
 use crate::plan::{Act, Plan};
 use crate::pods;
@@ -164,7 +164,7 @@ pub fn reconcile<K: Protected>(view: &View<K>, _now: Timestamp) -> Plan {
 }
 
 /// The controller of one kind. Keys are the kind's objects.
-pub struct Protection<K> {
+pub struct Protection<K: Protected> {
     caches: Arc<Caches>,
     store: fn(&Caches) -> &Store<K>,
 }
@@ -204,7 +204,8 @@ impl<K: Protected> Controller for Protection<K> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::{
-        PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PersistentVolumeStatus, PodSpec, Volume,
+        PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, PersistentVolumeStatus, Pod, PodSpec,
+        Volume,
     };
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 

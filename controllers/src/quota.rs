@@ -13,7 +13,7 @@ use hawser_api::quantity::Quantity;
 use hawser_api::quota::{self, Item, Quota};
 use hawser_api::resources::{self, ResourceList};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ResourceQuota, Service};
 use kube::core::{DynamicObject, PartialObjectMeta, Request};
 use kube::discovery::ApiResource;
 use kube::runtime::WatchStreamExt;
@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{BY_NAMESPACE, Caches};
+use crate::cache::{BY_NAMESPACE, Caches, Pod};
 use crate::discovery::discover;
 use crate::object::{self, Key};
 use crate::plan::Plan;
@@ -395,6 +395,7 @@ impl Controller for Quotas {
 mod tests {
     use super::*;
     use crate::testing::{Harness, lag};
+    use k8s_openapi::api::core::v1::Pod;
     use proptest::prelude::*;
     use serde_json::json;
 

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::cache::{BY_NODE, BY_SELECTOR, Caches, Change};
+use crate::cache::{BY_NODE, BY_SELECTOR, Caches, Change, Pod};
 use crate::object::{self, Key, Labels};
 use crate::pods;
 use crate::runner::Queue;
@@ -106,12 +106,7 @@ fn concerns_endpoints(change: &Change<'_, Pod>) -> bool {
 
 /// The pod's addresses, of either family.
 pub fn ips(pod: &Pod) -> Vec<String> {
-    let Some(status) = &pod.status else { return Vec::new() };
-    let listed: Vec<String> = status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
-    if listed.is_empty() { status.pod_ip.clone().into_iter().collect() } else { listed }
-        .into_iter()
-        .filter(|ip| !ip.is_empty())
-        .collect()
+    pod.status.ips.iter().map(|ip| ip.to_string()).collect()
 }
 
 /// The number of the pod's port that a Service port leads to; `None` if the pod has no such port.
@@ -148,9 +143,9 @@ pub fn hostname(pod: &Pod, service: &Service) -> Option<String> {
 pub fn pod_reference(pod: &Pod) -> ObjectReference {
     ObjectReference {
         kind: Some("Pod".to_owned()),
-        namespace: pod.metadata.namespace.clone(),
-        name: pod.metadata.name.clone(),
-        uid: pod.metadata.uid.clone(),
+        namespace: Some(object::namespace(pod).to_owned()),
+        name: Some(object::name(pod).to_owned()),
+        uid: object::known_uid(pod),
         ..ObjectReference::default()
     }
 }

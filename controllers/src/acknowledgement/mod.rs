@@ -20,12 +20,12 @@ use hawser_api::dataplane::{
 };
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Pod, PodCondition, Service};
+use k8s_openapi::api::core::v1::{PodCondition, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::cache::{BY_NODE, BY_TARGET, Caches};
+use crate::cache::{BY_NODE, BY_TARGET, Caches, Pod};
 use crate::endpointslice::{SERVICE_NAME, desired};
 use crate::object::{self, Key};
 use crate::plan::{Act, Plan};
@@ -86,8 +86,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
         Wish::Drained => (DRAINED, None),
     };
     let pod = view.pod.as_ref();
-    let mut conditions: Vec<PodCondition> =
-        pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+    let mut conditions = pod.conditions();
     conditions.retain(|c| c.type_ != kind);
     conditions.push(PodCondition {
         type_: kind.to_owned(),

@@ -1,13 +1,15 @@
 //! Cases, and the promise itself: nothing is said that a live node has not acknowledged.
 
 use k8s_openapi::api::coordination::v1::LeaseSpec;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, ObjectReference, PodIP, PodSpec, PodStatus, ServiceSpec};
+use k8s_openapi::api::core::v1::{
+    Node, NodeSpec, ObjectReference, Pod, PodIP, PodSpec, PodStatus, ServiceSpec,
+};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Harness, clock, lag};
+use crate::testing::{Harness, clock, held, lag};
 
 fn meta(name: &str) -> ObjectMeta {
     ObjectMeta {
@@ -40,7 +42,7 @@ fn slice(pods: &[Pod]) -> EndpointSlice {
     let mut metadata = meta("web-1");
     metadata.labels = Some([(SERVICE_NAME.to_string(), "web".to_string())].into());
     let endpoint = |pod: &Pod| Endpoint {
-        addresses: services::ips(pod),
+        addresses: services::ips(&held(pod)),
         conditions: Some(EndpointConditions {
             ready: Some(false),
             serving: Some(true),
@@ -118,7 +120,7 @@ fn write_slice(h: &Bench) -> u64 {
 
 fn told(h: &Bench, name: &str, kind: &str) -> Option<String> {
     let pod = h.model.lock().get::<Pod>("ns", name)?;
-    let found = pods::condition(&pod, kind).filter(|c| c.status == "True")?;
+    let found = pods::condition(&held(&pod), kind).cloned().filter(|c| c.status == "True")?;
     Some(found.message.clone().unwrap_or_default())
 }
 

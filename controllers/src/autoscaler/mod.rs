@@ -18,12 +18,11 @@ use async_trait::async_trait;
 use hawser_api::selector::{LabelSelector, Operator};
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::core::{Expression, Selector};
 use parking_lot::Mutex;
 
-use crate::cache::{BY_LABEL, Caches};
+use crate::cache::{BY_LABEL, Caches, Pod};
 use crate::object::{self, Key};
 use crate::plan::Plan;
 use crate::runner::{Clock, Controller, Failure, Queue, ViewError};

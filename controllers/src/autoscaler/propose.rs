@@ -9,12 +9,12 @@ use k8s_openapi::api::autoscaling::v2::{
     MetricSpec, MetricStatus, MetricTarget, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus,
     ResourceMetricStatus,
 };
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::metrics::Reading;
 use super::replicas::{self, Aim, Asked, Samples, Tolerances};
 use super::{Settings, words};
+use crate::cache::Pod;
 
 /// A condition that is false, with the event that goes with it.
 #[derive(Clone, Debug, PartialEq)]

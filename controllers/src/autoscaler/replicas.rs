@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use hawser_api::quantity::Quantity;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Container;
 
+use crate::cache::Pod;
 use crate::object;
 use crate::pods;
 
@@ -94,7 +95,7 @@ fn after(at: Timestamp, by: Duration) -> Timestamp {
 }
 
 fn is_unready(pod: &Pod, sample: &Sample, startup: Startup, now: Timestamp) -> bool {
-    let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref());
+    let started = pod.status.start_time.as_ref();
     let (Some(ready), Some(started)) = (pods::condition(pod, "Ready"), started) else { return true };
     let changed = ready.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
     if after(started.0, startup.cpu_initialization) > now {

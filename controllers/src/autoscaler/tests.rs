@@ -19,9 +19,10 @@ use super::reconcile::{View, reconcile};
 use super::replicas::{Aim, Asked, Sample, Samples, Startup, Tolerances, of_pods, of_share, of_whole};
 use super::target::Scaled;
 use super::{Autoscalers, Settings};
+use crate::cache::Pod as HeldPod;
 use crate::object::Key;
 use crate::plan::{Action, Plan};
-use crate::testing::{Harness, Model};
+use crate::testing::{Harness, Model, held};
 
 const TEN: Tolerances = Tolerances { down: 0.1, up: 0.1 };
 const STARTUP: Startup =
@@ -36,7 +37,7 @@ fn ago(seconds: i64) -> Timestamp {
 }
 
 /// A pod that requests 1 CPU: its phase, whether it is ready, and for how many seconds it has run and been so.
-fn pod(name: &str, phase: &str, ready: bool, started: i64, since: i64) -> Arc<Pod> {
+fn pod(name: &str, phase: &str, ready: bool, started: i64, since: i64) -> Pod {
     let object = json!({
         "metadata": {"name": name, "namespace": "ns", "labels": {"app": "web"}},
         "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "1", "memory": "1Mi"}}}]},
@@ -44,11 +45,11 @@ fn pod(name: &str, phase: &str, ready: bool, started: i64, since: i64) -> Arc<Po
             {"type": "Ready", "status": if ready { "True" } else { "False" },
                 "lastTransitionTime": hawser_api::time::rfc3339(ago(since))}]},
     });
-    Arc::new(serde_json::from_value(object).unwrap())
+    serde_json::from_value(object).unwrap()
 }
 
-fn running(count: usize) -> Vec<Arc<Pod>> {
-    (0..count).map(|n| pod(&format!("p{n}"), "Running", true, 3600, 3600)).collect()
+fn running(count: usize) -> Vec<Arc<HeldPod>> {
+    (0..count).map(|n| Arc::new(held(&pod(&format!("p{n}"), "Running", true, 3600, 3600)))).collect()
 }
 
 fn samples(values: &[(&str, i64)]) -> Samples {
@@ -65,7 +66,7 @@ fn cpu(percent: i32) -> Aim<'static> {
 fn replicas_follow_the_documented_rules() {
     struct Case {
         what: &'static str,
-        pods: Vec<Arc<Pod>>,
+        pods: Vec<Arc<HeldPod>>,
         samples: Samples,
         aim: Aim<'static>,
         want: Result<(i32, Option<i32>, i64), &'static str>,
@@ -73,21 +74,21 @@ fn replicas_follow_the_documented_rules() {
     let case = |what, pods, samples, aim, want| Case { what, pods, samples, aim, want };
     let three = || running(3);
     let mut pending = running(2);
-    pending.push(pod("p2", "Pending", false, 0, 0));
+    pending.push(Arc::new(held(&pod("p2", "Pending", false, 0, 0))));
     let mut failed = running(2);
-    failed.push(pod("p2", "Failed", false, 100, 50));
+    failed.push(Arc::new(held(&pod("p2", "Failed", false, 100, 50))));
     // Started a minute ago, not ready: what it uses now says nothing.
     let mut starting = running(2);
-    starting.push(pod("p2", "Running", false, 60, 60));
+    starting.push(Arc::new(held(&pod("p2", "Running", false, 60, 60))));
     // Ready for less than one window.
     let mut fresh = running(2);
-    fresh.push(pod("p2", "Running", true, 60, 5));
+    fresh.push(Arc::new(held(&pod("p2", "Running", true, 60, 5))));
     // Never ready although it started long ago.
     let mut never = running(2);
-    never.push(pod("p2", "Running", false, 3600, 3590));
+    never.push(Arc::new(held(&pod("p2", "Running", false, 3600, 3590))));
     // Was ready once: its use counts.
     let mut sick = running(2);
-    sick.push(pod("p2", "Running", false, 3600, 100));
+    sick.push(Arc::new(held(&pod("p2", "Running", false, 3600, 100))));
     let all = |a, b, c| samples(&[("p0", a), ("p1", b), ("p2", c)]);
     let cases = [
         case("as wanted", three(), all(500, 500, 500), cpu(50), Ok((3, Some(50), 500))),
@@ -156,10 +157,10 @@ fn replicas_follow_the_documented_rules() {
 
 #[test]
 fn requests_are_of_pods_containers_and_sidecars() {
-    let made = |spec: Value| -> Vec<Arc<Pod>> {
+    let made = |spec: Value| -> Vec<Arc<HeldPod>> {
         let object = json!({"metadata": {"name": "p0", "namespace": "ns"}, "spec": spec,
             "status": {"phase": "Running"}});
-        vec![Arc::new(serde_json::from_value(object).unwrap())]
+        vec![Arc::new(HeldPod::of(serde_json::from_value(object).unwrap()))]
     };
     let container = |name: &str, cpu: &str| json!({"name": name, "resources": {"requests": {"cpu": cpu}}});
     let sidecar =
@@ -599,7 +600,7 @@ fn follow(model: &mut Model, replicas: i32, load: i64, now: Timestamp) {
     let samples: Vec<Key> = model.raw(&metrics).map(|(key, _)| key.clone()).collect();
     samples.iter().for_each(|key| drop(model.delete(&metrics, key, &json!({}))));
     for n in 0..replicas {
-        let mut pod: Pod = (*pod(&format!("p{n}"), "Running", true, 0, 0)).clone();
+        let mut pod = pod(&format!("p{n}"), "Running", true, 0, 0);
         let long_ago = now.checked_sub(SignedDuration::from_secs(3600)).unwrap();
         if let Some(status) = &mut pod.status {
             status.start_time = Some(crate::object::time(long_ago));

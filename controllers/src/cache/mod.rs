@@ -3,6 +3,9 @@
 //! Controllers read these stores and never the server, except where a decision must rest on a live
 //! look (see the garbage collector). A store opens its watch only if a controller needs it.
 
+mod held;
+mod pod;
+mod pool;
 mod store;
 
 use std::sync::Arc;
@@ -16,8 +19,8 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, ReplicationController,
+    ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
@@ -25,16 +28,18 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
+pub use held::{Held, Metadata};
+pub use pod::{Condition, Container, Pod};
+pub use pool::Pool;
 pub use store::{Change, Handler, IndexFn, Scope, Store, Written};
 
 use crate::loadbalancer::pool::LoadBalancerIPPool;
-use crate::object::{self, Key, Object};
+use crate::object::{self, Key};
 use crate::volume::{attach, binder};
 
 /// Index: objects by their managing controller's uid.
@@ -81,7 +86,7 @@ pub const BY_TOPOLOGY: &str = "topology";
 pub const TERMINATED: &str = "terminated";
 
 /// Sees metadata, and whether the object is there.
-pub type MetaObserver = Box<dyn Fn(&ObjectMeta, bool) + Send + Sync>;
+pub type MetaObserver = Box<dyn Fn(&dyn Metadata, bool) + Send + Sync>;
 
 /// A store whose kind is not known statically.
 #[async_trait]
@@ -110,10 +115,11 @@ pub trait AnyStore: Send + Sync {
 #[async_trait]
 impl<K> AnyStore for Store<K>
 where
-    K: Object,
+    K: Held,
 {
     fn kind(&self) -> (String, String) {
-        (K::group(&()).into_owned(), K::plural(&()).into_owned())
+        let (group, plural) = held::kind_of::<K>();
+        (group.into_owned(), plural.into_owned())
     }
 
     fn is_wanted(&self) -> bool {
@@ -135,17 +141,17 @@ where
         let observer = Arc::new(observer);
         let later = observer.clone();
         self.on_change(move |change| match (change.old, change.new) {
-            (_, Some(new)) => later(new.meta(), true),
-            (Some(old), None) => later(old.meta(), false),
+            (_, Some(new)) => later(new.held_meta(), true),
+            (Some(old), None) => later(old.held_meta(), false),
             (None, None) => {}
         });
         // After the handler is in place: what changes in between is shown twice, which does no harm,
         // and not missed. What went in between was perhaps shown as gone before it was shown as there.
         for object in self.all() {
-            observer(object.meta(), true);
+            observer(object.held_meta(), true);
             let held = self.get(&Key::of(object.as_ref()));
-            if held.is_none_or(|held| held.meta().uid != object.meta().uid) {
-                observer(object.meta(), false);
+            if held.is_none_or(|held| object::uid(held.as_ref()) != object::uid(object.as_ref())) {
+                observer(object.held_meta(), false);
             }
         }
     }
@@ -159,27 +165,29 @@ where
         if !fields.is_empty() {
             config = config.fields(&fields.join(","));
         }
-        let mut events = watcher(Api::<K>::all(client), config).default_backoff().boxed();
-        let mut listed = Vec::new();
+        let mut events = watcher(Api::<K::Wire>::all(client), config).default_backoff().boxed();
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
                 event = events.next() => event,
             };
             match event {
-                Some(Ok(watcher::Event::Init)) => listed = Vec::new(),
-                Some(Ok(watcher::Event::InitApply(object))) => listed.push(object),
-                Some(Ok(watcher::Event::InitDone)) => self.replace(std::mem::take(&mut listed)),
-                Some(Ok(watcher::Event::Apply(object))) => self.apply(object),
+                Some(Ok(watcher::Event::Init)) => self.begin_list(),
+                // Kept as it is read: a list is never held whole beside what is made of it.
+                Some(Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object))) => {
+                    self.apply(object)
+                }
+                Some(Ok(watcher::Event::InitDone)) => self.end_list(),
                 Some(Ok(watcher::Event::Delete(object))) => self.remove(&object),
                 Some(Err(watcher::Error::InitialListFailed(kube::Error::Api(refusal))))
                     if self.scope.optional && refusal.code == 404 =>
                 {
                     // The kind is not there; perhaps it comes.
-                    self.replace(Vec::new());
+                    self.begin_list();
+                    self.end_list();
                 }
                 Some(Err(error)) => {
-                    tracing::debug!(kind = %K::kind(&()), %error, "watch failed, trying again");
+                    tracing::debug!(kind = %held::kind_of::<K>().1, %error, "watch failed, trying again");
                 }
                 None => return,
             }
@@ -221,7 +229,7 @@ macro_rules! caches {
 }
 
 caches! {
-    /// Pods, trimmed to what controllers read: they must be patched, never replaced, from here.
+    /// Pods, of which only what controllers read is kept.
     pods: Pod = Store::new(
         Scope::default(),
         vec![
@@ -229,7 +237,7 @@ caches! {
             (BY_NODE, pod_node), (TERMINATED, pod_terminated), (BY_CLAIM, pod_claims),
             (BY_RESOURCE_CLAIM, crate::resourceclaim::claims_of), (BY_TEMPLATE, crate::resourceclaim::templates_of),
         ],
-        trim_pod,
+        |_| {},
     );
     /// Nodes, without their image lists.
     nodes: Node = Store::new(Scope::default(), vec![], |n| {
@@ -439,24 +447,23 @@ impl Caches {
     }
 }
 
-fn controller_uid<K: Object>(object: &K) -> Vec<String> {
-    object::controller_ref(object.meta()).map(|r| r.uid.clone()).into_iter().collect()
+fn controller_uid<K: Held>(object: &K) -> Vec<String> {
+    object::controller_ref(object.held_meta()).map(|r| r.uid.clone()).into_iter().collect()
 }
 
-fn orphan<K: Object>(object: &K) -> Vec<String> {
-    match object::controller_ref(object.meta()) {
+fn orphan<K: Held>(object: &K) -> Vec<String> {
+    match object::controller_ref(object.held_meta()) {
         Some(_) => Vec::new(),
         None => labels(object),
     }
 }
 
-fn labels<K: Object>(object: &K) -> Vec<String> {
-    object::label_buckets(object::namespace(object), &object.meta().labels)
+fn labels<K: Held>(object: &K) -> Vec<String> {
+    object::label_buckets(object::namespace(object), object.held_meta().labels())
 }
 
 fn pod_node(pod: &Pod) -> Vec<String> {
-    let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
-    node.into_iter().filter(|n| !n.is_empty()).collect()
+    Some(pod.node_name.to_string()).filter(|n| !n.is_empty()).into_iter().collect()
 }
 
 /// The node that asks for a certificate.
@@ -500,30 +507,4 @@ fn slice_service(slice: &EndpointSlice) -> Vec<String> {
 fn slice_targets(slice: &EndpointSlice) -> Vec<String> {
     let targets = slice.endpoints.iter().flatten().filter_map(|e| e.target_ref.as_ref());
     targets.filter_map(|target| target.uid.clone()).collect()
-}
-
-/// Keeps of a pod's spec what controllers read.
-fn trim_pod(pod: &mut Pod) {
-    if let Some(annotations) = &mut pod.metadata.annotations {
-        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-    }
-    let Some(spec) = &mut pod.spec else { return };
-    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-        container.command = None;
-        container.args = None;
-        container.env = None;
-        container.env_from = None;
-        container.volume_mounts = None;
-        container.liveness_probe = None;
-        container.readiness_probe = None;
-        container.startup_probe = None;
-        container.lifecycle = None;
-        container.security_context = None;
-    }
-    for volumes in spec.volumes.iter_mut() {
-        volumes.retain(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some());
-    }
-    spec.security_context = None;
-    spec.topology_spread_constraints = None;
-    spec.dns_config = None;
 }

@@ -1,13 +1,14 @@
 //! An indexed store of one kind, fed by one watch and shared by every controller.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::object::{self, Key, Object};
+use super::held::{Held, Metadata};
+use crate::object::{self, Key};
 use crate::runner::Queue;
 
 /// A change that the store has just taken in. At least one of `old` and `new` is there.
@@ -55,36 +56,51 @@ pub enum Written {
     Deleted(String),
 }
 
+/// The objects with one value of an index, by key.
+type Members<K> = BTreeMap<Arc<Key>, Arc<K>>;
+
 struct Inner<K> {
-    objects: HashMap<Key, Arc<K>>,
-    index: HashMap<&'static str, HashMap<String, BTreeSet<Key>>>,
-    /// The highest resourceVersion seen.
+    objects: HashMap<Arc<Key>, Arc<K>>,
+    /// Per index, in their order, the objects by value.
+    index: Vec<HashMap<String, Members<K>>>,
+    /// Every change up to this resourceVersion is taken in.
     version: u64,
     /// How many full lists were taken in.
     lists: u64,
+    listing: Option<Listing>,
+}
+
+/// A list that is being taken in.
+#[derive(Default)]
+struct Listing {
+    seen: HashSet<Arc<Key>>,
+    /// The highest resourceVersion in it. What it has not named yet may be older.
+    version: u64,
 }
 
 /// The store of one kind. See the module's documentation.
-pub struct Store<K> {
+pub struct Store<K: Held> {
     inner: RwLock<Inner<K>>,
     indexes: Vec<(&'static str, IndexFn<K>)>,
     handlers: RwLock<Vec<Handler<K>>>,
-    trim: fn(&mut K),
+    trim: fn(&mut K::Wire),
+    pool: K::Pool,
     progress: watch::Sender<u64>,
     synced: watch::Sender<bool>,
     wanted: AtomicBool,
     pub(super) scope: Scope,
 }
 
-impl<K: Object> Store<K> {
+impl<K: Held> Store<K> {
     /// An empty store. `trim` drops what no controller reads before an object is kept.
-    pub fn new(scope: Scope, indexes: Vec<(&'static str, IndexFn<K>)>, trim: fn(&mut K)) -> Self {
-        let index = indexes.iter().map(|(name, _)| (*name, HashMap::new())).collect();
+    pub fn new(scope: Scope, indexes: Vec<(&'static str, IndexFn<K>)>, trim: fn(&mut K::Wire)) -> Self {
+        let index = indexes.iter().map(|_| HashMap::new()).collect();
         Self {
-            inner: RwLock::new(Inner { objects: HashMap::new(), index, version: 0, lists: 0 }),
+            inner: RwLock::new(Inner { objects: HashMap::new(), index, version: 0, lists: 0, listing: None }),
             indexes,
             handlers: RwLock::new(Vec::new()),
             trim,
+            pool: K::Pool::default(),
             progress: watch::Sender::new(0),
             synced: watch::Sender::new(false),
             wanted: AtomicBool::new(false),
@@ -144,41 +160,44 @@ impl<K: Object> Store<K> {
         self.len() == 0
     }
 
+    fn at(&self, name: &str) -> Option<usize> {
+        self.indexes.iter().position(|(index, _)| *index == name)
+    }
+
     /// The objects with `value` in the index `name`, ordered by key.
     pub fn by_index(&self, name: &'static str, value: &str) -> Vec<Arc<K>> {
+        let Some(at) = self.at(name) else { return Vec::new() };
         let inner = self.inner.read();
-        let Some(keys) = inner.index.get(name).and_then(|values| values.get(value)) else {
-            return Vec::new();
-        };
-        keys.iter().filter_map(|key| inner.objects.get(key).cloned()).collect()
+        let members = inner.index[at].get(value);
+        members.map(|members| members.values().cloned().collect()).unwrap_or_default()
     }
 
     /// The values that `object` has in the index `name`, held or not.
     pub fn values_of(&self, name: &'static str, object: &K) -> Vec<String> {
-        let of = self.indexes.iter().find(|(index, _)| *index == name);
-        of.map(|(_, values_of)| values_of(object)).unwrap_or_default()
+        self.at(name).map(|at| (self.indexes[at].1)(object)).unwrap_or_default()
     }
 
     /// How many objects have `value` in the index `name`.
     pub fn count(&self, name: &'static str, value: &str) -> usize {
-        self.inner.read().index.get(name).and_then(|values| values.get(value)).map_or(0, BTreeSet::len)
+        let Some(at) = self.at(name) else { return 0 };
+        self.inner.read().index[at].get(value).map_or(0, BTreeMap::len)
     }
 
     /// The values of the index `name` that at least one object has.
     pub fn index_values(&self, name: &'static str) -> Vec<String> {
-        self.inner.read().index.get(name).map(|v| v.keys().cloned().collect()).unwrap_or_default()
+        let Some(at) = self.at(name) else { return Vec::new() };
+        self.inner.read().index[at].keys().cloned().collect()
     }
 
     /// Takes in an added or modified object.
-    pub fn apply(&self, mut object: K) {
+    pub fn apply(&self, mut object: K::Wire) {
         (self.trim)(&mut object);
-        object.meta_mut().managed_fields = None;
-        let key = Key::of(&object);
-        let new = Arc::new(object);
+        let new = Arc::new(K::hold(object, &self.pool));
+        let key = Key::of(new.as_ref());
         let old = self.swap(&key, Some(&new));
         match old {
             // Deleted and made anew between two looks: two changes, so that nobody mixes them up.
-            Some(old) if old.meta().uid != new.meta().uid => {
+            Some(old) if object::uid(old.as_ref()) != object::uid(new.as_ref()) => {
                 self.notify(&Change { key: &key, old: Some(&old), new: None });
                 self.notify(&Change { key: &key, old: None, new: Some(&new) });
             }
@@ -188,33 +207,39 @@ impl<K: Object> Store<K> {
     }
 
     /// Takes in a deletion; `last` is the object's last state.
-    pub fn remove(&self, last: &K) {
+    pub fn remove(&self, last: &K::Wire) {
         let key = Key::of(last);
-        if let Some(version) = last.meta().resource_version.as_deref().and_then(object::version_number) {
-            let mut inner = self.inner.write();
-            inner.version = inner.version.max(version);
+        if let Some(version) = version_of(last) {
+            self.inner.write().saw(version);
         }
         // A late deletion of a predecessor must not take the object that has its name now.
-        if self.get(&key).is_some_and(|held| held.meta().uid == last.meta().uid)
-            && let Some(old) = self.swap(&key, None)
-        {
-            self.notify(&Change { key: &key, old: Some(&old), new: None });
+        if self.get(&key).is_some_and(|held| object::uid(held.as_ref()) == object::uid(last)) {
+            self.take(&key);
         }
         self.advance();
     }
 
-    /// Replaces everything by the outcome of a list.
-    pub fn replace(&self, objects: Vec<K>) {
-        let names: HashSet<Key> = objects.iter().map(Key::of).collect();
-        let gone: Vec<Key> =
-            self.inner.read().objects.keys().filter(|key| !names.contains(*key)).cloned().collect();
-        for key in gone {
-            if let Some(old) = self.swap(&key, None) {
-                self.notify(&Change { key: &key, old: Some(&old), new: None });
-            }
+    fn take(&self, key: &Key) {
+        if let Some(old) = self.swap(key, None) {
+            self.notify(&Change { key, old: Some(&old), new: None });
         }
-        for object in objects {
-            self.apply(object);
+    }
+
+    /// Begins a list: what it does not name until [`Store::end_list`] is gone then.
+    pub fn begin_list(&self) {
+        self.inner.write().listing = Some(Listing::default());
+    }
+
+    /// Ends a list.
+    pub fn end_list(&self) {
+        let gone: Vec<Arc<Key>> = {
+            let mut inner = self.inner.write();
+            let listing = inner.listing.take().unwrap_or_default();
+            inner.saw(listing.version);
+            inner.objects.keys().filter(|key| !listing.seen.contains(*key)).cloned().collect()
+        };
+        for key in gone {
+            self.take(&key);
         }
         self.inner.write().lists += 1;
         self.synced.send_replace(true);
@@ -250,18 +275,12 @@ impl<K: Object> Store<K> {
         if inner.lists > mark + 1 {
             return true;
         }
-        let held = inner.objects.get(key);
+        let held = inner.objects.get(key).map(Arc::as_ref);
         match written {
             Written::Version(version) => {
-                inner.version >= *version
-                    || held
-                        .and_then(|o| o.meta().resource_version.as_deref())
-                        .and_then(object::version_number)
-                        .is_some_and(|v| v >= *version)
+                inner.version >= *version || held.and_then(version_of).is_some_and(|v| v >= *version)
             }
-            Written::Deleted(uid) => {
-                held.is_none_or(|o| object::is_deleting(o.as_ref()) || object::uid(o.as_ref()) != uid)
-            }
+            Written::Deleted(uid) => held.is_none_or(|o| object::is_deleting(o) || object::uid(o) != uid),
         }
     }
 
@@ -277,35 +296,56 @@ impl<K: Object> Store<K> {
 
     /// Puts `new` in the place of what `key` holds, keeps the indexes true, returns the old.
     fn swap(&self, key: &Key, new: Option<&Arc<K>>) -> Option<Arc<K>> {
+        let after: Vec<Vec<String>> =
+            self.indexes.iter().map(|(_, of)| new.map(|new| of(new)).unwrap_or_default()).collect();
         let mut guard = self.inner.write();
         let inner = &mut *guard;
+        let held = inner.objects.get_key_value(key).map(|(key, _)| key.clone());
+        let key = held.unwrap_or_else(|| Arc::new(key.clone()));
         let old = match new {
             Some(new) => {
-                if let Some(v) = new.meta().resource_version.as_deref().and_then(object::version_number) {
-                    inner.version = inner.version.max(v);
+                if let Some(listing) = &mut inner.listing {
+                    listing.seen.insert(key.clone());
+                }
+                if let Some(version) = version_of(new.as_ref()) {
+                    inner.saw(version);
                 }
                 inner.objects.insert(key.clone(), new.clone())
             }
-            None => inner.objects.remove(key),
+            None => inner.objects.remove(&key),
         };
-        for (name, values_of) in &self.indexes {
+        for ((index, (_, values_of)), after) in inner.index.iter_mut().zip(&self.indexes).zip(after) {
             let before = old.as_deref().map(values_of).unwrap_or_default();
-            let after = new.map(|n| values_of(n.as_ref())).unwrap_or_default();
-            let Some(index) = inner.index.get_mut(name) else { continue };
             for value in before.iter().filter(|v| !after.contains(v)) {
-                if let Some(keys) = index.get_mut(value) {
-                    keys.remove(key);
-                    if keys.is_empty() {
+                if let Some(members) = index.get_mut(value) {
+                    members.remove(&key);
+                    if members.is_empty() {
                         index.remove(value);
                     }
                 }
             }
-            for value in after.into_iter().filter(|v| !before.contains(v)) {
-                index.entry(value).or_default().insert(key.clone());
+            for value in after {
+                if let Some(new) = new {
+                    index.entry(value).or_default().insert(key.clone(), new.clone());
+                }
             }
         }
         old
     }
+}
+
+impl<K> Inner<K> {
+    fn saw(&mut self, version: u64) {
+        let newest = match &mut self.listing {
+            Some(listing) => &mut listing.version,
+            None => &mut self.version,
+        };
+        *newest = version.max(*newest);
+    }
+}
+
+fn version_of<K: Held>(object: &K) -> Option<u64> {
+    object.held_meta().resource_version().and_then(object::version_number)
 }
 
 #[cfg(test)]
@@ -364,8 +404,20 @@ mod tests {
         });
         s.apply(cm("a", "1", 1, "x"));
         s.apply(cm("a", "2", 2, "x"));
-        s.replace(vec![cm("b", "3", 3, "x")]);
-        assert_eq!(*log.lock().unwrap(), vec![">1", "1>", ">2", "2>", ">3"]);
+        s.begin_list();
+        s.apply(cm("b", "3", 3, "x"));
+        s.end_list();
+        assert_eq!(*log.lock().unwrap(), vec![">1", "1>", ">2", ">3", "2>"]);
+    }
+
+    #[test]
+    fn half_a_list_does_not_prove_what_it_has_not_named() {
+        let s = store();
+        s.begin_list();
+        s.apply(cm("b", "2", 6, "x"));
+        assert!(!s.shows(&Key::new("ns", "a"), &Written::Version(5), 0));
+        s.end_list();
+        assert!(s.shows(&Key::new("ns", "a"), &Written::Version(5), 0));
     }
 
     #[tokio::test]

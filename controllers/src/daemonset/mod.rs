@@ -13,10 +13,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 
-use crate::cache::{BY_CONTROLLER, Caches};
+use crate::cache::{BY_CONTROLLER, Caches, Pod};
 use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;

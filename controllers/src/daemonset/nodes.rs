@@ -2,10 +2,11 @@
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{
-    Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
+    Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec,
     Toleration,
 };
 
+use crate::cache::Pod;
 use crate::node::taints::{self, NO_EXECUTE, NO_SCHEDULE};
 use crate::object;
 use crate::pods;

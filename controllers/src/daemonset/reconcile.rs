@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 
 use super::{nodes, update};
+use crate::cache::Pod;
 use crate::claim::claim;
 use crate::object;
 use crate::plan::{Act, Note, Plan, Step};

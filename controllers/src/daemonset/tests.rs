@@ -6,7 +6,7 @@ use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet,
 };
 use k8s_openapi::api::core::v1::{
-    Container, NodeSpec, PodCondition, PodSpec, PodStatus, PodTemplateSpec, Taint,
+    Container, NodeSpec, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec, Taint,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::object::Labels;
-use crate::testing::{Harness, lag};
+use crate::testing::{Harness, held, lag};
 
 fn labels() -> Option<Labels> {
     Some([("app".to_string(), "agent".to_string())].into())
@@ -76,12 +76,12 @@ fn play(h: &Harness<DaemonSets>, step: usize) -> bool {
     let mut moved = false;
     let pods = h.model.lock().list::<Pod>();
     for pod in pods {
-        if left == 0 || pods::is_ready(&pod) || pods::is_terminal(&pod) {
+        if left == 0 || pods::is_ready(&held(&pod)) || pods::is_terminal(&held(&pod)) {
             continue;
         }
         left -= 1;
         moved = true;
-        let node = nodes::of_pod(&pod).unwrap().to_owned();
+        let node = nodes::of_pod(&held(&pod)).unwrap().to_owned();
         h.model.lock().edit::<Pod>("ns", pod.metadata.name.as_deref().unwrap(), |p| {
             p.spec.as_mut().unwrap().node_name = Some(node);
             p.status = Some(PodStatus {
@@ -101,7 +101,7 @@ fn play(h: &Harness<DaemonSets>, step: usize) -> bool {
 fn by_node(h: &Harness<DaemonSets>) -> BTreeMap<String, Vec<Pod>> {
     let mut map: BTreeMap<String, Vec<Pod>> = BTreeMap::new();
     for pod in h.model.lock().list::<Pod>() {
-        map.entry(nodes::of_pod(&pod).unwrap().to_owned()).or_default().push(pod);
+        map.entry(nodes::of_pod(&held(&pod)).unwrap().to_owned()).or_default().push(pod);
     }
     map
 }
@@ -154,7 +154,7 @@ async fn a_failing_pod_is_replaced_ever_more_rarely() {
     for _ in 0..300 {
         let pods = h.model.lock().list::<Pod>();
         for pod in pods {
-            if !pods::is_terminal(&pod) {
+            if !pods::is_terminal(&held(&pod)) {
                 h.model.lock().edit::<Pod>("ns", pod.metadata.name.as_deref().unwrap(), |p| {
                     p.status = Some(PodStatus { phase: Some("Failed".into()), ..Default::default() });
                 });
@@ -214,7 +214,7 @@ proptest! {
                 h.model.lock().edit::<DaemonSet>("ns", "agent", |s| s.spec.as_mut().unwrap().template = template(&image));
                 for _ in 0..100 {
                     h.settle_lagging(500, &mut lagging).await;
-                    let served = by_node(&h).values().filter(|p| p.iter().any(pods::is_ready)).count();
+                    let served = by_node(&h).values().filter(|p| p.iter().any(|p| pods::is_ready(&held(p)))).count();
                     prop_assert!(count - served <= unavailable as usize, "{served} of {count}");
                     let double = by_node(&h).values().filter(|p| p.len() > 1).count();
                     prop_assert!(double <= surge as usize);

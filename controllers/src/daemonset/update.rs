@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{DaemonSet, RollingUpdateDaemonSet};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::nodes;
 use super::reconcile::{Changes, View};
+use crate::cache::Pod;
 use crate::deployment::resolve;
 use crate::object;
 use crate::pods;

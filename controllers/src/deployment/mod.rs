@@ -12,10 +12,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
 use kube::core::Selector;
 
-use crate::cache::{BY_CONTROLLER, Caches};
+use crate::cache::{BY_CONTROLLER, Caches, Pod};
 use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;

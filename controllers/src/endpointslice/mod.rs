@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
 
-use crate::cache::{BY_SERVICE, BY_TOPOLOGY, Caches};
+use crate::cache::{BY_SERVICE, BY_TOPOLOGY, Caches, Pod};
 use crate::object::{self, Key};
 use crate::plan::{Act, Note, Plan, Step};
 use crate::pods;

@@ -1,7 +1,7 @@
 //! Cases and properties of the EndpointSlice controller.
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, Node, PodCondition, PodIP, PodSpec, PodStatus, ServicePort, ServiceSpec,
+    Container, ContainerPort, Node, Pod, PodCondition, PodIP, PodSpec, PodStatus, ServicePort, ServiceSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::object::Labels;
-use crate::testing::{Harness, lag};
+use crate::testing::{Harness, held, lag};
 
 fn labels(app: &str) -> Option<Labels> {
     Some([("app".to_string(), app.to_string())].into())
@@ -305,7 +305,7 @@ proptest! {
             }
             let want: std::collections::BTreeMap<_, _> = h.model.lock().list::<Pod>().into_iter().map(|p| {
                 let port = p.spec.as_ref().unwrap().containers[0].ports.as_ref().unwrap()[0].container_port;
-                (p.metadata.name.clone().unwrap(), (pods::is_ready(&p), port))
+                (p.metadata.name.clone().unwrap(), (pods::is_ready(&held(&p)), port))
             }).collect();
             prop_assert_eq!(seen, want);
             prop_assert!(h.plan(&Key::new("ns", "web")).await.is_empty());

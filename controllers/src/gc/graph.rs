@@ -6,15 +6,19 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::discovery::ApiResource;
 
 use super::{FOREGROUND, ORPHAN};
+use crate::cache::Pool;
 use crate::discovery::Resource;
-use crate::object::has_finalizer;
+use crate::object::{Metadata, has_finalizer};
 
 /// An object's uid.
 pub type Uid = Arc<str>;
+
+/// Owners: those of one owner's dependents are held once.
+pub type Owners = Arc<Vec<OwnerReference>>;
 
 /// What a change makes due.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,12 +35,12 @@ pub struct Node {
     /// Its resource.
     pub resource: Arc<Resource>,
     /// Its namespace, empty for cluster scope.
-    pub namespace: Box<str>,
+    pub namespace: Arc<str>,
     /// Its name.
     pub name: Box<str>,
     uid: Uid,
     /// Its owners.
-    pub owners: Vec<OwnerReference>,
+    pub owners: Owners,
     /// The objects that name it as owner.
     pub dependents: BTreeSet<Uid>,
     /// Its deletion has begun.
@@ -69,6 +73,8 @@ pub struct Graph {
     kinds: HashMap<(String, String), Arc<Resource>>,
     /// Objects that wait for a kind of owner to become known.
     strays: HashMap<(String, String), BTreeSet<Uid>>,
+    owners: Pool<Vec<OwnerReference>>,
+    namespaces: Pool<str>,
 }
 
 impl Graph {
@@ -113,31 +119,34 @@ impl Graph {
     }
 
     /// Takes an object's state in.
-    pub fn upsert(&mut self, resource: &Arc<Resource>, meta: &ObjectMeta) -> Vec<Work> {
-        let Some(uid) = meta.uid.as_deref() else { return Vec::new() };
+    pub fn upsert(&mut self, resource: &Arc<Resource>, meta: &dyn Metadata) -> Vec<Work> {
+        let uid = meta.uid();
+        if uid.is_empty() {
+            return Vec::new();
+        }
         let uid: Uid = match self.nodes.get(uid) {
             Some(node) => node.uid.clone(),
             None => Uid::from(uid),
         };
         let mut work = Vec::new();
-        let owners = meta.owner_references.clone().unwrap_or_default();
-        let deleting = meta.deletion_timestamp.is_some();
+        let owners = self.owners.share(meta.owner_references().to_vec());
+        let deleting = meta.deletion_timestamp().is_some();
         let foreground = deleting && has_finalizer(meta, FOREGROUND);
         let orphaning = deleting && has_finalizer(meta, ORPHAN);
-        let namespace: Box<str> = meta.namespace.as_deref().unwrap_or_default().into();
+        let namespace = self.namespaces.share(meta.namespace());
         let node = self.nodes.entry(uid.clone()).or_insert_with(|| Node {
             resource: resource.clone(),
             namespace: namespace.clone(),
             name: Box::default(),
             uid: uid.clone(),
-            owners: Vec::new(),
+            owners: Owners::default(),
             dependents: BTreeSet::new(),
             deleting: false,
             deleting_dependents: false,
             orphaning: false,
             is_virtual: true,
         });
-        let name = meta.name.as_deref().unwrap_or_default();
+        let name = meta.name();
         // A reference may have named it wrongly: who relied on that must be looked at again.
         let misnamed = node.is_virtual
             && !node.name.is_empty()
@@ -153,10 +162,12 @@ impl Graph {
         node.deleting = deleting;
         node.deleting_dependents = foreground;
         node.orphaning = orphaning;
-        let dependents = node.dependents.clone();
+        // There may be very many: they are looked at only when there is something to tell them.
+        let dependents =
+            if starts_foreground || misnamed { node.dependents.clone() } else { BTreeSet::new() };
 
         self.unlink(&uid, &before, &owners, &mut work);
-        if before != owners {
+        if *before != *owners {
             self.link(&uid, &namespace, &owners, &mut work);
         }
         if starts_orphaning {
@@ -235,10 +246,10 @@ impl Graph {
                 owner_uid.clone(),
                 Node {
                     resource,
-                    namespace: home.into(),
+                    namespace: self.namespaces.share(home),
                     name: owner.name.as_str().into(),
                     uid: owner_uid.clone(),
-                    owners: Vec::new(),
+                    owners: Owners::default(),
                     dependents: BTreeSet::from([uid.clone()]),
                     deleting: false,
                     deleting_dependents: false,

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::DynamicObject;
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
@@ -25,7 +25,7 @@ pub use reconcile::{Live, OwnerState, View, reconcile};
 
 use crate::cache::Caches;
 use crate::discovery::Resource;
-use crate::object::Key;
+use crate::object::{Key, Metadata};
 use crate::plan::{Plan, Target};
 use crate::runner::{Controller, Failure, Queue, ViewError};
 
@@ -95,7 +95,7 @@ impl GarbageCollector {
     }
 
     /// Takes an object's metadata into the graph.
-    fn observe(&self, resource: &Arc<Resource>, meta: &ObjectMeta) {
+    fn observe(&self, resource: &Arc<Resource>, meta: &dyn Metadata) {
         let work = self.graph.lock().upsert(resource, meta);
         self.enqueue(work);
     }
@@ -178,7 +178,7 @@ impl GarbageCollector {
         let mut owners = Vec::new();
         if !item.is_virtual && !item.deleting_dependents {
             // If every owner stands there is nothing to do, and nothing to ask the server.
-            for owner in &item.owners {
+            for owner in item.owners.iter() {
                 owners.push((owner.clone(), self.owner_state(&item.namespace, owner).await?));
             }
             if owners.iter().all(|(_, state)| matches!(state, OwnerState::Solid)) {

@@ -148,10 +148,9 @@ fn start(
             let res = resource.clone();
             store.observe(Box::new(move |meta, there| {
                 let Some(gc) = weak.upgrade() else { return };
-                match (there, meta.uid.as_deref()) {
-                    (true, _) => gc.observe(&res, meta),
-                    (false, Some(uid)) => gc.forget(uid),
-                    (false, None) => {}
+                match there {
+                    true => gc.observe(&res, meta),
+                    false => gc.forget(meta.uid()),
                 }
             }));
             store.synced().await;

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::{Job, UncountedTerminatedPods};
-use k8s_openapi::api::core::v1::Pod;
 
 use super::policy::{self, Verdict};
 use super::{COMPLETION_INDEX, INDEX_FAILURES, TRACKING, indexes};
+use crate::cache::Pod;
 use crate::object;
 use crate::pods;
 

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
+use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod as NewPod};
 
 use super::count::{self, Tally};
 use super::{COMPLETION_INDEX, INDEX_FAILURES, TRACKING};
+use crate::cache::Pod;
 use crate::object;
 use crate::plan::{Act, Note, Plan, Step};
 use crate::pods;
@@ -72,7 +73,7 @@ pub fn manage(plan: &mut Plan, job: &Job, tally: &Tally, own: &[Arc<Pod>], now: 
         return;
     }
     let about = || object::reference(job);
-    let make = |pod: &Pod| {
+    let make = |pod: &NewPod| {
         Act::create(pod)
             .ok(Note::normal(about(), "SuccessfulCreate", "Created pod: {name}"))
             .err(Note::warning(about(), "FailedCreate", "Error creating: {error}"))
@@ -180,11 +181,8 @@ fn backoff<'a>(job: &Job, pods: impl Iterator<Item = &'a Arc<Pod>>, now: Timesta
 
 /// When a pod ended: when its last container did, or as well as can be told.
 fn finished_at(pod: &Pod, now: Timestamp) -> Timestamp {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
-    let ends = statuses
-        .into_iter()
-        .flatten()
-        .filter_map(|s| s.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(|t| t.0));
+    let containers = pod.status.containers.iter().filter(|c| !c.is_init);
+    let ends = containers.filter_map(|c| c.ended.as_ref()?.1.as_ref().map(|t| t.0));
     ends.max()
         .or_else(|| pods::condition(pod, "Ready")?.last_transition_time.as_ref().map(|t| t.0))
         .or_else(|| pod.metadata.deletion_timestamp.as_ref().map(|t| t.0))
@@ -192,7 +190,7 @@ fn finished_at(pod: &Pod, now: Timestamp) -> Timestamp {
         .unwrap_or(now)
 }
 
-fn new_pod(job: &Job) -> Pod {
+fn new_pod(job: &Job) -> NewPod {
     let template = job.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default();
     let mut pod = pods::from_template(&template, job);
     let finalizers = pod.metadata.finalizers.get_or_insert_default();
@@ -202,7 +200,7 @@ fn new_pod(job: &Job) -> Pod {
     pod
 }
 
-fn indexed_pod(job: &Job, index: i32, failures: i32) -> Pod {
+fn indexed_pod(job: &Job, index: i32, failures: i32) -> NewPod {
     let mut pod = new_pod(job);
     let name = object::name(job);
     pod.metadata.generate_name = Some(format!("{name}-{index}-"));

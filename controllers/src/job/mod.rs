@@ -12,9 +12,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
-use k8s_openapi::api::core::v1::Pod;
 
-use crate::cache::{BY_CONTROLLER, Caches};
+use crate::cache::{BY_CONTROLLER, Caches, Pod};
 use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
@@ -36,9 +35,9 @@ pub enum Look {
 /// Finalizer of pods that are not counted yet.
 const TRACKING: &str = "batch.kubernetes.io/job-tracking";
 /// Annotation and label with the index of a pod.
-const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
+pub const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// Annotation with how often the index failed before.
-const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+pub const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
 
 /// A condition of the Job that is true.
 pub fn condition<'a>(job: &'a Job, kind: &str) -> Option<&'a JobCondition> {

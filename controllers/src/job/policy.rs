@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyRule};
-use k8s_openapi::api::core::v1::Pod;
 
 use super::indexes;
+use crate::cache::Pod;
 use crate::object::Key;
 use crate::pods;
 
@@ -41,14 +41,12 @@ pub fn judge(job: &Job, pod: &Pod) -> Verdict {
 fn matches(rule: &PodFailurePolicyRule, pod: &Pod) -> Option<String> {
     let key = Key::of(pod);
     if let Some(codes) = &rule.on_exit_codes {
-        let status = pod.status.as_ref()?;
-        let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
-        for container in all {
-            if codes.container_name.as_ref().is_some_and(|n| *n != container.name) {
+        for container in &pod.status.containers {
+            if codes.container_name.as_ref().is_some_and(|n| **n != *container.name) {
                 continue;
             }
-            let ended = container.state.as_ref().and_then(|s| s.terminated.as_ref());
-            let Some(code) = ended.map(|t| t.exit_code).filter(|code| *code != 0) else { continue };
+            let ended = container.ended.as_ref().map(|(code, _)| *code);
+            let Some(code) = ended.filter(|code| *code != 0) else { continue };
             if codes.values.contains(&code) == (codes.operator == "In") {
                 return Some(format!(
                     "Container {} for pod {key} failed with exit code {code}",

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
 
 use super::count::{self, Tally, tally};
 use super::{TRACKING, condition, ended, indexes, manage, policy};
+use crate::cache::Pod;
 use crate::claim::claim;
 use crate::object;
 use crate::plan::{Act, Note, Plan, Step};
@@ -181,11 +181,8 @@ fn restarts_exceed(spec: &JobSpec, tally: &Tally, limit: i32) -> bool {
     if policy != Some("OnFailure") {
         return false;
     }
-    let statuses = tally.active.iter().filter_map(|p| p.status.as_ref());
-    let restarts: i32 = statuses
-        .flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses).flatten())
-        .map(|c| c.restart_count)
-        .fold(0, i32::saturating_add);
+    let containers = tally.active.iter().flat_map(|p| &p.status.containers);
+    let restarts: i32 = containers.map(|c| c.restart_count).fold(0, i32::saturating_add);
     if limit == 0 { restarts > 0 } else { restarts >= limit }
 }
 

@@ -8,7 +8,8 @@ use k8s_openapi::api::batch::v1::{
     SuccessPolicyRule,
 };
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateTerminated, ContainerStatus, PodSpec, PodStatus, PodTemplateSpec,
+    Container, ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodSpec, PodStatus,
+    PodTemplateSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use proptest::prelude::*;
@@ -16,7 +17,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::object::Labels;
 use crate::pods;
-use crate::testing::{Harness, lag};
+use crate::testing::{Harness, held, lag};
 
 fn labels() -> Option<Labels> {
     Some([("batch.kubernetes.io/controller-uid".to_string(), "u".to_string())].into())
@@ -51,7 +52,7 @@ fn harness() -> Harness<Jobs> {
 }
 
 fn active(h: &Harness<Jobs>) -> Vec<Pod> {
-    h.model.lock().list::<Pod>().into_iter().filter(pods::is_active).collect()
+    h.model.lock().list::<Pod>().into_iter().filter(|p| pods::is_active(&held(p))).collect()
 }
 
 fn current(h: &Harness<Jobs>) -> Job {
@@ -174,7 +175,7 @@ async fn indexes_each_get_a_pod_and_a_limit() {
         s.backoff_limit_per_index = Some(1);
     }));
     h.settle(100).await;
-    let of = |h: &Harness<Jobs>, i: i32| active(h).into_iter().find(|p| count::index_of(p) == Some(i));
+    let of = |h: &Harness<Jobs>, i: i32| active(h).into_iter().find(|p| count::index_of(&held(p)) == Some(i));
     let pod = of(&h, 2).unwrap();
     assert_eq!(pod.spec.as_ref().unwrap().hostname.as_deref(), Some("job-2"));
     let env = pod.spec.as_ref().unwrap().containers[0].env.clone().unwrap();
@@ -234,7 +235,7 @@ async fn policies_decide_about_failures_and_success() {
         });
     }));
     h.settle(100).await;
-    let pod = active(&h).into_iter().find(|p| count::index_of(p) == Some(1)).unwrap();
+    let pod = active(&h).into_iter().find(|p| count::index_of(&held(p)) == Some(1)).unwrap();
     end(&h, name(&pod), 0);
     h.settle(100).await;
     assert_eq!(reason(&current(&h)), "SuccessPolicy");

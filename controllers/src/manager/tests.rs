@@ -18,7 +18,7 @@ use super::*;
 use crate::object::{self, Key, Labels, Object};
 use crate::pods;
 use crate::runner::leader::LeaderConfig;
-use crate::testing::{Model, Shared, client};
+use crate::testing::{Model, Shared, client, held};
 
 fn labels() -> Option<Labels> {
     Some([("app".to_string(), "web".to_string())].into())
@@ -52,7 +52,7 @@ fn play_nodes(model: &Shared) -> bool {
         let name = pod.metadata.name.clone().unwrap();
         if object::is_deleting(&pod) {
             moved = true;
-        } else if !pods::is_ready(&pod) && !nodes.is_empty() && !pods::is_terminal(&pod) {
+        } else if !pods::is_ready(&held(&pod)) && !nodes.is_empty() && !pods::is_terminal(&held(&pod)) {
             moved = true;
             let now = object::time(Timestamp::now());
             let ip = format!("10.244.0.{}", model.version() % 250 + 1);

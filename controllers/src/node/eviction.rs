@@ -1,19 +1,16 @@
 //! Taint eviction: pods leave a node whose NoExecute taints they do not tolerate (any longer).
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
-use parking_lot::Mutex;
-use serde_json::json;
+use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use super::taints::{self, NO_EXECUTE};
-use crate::cache::{BY_NODE, Caches};
+use crate::cache::{BY_NODE, Caches, Pod};
+use crate::eviction::{self, Noted, Notes, Words};
 use crate::object::{self, Key};
-use crate::plan::{Act, Note, Plan};
+use crate::plan::Plan;
 use crate::pods;
 use crate::runner::{Clock, Controller, Failure, Queue, ViewError};
 
@@ -29,17 +26,11 @@ pub struct View {
     pub was_due: bool,
 }
 
-/// When the pod must leave: now, at a time, or never.
-#[derive(Debug, PartialEq)]
-enum Due {
-    Never,
-    At(Timestamp),
-}
-
-fn due(view: &View) -> Due {
+/// When the pod must leave; None when never.
+fn due(view: &View) -> Option<Timestamp> {
     let none = Vec::new();
     let tolerations = view.pod.spec.as_ref().and_then(|s| s.tolerations.as_ref()).unwrap_or(&none);
-    let mut due = Due::Never;
+    let mut due: Option<Timestamp> = None;
     for taint in &view.taints {
         // A taint counts from when it was put, or from when we first saw it.
         let start = taint.time_added.as_ref().map_or(view.since, |t| t.0);
@@ -55,80 +46,40 @@ fn due(view: &View) -> Due {
                 }
             }
         };
-        due = match due {
-            Due::Never => Due::At(at),
-            Due::At(before) => Due::At(before.min(at)),
-        };
+        due = Some(due.map_or(at, |before| before.min(at)));
     }
     due
 }
 
 /// Decides about a pod.
 pub fn reconcile(view: &View, now: Timestamp) -> Plan {
-    let mut plan = Plan::new();
     let pod = view.pod.as_ref();
     if object::is_deleting(pod) || pods::is_terminal(pod) {
-        return plan;
+        return Plan::new();
     }
     let key = Key::of(pod);
-    let note = |message: String| Note::normal(object::reference(pod), "TaintManagerEviction", message);
-    let at = match due(view) {
-        Due::Never => {
-            if view.was_due {
-                plan.events.push(note(format!("Cancelling deletion of Pod {key}")));
-            }
-            return plan;
-        }
-        Due::At(at) => at,
+    let words = Words {
+        condition: "DeletionByTaintManager",
+        message: "Taint manager: deleting due to NoExecute taint",
+        event: "TaintManagerEviction",
+        deleting: format!("Marking for deletion Pod {key}"),
+        cancelled: format!("Cancelling deletion of Pod {key}"),
+        about: object::reference(pod),
     };
-    if at > now {
-        let left = at.duration_since(now).unsigned_abs();
-        plan.requeue(left.max(Duration::from_millis(10)));
-        return plan;
-    }
-    plan.push(disruption_target(
-        pod,
-        "DeletionByTaintManager",
-        "Taint manager: deleting due to NoExecute taint",
-        None,
-        now,
-    ));
-    plan.push(Act::delete(pod).ok(note(format!("Marking for deletion Pod {key}"))));
-    plan
-}
-
-/// Marks a pod as about to be disrupted, and as failed where `phase` says so. (KEP-3329.)
-pub fn disruption_target(pod: &Pod, reason: &str, message: &str, phase: Option<&str>, now: Timestamp) -> Act {
-    let mut conditions: Vec<_> = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-    conditions.retain(|c| c.type_ != "DisruptionTarget");
-    conditions.push(k8s_openapi::api::core::v1::PodCondition {
-        type_: "DisruptionTarget".to_owned(),
-        status: "True".to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message.to_owned()),
-        last_transition_time: Some(object::time(now)),
-        ..Default::default()
-    });
-    let mut status = json!({"conditions": conditions});
-    if let Some(phase) = phase {
-        status["phase"] = json!(phase);
-    }
-    let meta = json!({"resourceVersion": pod.metadata.resource_version, "uid": pod.metadata.uid});
-    Act::patch(pod, Some("status"), json!({"metadata": meta, "status": status})).may_be_absent()
+    eviction::decide(pod, due(view), view.was_due, words, now)
 }
 
 /// The controller. Keys are pods.
 pub struct TaintEviction {
     caches: Arc<Caches>,
     clock: Clock,
-    /// Pods under NoExecute taints: since when, and whether they are to be evicted.
-    noted: Mutex<HashMap<Key, (Timestamp, bool)>>,
+    notes: Arc<Notes>,
 }
 
 impl TaintEviction {
     /// A controller on these caches.
     pub fn new(caches: &Arc<Caches>, clock: Clock) -> Self {
-        Self { caches: caches.clone(), clock, noted: Mutex::default() }
+        Self { caches: caches.clone(), clock, notes: Notes::of(&caches.pods) }
     }
 
     fn taints_of(&self, node: &str) -> Vec<Taint> {
@@ -164,10 +115,7 @@ impl Controller for TaintEviction {
         });
         let (this, q) = (self.clone(), queue.clone());
         self.caches.pods.on_change(move |change| {
-            let Some(pod) = change.new else {
-                this.noted.lock().remove(change.key);
-                return;
-            };
+            let Some(pod) = change.new else { return };
             let placed = change.old.is_none_or(|old| {
                 pods::node(old) != pods::node(pod)
                     || old.spec.as_ref().and_then(|s| s.tolerations.as_ref())
@@ -182,13 +130,12 @@ impl Controller for TaintEviction {
     async fn view(&self, key: &Key, _prior: Option<&Failure>) -> Result<Option<View>, ViewError> {
         let Some(pod) = self.caches.pods.get(key) else { return Ok(None) };
         let taints = self.taints_of(pods::node(&pod));
-        let mut noted = self.noted.lock();
-        let (since, was_due) = noted.get(key).copied().unwrap_or_else(|| ((self.clock)(), false));
+        let Noted { since, was_due } = self.notes.get(key, (self.clock)());
         let view = View { pod, taints, since, was_due };
         if view.taints.is_empty() {
-            noted.remove(key);
+            self.notes.forget(key);
         } else {
-            noted.insert(key.clone(), (since, due(&view) != Due::Never));
+            self.notes.keep(key, since, due(&view).is_some());
         }
         Ok(Some(view))
     }
@@ -202,8 +149,9 @@ impl Controller for TaintEviction {
 mod tests {
     use super::*;
     use crate::testing::Harness;
-    use k8s_openapi::api::core::v1::{Node, PodSpec};
+    use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn harness() -> Harness<TaintEviction> {
         let clock = crate::testing::clock();

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 use parking_lot::Mutex;
 
-use super::eviction::disruption_target;
 use super::taints;
-use crate::cache::{BY_NODE, Caches, TERMINATED};
+use crate::cache::{BY_NODE, Caches, Pod, TERMINATED};
+use crate::eviction::disruption_target;
 use crate::object::{self, Key};
 use crate::plan::{Act, DeleteOptions, Plan, Step, Target};
 use crate::pods;
@@ -78,7 +78,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
         }
         View::Ended { pods, keep } => {
             let mut oldest = pods.clone();
-            let evicted = |p: &Pod| p.status.as_ref().and_then(|s| s.reason.as_deref()) == Some("Evicted");
+            let evicted = |p: &Pod| p.status.reason.as_deref() == Some("Evicted");
             oldest.sort_by_key(|p| (!evicted(p), p.metadata.creation_timestamp.clone(), Key::of(p.as_ref())));
             let excess = oldest.len().saturating_sub(*keep);
             let acts: Vec<Act> = oldest.iter().take(excess).map(|p| force_delete(p)).collect();
@@ -100,7 +100,7 @@ fn fail(plan: &mut Plan, pod: &Pod, message: &str, now: Timestamp) {
 /// Deletes without grace: there is no kubelet that would give it.
 fn force_delete(pod: &Pod) -> Act {
     let options =
-        DeleteOptions { uid: pod.metadata.uid.clone(), grace_seconds: Some(0), ..DeleteOptions::default() };
+        DeleteOptions { uid: object::known_uid(pod), grace_seconds: Some(0), ..DeleteOptions::default() };
     Act::delete_with(Target::of(pod), options)
 }
 
@@ -226,7 +226,7 @@ impl Controller for PodGc {
 mod tests {
     use super::*;
     use crate::testing::Harness;
-    use k8s_openapi::api::core::v1::{PodSpec, PodStatus};
+    use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
     use proptest::prelude::*;
 
     fn harness(threshold: usize) -> Harness<PodGc> {
@@ -298,7 +298,8 @@ mod tests {
         h.model.lock().put(&pod("p", Some("a"), "Running"));
         // The node's event never arrives; the pod's does.
         h.deliver();
-        h.caches.nodes.replace(Vec::new());
+        h.caches.nodes.begin_list();
+        h.caches.nodes.end_list();
         for _ in 0..3 {
             tokio::time::advance(Duration::from_secs(41)).await;
             h.settle(50).await;

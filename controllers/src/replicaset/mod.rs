@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::api::core::v1::ReplicationController;
 
-use crate::cache::{BY_CONTROLLER, Caches, Store};
+use crate::cache::{BY_CONTROLLER, Caches, Change, Pod, Store};
 use crate::claim;
 use crate::object::{self, Key};
 use crate::plan::Plan;
@@ -28,7 +28,7 @@ pub type ReplicaSets = Replicas<ReplicaSet>;
 pub type ReplicationControllers = Replicas<ReplicationController>;
 
 /// The controller of one kind. Keys are the kind's objects.
-pub struct Replicas<K> {
+pub struct Replicas<K: Replicates> {
     caches: Arc<Caches>,
     store: fn(&Caches) -> &Store<K>,
 }
@@ -57,6 +57,20 @@ impl<K: Replicates> Replicas<K> {
     }
 }
 
+/// Whether a change of a pod can show in a set's status or in what becomes of its pods. Most do not: that a pod is placed
+/// or has an address, and what its containers do as long as it is as ready as before.
+fn concerns_sets(change: &Change<'_, Pod>) -> bool {
+    let (Some(old), Some(new)) = (change.old, change.new) else { return true };
+    let ready = |pod: &Pod| {
+        let ready = pods::condition(pod, "Ready").filter(|c| c.status == "True");
+        ready.map(|c| c.last_transition_time.clone())
+    };
+    ready(old) != ready(new)
+        || pods::is_terminal(old) != pods::is_terminal(new)
+        || object::is_deleting(old.as_ref()) != object::is_deleting(new.as_ref())
+        || !Pod::have_in_common(old, new)
+}
+
 #[async_trait]
 impl<K: Replicates> Controller for Replicas<K> {
     type View = View<K>;
@@ -74,6 +88,9 @@ impl<K: Replicates> Controller for Replicas<K> {
         self.sets().on_change(move |change| q.add(change.key.clone()));
         let (this, q) = (self.clone(), queue.clone());
         self.caches.pods.on_change(move |change| {
+            if !concerns_sets(change) {
+                return;
+            }
             for pod in change.states() {
                 for key in claim::owners(this.sets(), K::selector, pod.as_ref()) {
                     q.add(key);
@@ -85,7 +102,9 @@ impl<K: Replicates> Controller for Replicas<K> {
     async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View<K>>, ViewError> {
         let Some(set) = self.sets().get(key) else { return Ok(None) };
         let candidates = claim::candidates(self.sets(), &self.caches.pods, set.as_ref());
-        let related = self.related(&set);
+        // Only who is deleted hangs on them.
+        let wanted = usize::try_from(set.replicas()).unwrap_or(0);
+        let related = if candidates.len() > wanted { self.related(&set) } else { Vec::new() };
         Ok(Some(View { set, candidates, related, prior: prior.cloned() }))
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::Pod;
 
+use crate::cache::Pod;
 use crate::claim::{Claims, claim};
 use crate::object;
 use crate::plan::{Act, Note, Plan, Step};
@@ -24,7 +24,7 @@ pub struct View<K> {
     pub set: Arc<K>,
     /// Its pods and the orphans of its namespace.
     pub candidates: Vec<Arc<Pod>>,
-    /// The active pods of all sets with the same owner.
+    /// The active pods of all sets with the same owner; none where no pod is too many.
     pub related: Vec<Arc<Pod>>,
     /// What failed last time.
     pub prior: Option<Failure>,

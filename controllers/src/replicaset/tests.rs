@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::apps::v1::ReplicaSetSpec;
 use k8s_openapi::api::core::v1::{
-    PodCondition, PodSpec, PodStatus, PodTemplateSpec, ReplicationControllerSpec,
+    Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec, ReplicationControllerSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::object::Labels;
 use crate::plan::{Action, Step};
-use crate::testing::{Fault, Harness, lag};
+use crate::testing::{Fault, Harness, held, lag};
 
 fn labels(app: &str) -> Option<Labels> {
     Some([("app".to_string(), app.to_string())].into())
@@ -63,7 +63,7 @@ fn harness() -> Harness<ReplicaSets> {
 }
 
 fn active(h: &Harness<ReplicaSets>) -> Vec<Pod> {
-    h.model.lock().list::<Pod>().into_iter().filter(pods::is_active).collect()
+    h.model.lock().list::<Pod>().into_iter().filter(|p| pods::is_active(&held(p))).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,7 +172,7 @@ fn pods_are_deleted_in_the_documented_order() {
         p.spec.as_mut().unwrap().node_name = Some("n1".into());
         make_ready(&mut p, jiff::Timestamp::from_second(1_000_000 - 4000).unwrap());
         change(&mut p);
-        Arc::new(p)
+        Arc::new(held(&p))
     };
     let cost = |p: &mut Pod, c: &str| {
         object::set_annotation(&mut p.metadata, pods::DELETION_COST, c);
@@ -196,7 +196,7 @@ fn pods_are_deleted_in_the_documented_order() {
         related.push(pod(&format!("rel{n}"), &|p| p.spec.as_mut().unwrap().node_name = Some("n2".into())));
     }
     pods::deletion_order(&mut pods, &related, now);
-    let names: Vec<_> = pods.iter().map(|p| p.metadata.name.clone().unwrap()).collect();
+    let names: Vec<_> = pods.iter().map(|p| p.metadata.name.clone()).collect();
     let mut sorted = names.clone();
     sorted.sort();
     assert_eq!(names, sorted);

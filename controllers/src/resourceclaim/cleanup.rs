@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
 use kube::{Api, Client};
 
 use super::{FINALIZER, claims_of, consumers, is_done};
-use crate::cache::Caches;
+use crate::cache::{Caches, Pod};
 use crate::object::{self, Key};
 use crate::plan::{Act, Plan};
 use crate::runner::{Controller, Failure, Queue, ViewError};
@@ -88,7 +87,7 @@ impl Claims {
             return Ok(object::uid(pod.as_ref()) == consumer.uid && !is_done(&pod));
         }
         // A cache that lags must not take a claim from a pod that is just being placed.
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(self.client.clone(), namespace);
         Ok(api.get_opt(&consumer.name).await?.is_some_and(|pod| object::uid(&pod) == consumer.uid))
     }
 }

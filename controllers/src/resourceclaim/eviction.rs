@@ -2,28 +2,23 @@
 //!
 //! Taints are those of ResourceSlices. DeviceTaintRules are an API that Kubernetes 1.36 has off by default.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::resource::v1::{
     DeviceRequestAllocationResult, DeviceTaint, DeviceToleration, ResourceClaim, ResourceSlice,
 };
-use parking_lot::Mutex;
 
 use super::{Meant, consumers, is_for, meant};
-use crate::cache::{BY_POOL, BY_RESOURCE_CLAIM, Caches};
-use crate::node::eviction::disruption_target;
+use crate::cache::{BY_POOL, BY_RESOURCE_CLAIM, Caches, Pod};
+use crate::eviction::{self, Noted, Notes, Words};
 use crate::node::taints::NO_EXECUTE;
 use crate::object::{self, Key};
-use crate::plan::{Act, Note, Plan};
+use crate::plan::Plan;
 use crate::pods;
 use crate::runner::{Controller, Failure, Queue, ViewError};
-
-const REASON: &str = "DeviceTaintManagerEviction";
 
 /// What a decision about a pod rests on.
 pub struct View {
@@ -149,40 +144,31 @@ fn due(view: &View) -> Option<Timestamp> {
 
 /// Decides about a pod.
 pub fn reconcile(view: &View, now: Timestamp) -> Plan {
-    let mut plan = Plan::new();
     let pod = view.pod.as_ref();
     if object::is_deleting(pod) {
-        return plan;
+        return Plan::new();
     }
-    let about = ObjectReference { resource_version: None, ..object::reference(pod) };
-    let Some(at) = due(view) else {
-        if view.was_due {
-            plan.events.push(Note::normal(about, REASON, "Cancelling deletion"));
-        }
-        return plan;
+    let words = Words {
+        condition: "DeletionByDeviceTaintManager",
+        message: "Device Taint manager: deleting due to NoExecute taint",
+        event: "DeviceTaintManagerEviction",
+        deleting: "Marking for deletion".to_owned(),
+        cancelled: "Cancelling deletion".to_owned(),
+        about: ObjectReference { resource_version: None, ..object::reference(pod) },
     };
-    if at > now {
-        plan.requeue(at.duration_since(now).unsigned_abs().max(Duration::from_millis(10)));
-        return plan;
-    }
-    let message = "Device Taint manager: deleting due to NoExecute taint";
-    let marked = disruption_target(pod, "DeletionByDeviceTaintManager", message, None, now);
-    plan.push(marked.ok(Note::normal(about, REASON, "Marking for deletion")));
-    plan.push(Act::delete(pod));
-    plan
+    eviction::decide(pod, due(view), view.was_due, words, now)
 }
 
 /// The controller. Keys are pods.
 pub struct DeviceTaintEviction {
     caches: Arc<Caches>,
-    /// Pods that are to be evicted, by uid.
-    due: Mutex<HashMap<Key, String>>,
+    notes: Arc<Notes>,
 }
 
 impl DeviceTaintEviction {
     /// A controller on these caches.
     pub fn new(caches: &Arc<Caches>) -> Self {
-        Self { caches: caches.clone(), due: Mutex::default() }
+        Self { caches: caches.clone(), notes: Notes::of(&caches.pods) }
     }
 }
 
@@ -228,14 +214,11 @@ impl Controller for DeviceTaintEviction {
                 look_at_users(&caches, &q, change.key);
             }
         });
-        let (this, q) = (self.clone(), queue.clone());
+        let q = queue.clone();
         self.caches.pods.on_change(move |change| {
-            let Some(pod) = change.new else {
-                this.due.lock().remove(change.key);
-                return;
-            };
+            let Some(pod) = change.new else { return };
             let facts = |pod: &Arc<Pod>| {
-                let statuses = pod.status.as_ref().and_then(|s| s.resource_claim_statuses.clone());
+                let statuses = pod.status.resource_claim_statuses.clone();
                 (pods::node(pod).to_owned(), statuses)
             };
             let claims = pod.spec.as_ref().and_then(|s| s.resource_claims.as_ref());
@@ -258,13 +241,12 @@ impl Controller for DeviceTaintEviction {
         pools.sort();
         pools.dedup();
         let slices = pools.iter().flat_map(|of| self.caches.resource_slices.by_index(BY_POOL, of)).collect();
-        let mut noted = self.due.lock();
-        let was_due = noted.get(key).is_some_and(|uid| uid == object::uid(pod.as_ref()));
+        // Since when the taint is there, it says itself.
+        let Noted { since, was_due } = self.notes.get(key, Timestamp::MIN);
         let view = View { pod, claims, slices, was_due };
-        if due(&view).is_some() {
-            noted.insert(key.clone(), object::uid(view.pod.as_ref()).to_owned());
-        } else {
-            noted.remove(key);
+        match due(&view) {
+            Some(_) => self.notes.keep(key, since, true),
+            None => self.notes.forget(key),
         }
         Ok(Some(view))
     }
@@ -278,8 +260,10 @@ impl Controller for DeviceTaintEviction {
 mod tests {
     use super::*;
     use crate::testing::{Harness, lag};
+    use k8s_openapi::api::core::v1::Pod;
     use proptest::prelude::*;
     use serde_json::{Value, json};
+    use std::time::Duration;
 
     fn harness() -> Harness<DeviceTaintEviction> {
         Harness::new(|caches, _| DeviceTaintEviction::new(caches))
@@ -345,7 +329,7 @@ mod tests {
             ),
         ] {
             let view = View {
-                pod: Arc::new(pod("p", "c", "n")),
+                pod: Arc::new(crate::testing::held(&pod("p", "c", "n"))),
                 claims: vec![Arc::new(claim("c", "gpu", tolerations, "p"))],
                 slices: vec![Arc::new(slice("s", 1, Some(taint(now))))],
                 was_due: false,

@@ -7,9 +7,10 @@ pub mod pods;
 #[cfg(test)]
 mod tests;
 
-use k8s_openapi::api::core::v1::{Pod, PodResourceClaim};
+use k8s_openapi::api::core::v1::PodResourceClaim;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
 
+use crate::cache::Pod;
 use crate::object;
 
 /// What holds a claim that the scheduler has allocated.
@@ -43,7 +44,7 @@ pub fn meant<'a>(pod: &'a Pod, entry: &'a PodResourceClaim) -> Meant<'a> {
     if entry.resource_claim_template_name.is_none() {
         return Meant::None;
     }
-    let mut said = pod.status.iter().flat_map(|s| s.resource_claim_statuses.iter().flatten());
+    let mut said = pod.status.resource_claim_statuses.iter().flat_map(|said| said.iter());
     match said.find(|s| s.name == entry.name) {
         None => Meant::Unknown,
         Some(status) => match &status.resource_claim_name {

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodResourceClaim, PodResourceClaimStatus};
+use k8s_openapi::api::core::v1::{PodResourceClaim, PodResourceClaimStatus};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference, ResourceClaimTemplate};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
 use super::{MAX_CONSUMERS, Meant, POD_CLAIM, consumers, is_for, meant};
-use crate::cache::{BY_CONTROLLER, BY_RESOURCE_CLAIM, BY_TEMPLATE, Caches};
+use crate::cache::{BY_CONTROLLER, BY_RESOURCE_CLAIM, BY_TEMPLATE, Caches, Pod};
 use crate::object::{self, Key};
 use crate::plan::{Act, Note, Plan};
 use crate::runner::{Controller, Failure, Queue, ViewError};
@@ -64,7 +64,7 @@ fn make(pod: &Pod, entry: &PodResourceClaim, template: &ResourceClaimTemplate) -
     ResourceClaim {
         metadata: ObjectMeta {
             generate_name: Some(base(object::name(pod), &entry.name)),
-            namespace: pod.metadata.namespace.clone(),
+            namespace: Some(object::namespace(pod).to_owned()),
             owner_references: Some(vec![owner]),
             annotations: Some(annotations),
             labels: meta.labels,
@@ -115,7 +115,7 @@ pub fn reconcile(view: &View, _now: Timestamp) -> Plan {
     }
     if !found.is_empty() {
         let mut statuses: Vec<PodResourceClaimStatus> =
-            pod.status.as_ref().and_then(|s| s.resource_claim_statuses.clone()).unwrap_or_default();
+            pod.status.resource_claim_statuses.as_deref().cloned().unwrap_or_default();
         for (entry, claim) in found {
             statuses.retain(|s| s.name != entry);
             let resource_claim_name = Some(claim.to_owned());

@@ -9,7 +9,7 @@ use super::cleanup::Claims;
 use super::pods::PodClaims;
 use super::{FINALIZER, consumers};
 use crate::object::{self, Key};
-use crate::testing::{Harness, lag};
+use crate::testing::{Harness, held, lag};
 
 fn typed<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -76,7 +76,7 @@ proptest! {
                 let said = pod.status.as_ref().and_then(|s| s.resource_claim_statuses.as_ref());
                 let name = said.and_then(|s| s[0].resource_claim_name.as_deref()).unwrap_or_default();
                 let claim: Option<ResourceClaim> = h.model.lock().get("ns", name);
-                prop_assert!(claim.is_some_and(|c| super::is_for(&pod, &c)), "{:?}", pod);
+                prop_assert!(claim.is_some_and(|c| super::is_for(&held(&pod), &c)), "{:?}", pod);
             }
             Ok(())
         })?;
@@ -129,7 +129,8 @@ async fn a_pod_that_the_cache_has_not_seen_keeps_its_claim() {
     let a = h.model.lock().put(&pod("a"));
     h.model.lock().put(&used_by(&[&a]));
     h.deliver();
-    h.caches.pods.replace(Vec::new());
+    h.caches.pods.begin_list();
+    h.caches.pods.end_list();
     let plan = h.plan(&Key::new("ns", "c")).await;
     assert!(plan.is_empty(), "{plan:?}");
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use kube::Client;
 use kube::core::Request;
 use kube::core::params::{
@@ -14,6 +14,7 @@ use kube::discovery::ApiResource;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::cache::{AnyStore, Written};
 use crate::object::{self, Key};
@@ -94,6 +95,10 @@ impl Outcome {
 
 /// Carries out plans through a client.
 pub struct Executor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     client: Client,
     stores: HashMap<(String, String), Vec<Arc<dyn AnyStore>>>,
     events: Recorder,
@@ -133,13 +138,13 @@ impl Executor {
         for store in stores.iter().filter(|s| s.is_wanted()) {
             by_kind.entry(store.kind()).or_default().push(store.clone());
         }
-        Self { client, stores: by_kind, events }
+        Self { inner: Arc::new(Inner { client, stores: by_kind, events }) }
     }
 
     /// Carries out `plan`.
     pub async fn run(&self, plan: &Plan) -> Outcome {
         let mut outcome = Outcome::default();
-        let chain = Chain::default();
+        let chain = Arc::new(Chain::default());
         for step in &plan.actions {
             match step {
                 Step::One(act) => self.batch(std::slice::from_ref(act), &chain, &mut outcome).await,
@@ -162,15 +167,32 @@ impl Executor {
         }
         if outcome.failures.is_empty() {
             for note in &plan.events {
-                self.events.record(note.clone());
+                self.inner.events.record(note.clone());
             }
         }
         outcome
     }
 
-    async fn batch<A: std::borrow::Borrow<Act>>(&self, acts: &[A], chain: &Chain, outcome: &mut Outcome) {
-        let writes: Vec<_> = acts.iter().map(|act| self.one(act.borrow(), chain).boxed()).collect();
-        let results: Vec<_> = futures::stream::iter(writes).buffered(PARALLEL).collect().await;
+    async fn batch<A: std::borrow::Borrow<Act>>(
+        &self,
+        acts: &[A],
+        chain: &Arc<Chain>,
+        outcome: &mut Outcome,
+    ) {
+        let results: Vec<_> = match acts {
+            [act] => vec![self.inner.one(act.borrow(), chain).await],
+            // A task for each: the server of an in-process client works in the task that asks it.
+            acts => {
+                let writes: Vec<_> = acts
+                    .iter()
+                    .map(|act| {
+                        let (inner, act, chain) = (self.inner.clone(), act.borrow().clone(), chain.clone());
+                        spawned(async move { inner.one(&act, &chain).await })
+                    })
+                    .collect();
+                futures::stream::iter(writes).buffered(PARALLEL).collect().await
+            }
+        };
         for result in results {
             match result {
                 Ok(pending) => outcome.pending.extend(pending),
@@ -178,7 +200,21 @@ impl Executor {
             }
         }
     }
+}
 
+/// Runs in a task of its own, which ends with the caller. A panic is the caller's.
+async fn spawned<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match AbortOnDropHandle::new(tokio::spawn(work)).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only the runtime's own end cancels it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+impl Inner {
     async fn one(&self, act: &Act, chain: &Chain) -> Result<Vec<Pending>, Failure> {
         let target = act.action.target();
         let kind = (target.resource.group.clone(), target.resource.plural.clone());

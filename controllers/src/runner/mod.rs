@@ -7,7 +7,7 @@ pub mod queue;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -24,6 +24,15 @@ use crate::plan::Plan;
 
 /// How long a key waits for the caches to show its writes.
 const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How many times as long as a look took that led to nothing but a status a key rests before the next one: so that an
+/// object with very many dependents, of which something always changes, takes no more than its share of the processor.
+/// Changes meanwhile are looked at together.
+const REST: u32 = 4;
+/// A key never rests for longer.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+/// After a shorter look than this a key does not rest.
+const QUICK: Duration = Duration::from_millis(1);
 
 /// A look could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -118,16 +127,20 @@ impl<C: Controller> Runner<C> {
             };
             // The semaphore is never closed.
             let Ok(slot) = slots.clone().acquire_owned().await else { break };
-            let this = this.clone();
+            let (this, stop) = (this.clone(), stop.clone());
             tasks.spawn(async move {
                 let busy = Busy { queue: &this.queue, key: &key };
-                let outcome = this.work(&key).await;
+                let (outcome, took) = this.timed(&key).await;
                 // Waiting for the caches is no work: the slot is free, only the key is still held.
                 drop(slot);
                 if let Some(outcome) = outcome
                     && !outcome.visible(VISIBLE_WITHIN).await
                 {
                     tracing::warn!(controller = this.controller.name(), %key, "cache lags behind own writes");
+                }
+                if took > QUICK {
+                    let rest = took.saturating_mul(REST).min(LONGEST_REST);
+                    let _ = stop.run_until_cancelled(tokio::time::sleep(rest)).await;
                 }
                 drop(busy);
             });
@@ -140,21 +153,32 @@ impl<C: Controller> Runner<C> {
 
     /// One look, one decision, one execution.
     pub async fn work(&self, key: &Key) -> Option<Outcome> {
+        self.timed(key).await.0
+    }
+
+    /// As [`Runner::work`], with how long it took to see that there is nothing to do but perhaps to tell the status, without
+    /// what was waited for.
+    async fn timed(&self, key: &Key) -> (Option<Outcome>, Duration) {
         let prior = self.failures.lock().remove(key);
-        let view = match self.controller.view(key, prior.as_ref()).await {
+        let (view, looked) = spent(self.controller.view(key, prior.as_ref())).await;
+        let view = match view {
             Ok(Some(view)) => view,
             Ok(None) => {
                 self.queue.forget(key);
-                return None;
+                return (None, looked);
             }
             Err(error) => {
                 let delay = self.queue.retry(key.clone());
                 tracing::debug!(controller = self.controller.name(), %key, %error, ?delay, "no view");
-                return None;
+                return (None, looked);
             }
         };
+        let begun = Instant::now();
         let plan = self.controller.reconcile(&view, (self.clock)());
         drop(view);
+        // Who has something to do goes on with it at once.
+        let idle = plan.actions.is_empty();
+        let took = if idle { looked + begun.elapsed() } else { Duration::ZERO };
         let outcome = self.executor.run(&plan).await;
         match outcome.failures.iter().find(|f| !f.is_conflict()).or_else(|| outcome.failures.first()) {
             Some(failure) => {
@@ -175,6 +199,20 @@ impl<C: Controller> Runner<C> {
         if let Some(after) = plan.requeue_after {
             self.queue.add_after(key.clone(), after);
         }
-        Some(outcome)
+        (Some(outcome), took)
     }
+}
+
+/// How long a future works, without the times when it waits.
+async fn spent<F: Future>(work: F) -> (F::Output, Duration) {
+    let mut work = std::pin::pin!(work);
+    let mut sum = Duration::ZERO;
+    let done = std::future::poll_fn(|context| {
+        let begun = Instant::now();
+        let polled = work.as_mut().poll(context);
+        sum += begun.elapsed();
+        polled
+    });
+    let output = done.await;
+    (output, sum)
 }

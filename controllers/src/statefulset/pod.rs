@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-use crate::object;
+use crate::object::{self, Held};
 use crate::pods;
 use crate::revisions::REVISION_LABEL;
 
@@ -21,7 +21,7 @@ pub fn name_of(set: &StatefulSet, ordinal: i32) -> String {
 }
 
 /// The number of a pod of the set, from its name.
-pub fn ordinal_of(set: &StatefulSet, pod: &Pod) -> Option<i32> {
+pub fn ordinal_of<K: Held>(set: &StatefulSet, pod: &K) -> Option<i32> {
     let number = object::name(pod).strip_prefix(object::name(set))?.strip_prefix('-')?;
     let ordinal: i32 = number.parse().ok()?;
     // `+1` and `01` parse, but are no names of ours.
@@ -93,6 +93,6 @@ pub fn new_claims(set: &StatefulSet, ordinal: i32) -> Vec<PersistentVolumeClaim>
 }
 
 /// The set's owner reference that makes a claim go with the set or with a pod (KEP-1847).
-pub fn retention_owner<K: object::Object>(owner: &K) -> OwnerReference {
+pub fn retention_owner<K: Held>(owner: &K) -> OwnerReference {
     OwnerReference { controller: None, block_owner_deletion: None, ..object::new_controller_ref(owner) }
 }

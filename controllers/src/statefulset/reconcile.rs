@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 
 use super::{pod, status};
+use crate::cache::Pod;
 use crate::claim::claim;
 use crate::deployment::resolve;
 use crate::object;
@@ -56,7 +57,7 @@ fn shape(set: &StatefulSet) -> Shape {
 /// The names of all claims that pods of the set have or will have, with the pods' numbers.
 pub fn claim_names(set: &StatefulSet, candidates: &[Arc<Pod>]) -> Vec<(i32, String)> {
     let shape = shape(set);
-    let extra = candidates.iter().filter_map(|p| pod::ordinal_of(set, p));
+    let extra = candidates.iter().filter_map(|p| pod::ordinal_of(set, p.as_ref()));
     let ordinals: std::collections::BTreeSet<i32> = (shape.start..shape.end).chain(extra).collect();
     let templates = pod::claim_templates(set);
     ordinals
@@ -104,7 +105,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     let mut replicas: BTreeMap<i32, Arc<Pod>> = BTreeMap::new();
     let mut condemned: BTreeMap<i32, Arc<Pod>> = BTreeMap::new();
     for p in &claims.claimed {
-        if let Some(ordinal) = pod::ordinal_of(set, p) {
+        if let Some(ordinal) = pod::ordinal_of(set, p.as_ref()) {
             let inside = (shape.start..shape.end).contains(&ordinal);
             (if inside { &mut replicas } else { &mut condemned }).insert(ordinal, p.clone());
         }

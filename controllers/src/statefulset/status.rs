@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
-use k8s_openapi::api::core::v1::Pod;
 
+use crate::cache::Pod;
 use crate::object;
 use crate::pods;
 use crate::revisions::REVISION_LABEL;

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::object::Labels;
 use crate::pods;
-use crate::testing::{Harness, lag};
+use crate::testing::{Harness, held, lag};
 
 fn labels() -> Option<Labels> {
     Some([("app".to_string(), "db".to_string())].into())
@@ -74,7 +74,9 @@ fn image(pod: &Pod) -> String {
 
 /// Makes one unready pod ready; tells whether there was one.
 fn ready_one(h: &Harness<StatefulSets>) -> bool {
-    let Some(pod) = pods_of(h).into_iter().find(|p| !pods::is_ready(p) && !pods::is_terminal(p)) else {
+    let Some(pod) =
+        pods_of(h).into_iter().find(|p| !pods::is_ready(&held(p)) && !pods::is_terminal(&held(p)))
+    else {
         return false;
     };
     h.model.lock().edit::<Pod>("ns", pod.metadata.name.as_deref().unwrap(), |p| {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::model::{Kind, Logged, Model, Shared};
 use crate::cache::{Caches, Store};
-use crate::object::Object;
+use crate::object::Held;
 use crate::plan::Plan;
 use crate::runner::events::Recorder;
 use crate::runner::{Clock, Controller, Executor, Queue, Runner};
@@ -209,8 +209,8 @@ fn key_of(event: &Logged) -> crate::object::Key {
     crate::object::Key::new(text("namespace"), text("name"))
 }
 
-fn feed<K: Object>(store: &Store<K>, event: &Logged) {
-    let object: K = serde_json::from_value(event.object.clone()).expect("typed");
+fn feed<K: Held>(store: &Store<K>, event: &Logged) {
+    let object: K::Wire = serde_json::from_value(event.object.clone()).expect("typed");
     match event.what {
         "DELETED" => store.remove(&object),
         _ => store.apply(object),

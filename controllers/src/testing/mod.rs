@@ -9,3 +9,8 @@ mod model;
 pub use harness::{Harness, clock, lag};
 pub use http::client;
 pub use model::{Fault, Model, Shared, merge};
+
+/// A pod as caches hold it.
+pub fn held(pod: &k8s_openapi::api::core::v1::Pod) -> crate::cache::Pod {
+    crate::cache::Pod::of(pod.clone())
+}

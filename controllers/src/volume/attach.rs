@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{AttachedVolume, Node, PersistentVolume, Pod};
+use k8s_openapi::api::core::v1::{AttachedVolume, Node, PersistentVolume};
 use k8s_openapi::api::storage::v1::{VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::cache::{BY_CLAIM, BY_NODE, BY_REFERENCE, Caches};
+use crate::cache::{BY_CLAIM, BY_NODE, BY_REFERENCE, Caches, Pod};
 use crate::object::{self, Key};
 use crate::plan::{Act, Note, Plan, Step};
 use crate::pods;

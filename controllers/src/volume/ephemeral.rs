@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Volume};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::cache::{BY_CLAIM, Caches};
+use crate::cache::{BY_CLAIM, Caches, Pod};
 use crate::object::{self, Key};
 use crate::plan::{Act, Note, Plan, Step};
 use crate::runner::{Controller, Failure, Queue, ViewError};
@@ -35,7 +35,7 @@ fn claim(pod: &Pod, volume: &Volume) -> Option<PersistentVolumeClaim> {
     Some(PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(claim_name(pod, volume)),
-            namespace: pod.metadata.namespace.clone(),
+            namespace: Some(object::namespace(pod).to_owned()),
             annotations: meta.annotations,
             labels: meta.labels,
             owner_references: Some(vec![object::new_controller_ref(pod)]),

@@ -13,7 +13,7 @@ use super::binder::{Binder, Reclaimer};
 use super::{attach, claim, phase};
 use crate::object::{self, Key};
 use crate::plan::{Action, Plan};
-use crate::testing::{Harness, Shared, lag, merge};
+use crate::testing::{Harness, Shared, held, lag, merge};
 
 fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
@@ -475,7 +475,8 @@ async fn a_volume_is_released_with_its_claim_and_no_sooner() {
     assert_eq!(phase(&both), "Bound");
     // A cache that has not seen the claim is no reason.
     both.reclaimer.restart(Reclaimer::new);
-    both.reclaimer.caches.claims.replace(Vec::new());
+    both.reclaimer.caches.claims.begin_list();
+    both.reclaimer.caches.claims.end_list();
     both.reclaimer.queue.add(Key::cluster("vol"));
     let plan = both.reclaimer.plan(&Key::cluster("vol")).await;
     assert!(plan.is_empty(), "{plan:?}");
@@ -513,7 +514,8 @@ fn attachments_are_named_as_the_csi_plugin_names_them() {
 #[test]
 fn volumes_are_attached_reported_and_detached() {
     let name = attach::attachment_name("h", "d", "n");
-    let pod: Arc<Pod> = Arc::new(typed(json!({"metadata": {"name": "p", "namespace": "ns"}}), &json!({})));
+    let pod: Pod = typed(json!({"metadata": {"name": "p", "namespace": "ns"}}), &json!({}));
+    let pod = Arc::new(held(&pod));
     let needs = |elsewhere: &[&str]| {
         let needed = attach::Needed {
             volume: Arc::new(csi_volume()),

@@ -12,10 +12,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use hawser_tests::server::{Server, resident};
 use hawser_tests::wire::Endpoint;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::api::{NotUsed, WatchEvent, WatchParams};
 use kube::core::Object;
 use kube::discovery::ApiResource;
+use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use serde::Deserialize;
 use serde_json::json;
@@ -68,14 +69,10 @@ pub async fn make_nodes(endpoint: &Endpoint, numbers: Range<usize>) -> Result<()
 }
 
 /// Waits until the namespace `default` has its ServiceAccount: no pods can be made before.
-pub async fn wait_for_account(endpoint: &Endpoint) -> Result<()> {
-    let deadline = Instant::now() + TIMEOUT;
-    let mut wire = endpoint.connect().await?;
-    while wire.get("/api/v1/namespaces/default/serviceaccounts/default").await.is_err() {
-        ensure!(Instant::now() < deadline, "no default ServiceAccount");
-        wire = endpoint.connect().await?;
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+pub async fn wait_for_account(client: &Client) -> Result<()> {
+    let accounts: Api<ServiceAccount> = Api::default_namespaced(client.clone());
+    let there = await_condition(accounts, "default", |account: Option<&ServiceAccount>| account.is_some());
+    tokio::time::timeout(TIMEOUT, there).await.context("no default ServiceAccount")??;
     Ok(())
 }
 
@@ -100,7 +97,7 @@ async fn scale_out(binary: &Path, report: &mut Report) -> Result<()> {
             "spec": {"automountServiceAccountToken": false, "containers": [{"name": "c", "image": "none",
                 "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}}}]}}}});
     let path = "/apis/apps/v1/namespaces/default/deployments";
-    wait_for_account(&endpoint).await?;
+    wait_for_account(&client).await?;
     let mut wire = endpoint.connect().await?;
     wire.create(path, Bytes::from(deployment.to_string())).await?;
     let pods: Api<Object<Placed, NotUsed>> =

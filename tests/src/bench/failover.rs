@@ -37,7 +37,7 @@ pub async fn run(binary: &Path, report: &mut Report) -> Result<()> {
     let server = Server::start(binary, "server", directory.path(), &more).await?;
     let endpoint = Endpoint::from_kubeconfig(&server.kubeconfig())?;
     let client = hawser_tests::cluster::client(&server.kubeconfig()).await?;
-    wait_for_account(&endpoint).await?;
+    wait_for_account(&client).await?;
     // The node that will fail is the only one, so every pod is on it.
     make_nodes(&endpoint, 0..1).await?;
     let failing = AbortOnDropHandle::new(tokio::spawn(beat(client.clone(), vec!["node-0".to_owned()])));

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use parking_lot::Mutex;
 use serde_json::json;
 
 use super::taints::{self, NO_EXECUTE, NOT_READY, UNREACHABLE};
 use super::zones::{Rates, Zones, zone_of};
-use crate::cache::{BY_NODE, Caches};
+use crate::cache::{BY_NODE, Caches, Pod};
 use crate::object::{self, Key};
 use crate::plan::{Act, Note, Plan, Step};
 use crate::pods;
@@ -173,8 +173,7 @@ fn sync_no_execute(taints: &mut Vec<Taint>, plan: &mut Plan, view: &View, ready:
 
 /// A pod whose node is not ready is not ready either: nobody is there to say otherwise.
 fn mark_unready(pod: &Pod, now: Timestamp) -> Act {
-    let mut conditions: Vec<PodCondition> =
-        pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+    let mut conditions = pod.conditions();
     for condition in conditions.iter_mut().filter(|c| c.type_ == "Ready") {
         condition.status = "False".to_owned();
         condition.last_transition_time = Some(object::time(now));

@@ -1,9 +1,9 @@
 //! Cases and properties of the node monitor.
 
 use super::*;
-use crate::testing::Harness;
+use crate::testing::{Harness, held};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{NodeStatus, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{NodeStatus, Pod, PodCondition, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use proptest::prelude::*;
 
@@ -111,7 +111,7 @@ async fn a_silent_node_becomes_unknown_and_tainted_and_recovers() {
     let c = taints::condition(&conditions, "Ready").unwrap();
     assert_eq!(c.reason.as_deref(), Some("NodeStatusUnknown"));
     assert_eq!(c.message.as_deref(), Some("Kubelet stopped posting node status."));
-    assert!(!pods::is_ready(&h.model.lock().get::<Pod>("ns", "p").unwrap()));
+    assert!(!pods::is_ready(&held(&h.model.lock().get::<Pod>("ns", "p").unwrap())));
     let notes = h.notes();
     assert!(notes.contains(&"Normal NodeNotReady Node b status is now: NodeNotReady".into()), "{notes:?}");
     assert!(notes.contains(&"Warning NodeNotReady Node is not ready".into()), "{notes:?}");
