@@ -371,13 +371,51 @@ pub struct KindsRegistry {
     table: ArcSwap<Table>,
 }
 
+/// The group versions (`v1`, `apps/v1`) that an item of `--runtime-config` switches on, of those that are off by default:
+/// `api/all`, `api/alpha`, `api/beta`, `api/ga` or a group version, with `=true`, `=false` or nothing behind it.
+///
+/// # Errors
+/// One line: it names nothing that there is, or is to switch off what is on by default.
+pub fn switched_on(item: &str) -> Result<Vec<String>, String> {
+    let (name, wanted) = match item.split_once('=') {
+        None => (item, true),
+        Some((name, "" | "true" | "1")) => (name, true),
+        Some((name, "false" | "0")) => (name, false),
+        Some((_, other)) => return Err(format!("{other:?} is neither true nor false")),
+    };
+    let is_meant = |kind: &Kind| match name {
+        "api/all" => true,
+        "api/alpha" => kind.version.contains("alpha"),
+        "api/beta" => kind.version.contains("beta"),
+        "api/ga" => !kind.version.contains("alpha") && !kind.version.contains("beta"),
+        name => kind.api_version() == name,
+    };
+    // Served by a whole cluster only, which switches it on itself.
+    let rows = hawser_api::kinds::builtin().iter().filter(|k| k.api_version() != crate::usage::GROUP_VERSION);
+    let meant: Vec<_> = rows.filter(|kind| is_meant(kind)).collect();
+    match wanted {
+        _ if meant.is_empty() => Err(format!("there is no API {name:?}; name one as group/version")),
+        false if meant.iter().any(|kind| kind.on_by_default) => {
+            Err(format!("{name} has what is on by default, and that cannot be switched off"))
+        }
+        false => Ok(Vec::new()),
+        true => {
+            let off = meant.into_iter().filter(|kind| !kind.on_by_default).map(|kind| kind.api_version());
+            let mut off: Vec<String> = off.collect();
+            off.dedup();
+            Ok(off)
+        }
+    }
+}
+
 impl KindsRegistry {
     /// A registry that serves these rows.
     pub fn new(kinds: &[Arc<Kind>]) -> Self {
         Self { table: ArcSwap::from_pointee(Table::fixed(kinds)) }
     }
 
-    /// The built-in rows that are on by default, and those that `wanted` asks for (`group/version`).
+    /// The built-in rows that are on by default, and those that `wanted` asks for (`group/version`; see
+    /// [`switched_on`]).
     pub fn builtin(wanted: &[String]) -> Self {
         let kinds: Vec<_> = hawser_api::kinds::builtin()
             .iter()

@@ -28,6 +28,7 @@ pub mod hash;
 pub mod job;
 pub mod loadbalancer;
 pub mod manager;
+pub mod migration;
 pub mod namespace;
 pub mod node;
 pub mod nsdefaults;

@@ -159,6 +159,8 @@ pub struct Act {
     pub may_exist: bool,
     /// An absent object satisfies an update, patch or delete. Always true for deletes.
     pub may_be_absent: bool,
+    /// A write of somebody else's satisfies an update or patch that was to find the object as it was.
+    pub may_have_changed: bool,
     /// Recorded on success.
     pub on_success: Option<Note>,
     /// Recorded on failure.
@@ -169,7 +171,14 @@ impl Act {
     /// An act with no tolerance beyond the verb's own and no events.
     pub fn new(action: Action) -> Self {
         let may_be_absent = matches!(action, Action::Delete { .. } | Action::DeleteCollection { .. });
-        Self { action, may_exist: false, may_be_absent, on_success: None, on_failure: None }
+        Self {
+            action,
+            may_exist: false,
+            may_be_absent,
+            may_have_changed: false,
+            on_success: None,
+            on_failure: None,
+        }
     }
 
     /// Creates `object`.
@@ -221,6 +230,12 @@ impl Act {
     /// An absent object satisfies this write.
     pub fn may_be_absent(mut self) -> Self {
         self.may_be_absent = true;
+        self
+    }
+
+    /// Somebody else's write satisfies this one.
+    pub fn may_have_changed(mut self) -> Self {
+        self.may_have_changed = true;
         self
     }
 

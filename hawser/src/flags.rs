@@ -95,6 +95,10 @@ pub struct ApiserverFlags {
     /// Range of the node ports
     #[arg(long, default_value = "30000-32767", value_name = "FIRST-LAST")]
     pub service_node_port_range: hawser_apiserver::alloc::Ports,
+    /// APIs to serve that are off by default, separated by commas: group/version, api/alpha, api/beta or api/all, =true or
+    /// =false behind it
+    #[arg(long, value_delimiter = ',', value_parser = switched_on, value_name = "API")]
+    pub runtime_config: Vec<ApiVersions>,
     /// Whether requests without credentials are system:anonymous, whom RBAC lets read health and version only; else
     /// they are refused as unauthenticated. By default true for the API server alone, and false for a whole cluster
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -113,6 +117,14 @@ pub struct ApiserverFlags {
 /// A path that may be empty, which clap's own parser of paths refuses.
 fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text))
+}
+
+/// Group versions that one item of a flag stands for.
+#[derive(Clone)]
+pub struct ApiVersions(pub Vec<String>);
+
+fn switched_on(item: &str) -> Result<ApiVersions, String> {
+    hawser_apiserver::kinds::switched_on(item).map(ApiVersions)
 }
 
 /// A number that is not zero.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use hawser_apiserver::access::UserInfo;
 use hawser_apiserver::alloc::Addresses;
-use hawser_apiserver::bootstrap::AccessConfig;
+use hawser_apiserver::bootstrap::{self, AccessConfig};
 use hawser_apiserver::encryption::Envelope;
 use hawser_apiserver::inflight::Limits;
 use hawser_apiserver::pki::{Pki, PkiConfig};
@@ -115,7 +115,10 @@ async fn start(flags: &ApiserverFlags, whole: bool) -> Result<(ApiServer, Arc<Pk
     access.address_pools = whole;
     access.usage = whole;
     access.node_token_file = Some(data.join("node-token"));
+    let wanted: Vec<String> = flags.runtime_config.iter().flat_map(|versions| versions.0.clone()).collect();
+    access.storage_migration = wanted.iter().any(|version| version == bootstrap::STORAGE_MIGRATION);
     let mut config = Config::new(Arc::new(access));
+    config.runtime_config = wanted;
     if whole {
         config.runtime_config.push(hawser_apiserver::usage::GROUP_VERSION.to_owned());
     }

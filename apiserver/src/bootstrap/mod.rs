@@ -25,6 +25,9 @@ use crate::tokens::request::TokenRequests;
 use crate::tokens::review::TokenReviews;
 use crate::usage::Usage;
 
+/// The API of migrations of what is stored, which is off by default.
+pub const STORAGE_MIGRATION: &str = "storagemigration.k8s.io/v1beta1";
+
 /// Settings of access control.
 #[derive(Debug, Clone)]
 pub struct AccessConfig {
@@ -41,6 +44,9 @@ pub struct AccessConfig {
     pub node_token_file: Option<PathBuf>,
     /// Whether the kubelets are asked for what their nodes and pods use, to serve `metrics.k8s.io`.
     pub usage: bool,
+    /// Whether the controller that migrates what is stored ([`STORAGE_MIGRATION`]) has its role, with which it may write
+    /// everything.
+    pub storage_migration: bool,
     /// Whether there are address pools of load balancers (`loadbalancerippools.hawser.io`).
     pub address_pools: bool,
 }
@@ -56,6 +62,7 @@ impl AccessConfig {
             node_token_file: None,
             usage: false,
             address_pools: false,
+            storage_migration: false,
         }
     }
 }
@@ -81,7 +88,8 @@ impl AccessBuilder for AccessConfig {
         });
         let legacy = LegacyTokens::new(Arc::clone(&tokens), Arc::clone(&host.local));
         let bearer = Arc::new(Bearer::new(Arc::clone(&tokens), legacy, Arc::clone(&reader)));
-        let mut bootstrap = objects::bootstrap_objects(&self.pki.ca.cert_pem).map_err(|e| text(&e))?;
+        let mut bootstrap = objects::bootstrap_objects(&self.pki.ca.cert_pem, self.storage_migration)
+            .map_err(|e| text(&e))?;
         if let Some(path) = &self.node_token_file {
             let token = load_or_create_node_token(path, &self.pki)?;
             let object = token.token.secret_object();

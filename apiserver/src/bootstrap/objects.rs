@@ -26,14 +26,14 @@ pub const PRIORITY_CLASSES: [(&str, i64, &str); 2] = [
 ///
 /// # Errors
 /// For a malformed policy table.
-pub fn bootstrap_objects(ca_pem: &str) -> Result<Vec<BootstrapObject>, PolicyError> {
+pub fn bootstrap_objects(ca_pem: &str, storage_migration: bool) -> Result<Vec<BootstrapObject>, PolicyError> {
     let with = |policy| move |object: Value| BootstrapObject { object, policy };
     let mut objects: Vec<_> = NAMESPACES
         .iter()
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
         .map(with(BootstrapPolicy::CreateOnly))
         .collect();
-    objects.extend(policy::objects()?.into_iter().map(with(BootstrapPolicy::ReconcileRbac)));
+    objects.extend(policy::objects(storage_migration)?.into_iter().map(with(BootstrapPolicy::ReconcileRbac)));
     objects.extend(super::flow::objects().into_iter().map(with(BootstrapPolicy::ReconcileSpec)));
     let classes = PRIORITY_CLASSES.iter().map(|(name, value, description)| {
         json!({

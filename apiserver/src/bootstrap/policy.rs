@@ -11,6 +11,16 @@ use crate::tokens::node_token::GROUP_NODE_TOKENS;
 
 const TABLE: &str = include_str!("policy.txt");
 const OWN_TABLE: &str = include_str!("policy_hawser.txt");
+/// As Kubernetes has them where `StorageVersionMigrator` is on.
+const MIGRATION_TABLE: &str = "\
+clusterrole system:controller:storage-version-migrator-controller
+  *  *  create,list,patch
+  apiextensions.k8s.io  customresourcedefinitions  get
+  apiextensions.k8s.io  customresourcedefinitions/status  patch
+  storagemigration.k8s.io  storageversionmigrations/status  update
+clusterbinding system:controller:storage-version-migrator-controller -> \
+system:controller:storage-version-migrator-controller : sa:kube-system/storage-version-migrator-controller
+";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// ServiceAccount (in `kube-system`) that a node's dataplane acts as. Nodes may ask for its tokens, bound to
@@ -31,12 +41,17 @@ pub struct PolicyError {
     pub text: String,
 }
 
-/// Every default role and binding as objects, those of Kubernetes first.
+/// Every default role and binding as objects, those of Kubernetes first. `storage_migration`: with the role of the
+/// controller that migrates what is stored.
 ///
 /// # Errors
 /// For a malformed table; the tests read them whole.
-pub fn objects() -> Result<Vec<Value>, PolicyError> {
-    let mut objects = parse(TABLE, Some(("kubernetes.io/bootstrapping", "rbac-defaults")))?;
+pub fn objects(storage_migration: bool) -> Result<Vec<Value>, PolicyError> {
+    let mark = Some(("kubernetes.io/bootstrapping", "rbac-defaults"));
+    let mut objects = parse(TABLE, mark)?;
+    if storage_migration {
+        objects.extend(parse(MIGRATION_TABLE, mark)?);
+    }
     let substituted = OWN_TABLE
         .replace("$NODE_TOKENS", GROUP_NODE_TOKENS)
         .replace("$KUBELET_CLIENTS", KUBELET_CLIENT_GROUP)
@@ -202,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_tables_are_whole() {
-        let objects = objects().expect("tables");
+        let objects = objects(false).expect("tables");
         let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
         for object in
             objects.iter().filter(|o| !o["metadata"]["labels"]["kubernetes.io/bootstrapping"].is_null())
@@ -222,11 +237,13 @@ mod tests {
             let role = &binding["roleRef"];
             assert!(roles.contains(&(role["kind"].clone(), role["name"].clone())), "{binding}");
         }
+        let more = super::objects(true).expect("tables").len();
+        assert_eq!(more, objects.len() + 2, "a role and its binding");
     }
 
     #[test]
     fn single_roles_are_as_kubernetes_has_them() {
-        let objects = objects().expect("tables");
+        let objects = objects(true).expect("tables");
         let find = |name: &str| objects.iter().find(|o| o["metadata"]["name"] == name).expect("role").clone();
         assert_eq!(
             find("system:basic-user")["rules"],

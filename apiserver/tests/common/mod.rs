@@ -82,7 +82,7 @@ impl AccessBuilder for Admitting {
         let followed = follow_nodes(&*host.reader, &host.stop).map_err(|e| e.to_string())?;
         let node = NodeAuthorizer { followed, rules: Arc::from([]) };
         let authorizers = Arc::new(Authorizers { node, rbac: RbacAuthorizer { index, ready } });
-        let bootstrap = bootstrap_objects("").map_err(|e| e.to_string())?;
+        let bootstrap = bootstrap_objects("", false).map_err(|e| e.to_string())?;
         Ok(Access { bootstrap, ..everything(admission::plugins(&host, &authorizers)) })
     }
 }

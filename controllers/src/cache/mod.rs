@@ -28,6 +28,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
+use k8s_openapi::api::storagemigration::v1beta1::StorageVersionMigration;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
@@ -264,6 +265,9 @@ caches! {
     );
     /// Address pools of load balancers, where there are any.
     pools: LoadBalancerIPPool =
+        Store::new(Scope { optional: true, ..Scope::default() }, vec![], |_| {});
+    /// Migrations of what is stored, where they are served.
+    migrations: StorageVersionMigration =
         Store::new(Scope { optional: true, ..Scope::default() }, vec![], |_| {});
     /// Endpoints.
     endpoints: Endpoints = Store::new(Scope::default(), vec![], |_| {});

@@ -36,6 +36,7 @@ use crate::gc::GarbageCollector;
 use crate::job::Jobs;
 use crate::loadbalancer::LoadBalancers;
 use crate::loadbalancer::status::PoolStatuses;
+use crate::migration::Migrations;
 use crate::namespace::Namespaces;
 use crate::node::eviction::TaintEviction;
 use crate::node::ipam::{NodeIpam, Pool};
@@ -233,6 +234,9 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
     t.add("disruption", "disruption-controller", |t, client| Disruption::new(&t.caches, client));
     t.add("validatingadmissionpolicy-status", "validatingadmissionpolicy-status-controller", |t, client| {
         PolicyStatus::new(&t.caches, client)
+    });
+    t.add("storage-version-migrator", "storage-version-migrator-controller", |t, client| {
+        Migrations::new(&t.caches, client)
     });
     t.add("resourcequota", "resourcequota-controller", |t, client| Quotas::new(&t.caches, client));
     // Last, so that it finds out which caches are fed anyway.

@@ -356,7 +356,7 @@ fn tolerated(act: &Act, error: &kube::Error) -> bool {
             status.is_not_found()
                 || options.resource_version.is_none() && options.uid.is_some() && status.is_conflict()
         }
-        _ => act.may_be_absent && status.is_not_found(),
+        _ => act.may_be_absent && status.is_not_found() || act.may_have_changed && status.is_conflict(),
     }
 }
 
