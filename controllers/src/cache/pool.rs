@@ -51,7 +51,7 @@ impl<T: Serialize + PartialEq + ?Sized> Pool<T> {
 
     /// How many values are remembered, held or not.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    fn remembered(&self) -> usize {
         self.entries.lock().by_hash.len()
     }
 }
@@ -96,7 +96,7 @@ mod tests {
         for n in 0..100_000 {
             pool.share(format!("x{n}"));
         }
-        assert!(pool.len() <= 2 * FEW, "{}", pool.len());
+        assert!(pool.remembered() <= 2 * FEW, "{}", pool.remembered());
         assert!(Arc::ptr_eq(&held[7], &pool.share("7")));
     }
 }
