@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::Scheduler;
 use crate::cycle::{FitError, told};
+use crate::events::Notice;
 use crate::extender::Answers;
 use crate::framework::Rejection;
 use crate::plugins::group_of;
@@ -235,7 +236,8 @@ impl Scheduler {
             for victim in leaving {
                 match report::evict(client.clone(), &victim, &pod.scheduler_name, Timestamp::now()).await {
                     Ok(()) => {
-                        report::publish(&recorder, &report::preempted(&pod.key, &room.node), &victim).await;
+                        let notice = Notice::preempted(&pod.key, &room.node);
+                        recorder.publish(notice, &pod.scheduler_name, &victim).await;
                     }
                     Err(error) => {
                         tracing::warn!(%error, namespace = %victim.namespace, pod = %victim.name, "not preempted");

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kube::Client;
-use kube::runtime::events::{Recorder, Reporter};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +18,7 @@ use self::held::HeldPods;
 use crate::bind::Bound;
 use crate::config::Config;
 use crate::cycle::Engine;
+use crate::events::Recorder;
 use crate::extender::Extenders;
 use crate::framework::Framework;
 use crate::pod::{Classes, PodInfo};
@@ -83,9 +83,7 @@ impl Scheduler {
         if names.is_empty() {
             return Err(Error::NoProfile);
         }
-        let reporter =
-            Reporter { controller: "default-scheduler".into(), instance: Some(config.instance.clone()) };
-        let recorder = Recorder::new(client.clone(), reporter);
+        let recorder = Recorder::new(client.clone(), &config.instance);
         Ok(Scheduler {
             reports: Reports::new(client.clone(), recorder.clone()),
             recorder,
