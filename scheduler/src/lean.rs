@@ -106,8 +106,8 @@ mod tests {
         let lean: LeanPod = serde_json::from_str(&text).expect("a lean pod");
         assert_eq!(lean.0.metadata.managed_fields, None);
         let mut classes = Classes::default();
-        let whole = classes.pod(whole).map(|pod| format!("{pod:?}"));
-        assert!(whole.is_some());
-        assert_eq!(classes.pod(lean.0).map(|pod| format!("{pod:?}")), whole);
+        let (whole, lean) = (classes.pod(whole).expect("a pod"), classes.pod(lean.0).expect("a pod"));
+        assert!(std::sync::Arc::ptr_eq(&whole.class, &lean.class));
+        assert_eq!(format!("{whole:?}"), format!("{lean:?}"));
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kube::Client;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -107,9 +108,27 @@ impl Scheduler {
 
     /// Schedules until it is cancelled. Bindings under way are carried out first.
     ///
+    /// Cycles follow each other without a pause while pods wait, on a thread of their own: what carries their choices out,
+    /// and the API server if it is in this process, goes on beside them.
+    ///
     /// # Errors
     /// If the watches end.
-    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), Error> {
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), Error> {
+        // Whoever gives up this future means the thread, too.
+        let cancel = cancel.child_token();
+        let _ends = cancel.clone().drop_guard();
+        let runtime = Handle::current();
+        match tokio::task::spawn_blocking(move || runtime.block_on(self.drive(cancel))).await {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends, and this future with it.
+                Err(_) => Ok(()),
+            },
+        }
+    }
+
+    async fn drive(mut self, cancel: CancellationToken) -> Result<(), Error> {
         let (to, mut seen) = channel(4096);
         let _watches = watch::start(&self.client, &to);
         drop(to);
@@ -131,8 +150,6 @@ impl Scheduler {
             let synced = self.lists == LISTS + 2;
             if synced && self.queue.has_next() && self.bindings.len() < MAX_BINDINGS {
                 self.cycle().await;
-                // Bindings and watches run beside the cycles also where there is one thread.
-                tokio::task::yield_now().await;
                 continue;
             }
             self.wait(&mut seen, release, &cancel).await?;
