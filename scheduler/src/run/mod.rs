@@ -40,6 +40,8 @@ pub enum Error {
     NoProfile,
     #[error("two profiles are named {0}")]
     DuplicateProfile(Box<str>),
+    #[error("{0}")]
+    Extender(String),
     #[error("the watches ended")]
     WatchEnded,
 }
@@ -70,10 +72,10 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler that acts through `client`.
+    /// A scheduler that acts through `client`. Made inside a runtime.
     ///
     /// # Errors
-    /// If there is no profile, or two have the same name.
+    /// If there is no profile, or two have the same name, or an extender cannot be reached as it is configured.
     pub fn new(config: Config, client: Client) -> Result<Self, Error> {
         let mut names = HashSet::new();
         for profile in &config.profiles {
@@ -88,7 +90,7 @@ impl Scheduler {
         Ok(Scheduler {
             reports: Reports::new(client.clone(), recorder.clone()),
             recorder,
-            extenders: Arc::new(Extenders::new(config.extenders, client.clone())),
+            extenders: Arc::new(Extenders::new(config.extenders, client.clone()).map_err(Error::Extender)?),
             client,
             profiles: config.profiles,
             classes: Classes::default(),

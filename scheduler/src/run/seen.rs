@@ -168,6 +168,7 @@ impl Scheduler {
     }
 
     pub(super) fn set_node(&mut self, node: &Node) {
+        self.extenders.note_node(node);
         let Some(change) = self.cache.set_node(node) else { return };
         let Some(after) = node.metadata.name.as_deref().and_then(|name| self.cache.view().node(name)) else {
             return;
@@ -180,6 +181,7 @@ impl Scheduler {
     }
 
     pub(super) fn node_gone(&mut self, name: &str) {
+        self.extenders.forget_node(name);
         if let Some(gone) = self.cache.remove_node(name) {
             self.happened(&ClusterEvent::NodeGone(&gone));
         }
