@@ -65,13 +65,13 @@ fn lb_rows(frontend: &Frontend) -> Vec<Vec<String>> {
         ]
     };
     let has = |flag: &str| frontend.flags.iter().any(|held| held == flag);
-    let mut scopes = vec![("", &frontend.backends, "(refused)")];
+    let mut scopes = vec![("", &frontend.backends)];
     if has("two-scopes") {
-        let nobody = if has("drop-if-empty") { "(dropped)" } else { "(refused)" };
-        scopes.push(("external ", &frontend.external_backends, nobody));
+        scopes.push(("external ", &frontend.external_backends));
     }
+    let nobody = if has("drop-if-empty") { "(dropped)" } else { "(refused)" };
     let mut rows = Vec::new();
-    for (scope, backends, nobody) in scopes {
+    for (scope, backends) in scopes {
         if backends.is_empty() {
             rows.push(row(or_dash(scope.trim_end()), nobody.to_string(), "-", "-".to_string()));
         }

@@ -14,7 +14,9 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use hawser_api::dataplane::Programmed;
 use hawser_ebpf_common::ct::{CtEntry, CtKey};
-use hawser_ebpf_common::endpoint::{CONFIG_CHECKSUM_IPV6, CONFIG_MASQUERADE, LAYOUT, NodeConfig};
+use hawser_ebpf_common::endpoint::{
+    CONFIG_CHECKSUM_IPV6, CONFIG_MASQUERADE, CONFIG_MIGRATING, LAYOUT, NodeConfig,
+};
 use hawser_ebpf_common::lb::{Address6, LbConfig};
 use hawser_ebpf_common::map_names;
 use hawser_watch::{Known, Named, changes};
@@ -43,9 +45,10 @@ use crate::lock::{InstanceLock, LockError};
 use crate::maps::{Address, KernelMaps, MapError};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::podnet::{NodeNet, PodNet, PodNetError};
+use crate::pressure::{self, Fill, Pressure};
 use crate::programs::{Pins, Programs, ProgramsError, create_private};
 use crate::routes::{Routes, Way};
-use crate::status::{self, Pressure};
+use crate::status;
 use crate::sweep::{Step, Sweep};
 use crate::sys::monotonic_ns;
 use crate::tunnel::{self, TunnelError};
@@ -185,7 +188,7 @@ impl Agent {
                 node_ip_be: config.node_ip(false).map_or(0, Address::of),
                 node_ip6_be: config.node_ip(true).map_or([0; 4], Address::of),
                 uplink_ifindex: uplink.index,
-                flags: config_flags(config),
+                flags: config_flags(config) | maps.config()?.flags & CONFIG_MIGRATING,
                 layout: LAYOUT,
                 uplink_mac: uplink.mac,
                 mtu: u16::try_from(uplink.mtu).unwrap_or(0),
@@ -327,11 +330,13 @@ impl Agent {
         let recount = recount(maps.clone(), stop.clone());
         let pressure = Arc::new(Pressure::default());
         let status = status::run(maps.clone(), engine.synced.subscribe(), pressure.clone());
+        let walk = pressure::run(maps.clone(), pressure.clone(), stop.clone());
         let sweep = sweep_ct(maps, flows, pressure, stop.clone());
         tokio::select! {
             result = service => result?,
             () = engine.run(client, stop.clone()) => {}
             () = sweep => {}
+            () = walk => {}
             () = recount => {}
             () = cutting => {}
             () = announcing => {}
@@ -665,7 +670,7 @@ where
         match sweep.step(monotonic_ns(), cut)? {
             Step::More => tokio::task::yield_now().await,
             Step::Done { entries, capacity } => {
-                pressure.set(name, entries, capacity);
+                pressure.set(name, Fill { entries, capacity });
                 if entries * 10 > capacity * 9 {
                     tracing::warn!(
                         name,

@@ -29,6 +29,7 @@ pub mod maps;
 mod migrate;
 pub mod netlink;
 pub mod podnet;
+mod pressure;
 pub mod programs;
 mod routes;
 mod sockdiag;

@@ -14,7 +14,7 @@ use aya::programs::{
 };
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use hawser_ebpf_common::endpoint::{LAYOUT, NodeConfig};
+use hawser_ebpf_common::endpoint::{CONFIG_MIGRATING, LAYOUT, NodeConfig};
 use nix::mount::MsFlags;
 
 use crate::config;
@@ -25,8 +25,9 @@ use crate::sys;
 /// The programs, compiled by build.rs; aligned because the ELF is read in place.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser.bpf.o"));
 
-/// Cgroup programs.
+/// Cgroup programs. The first is replaced before the others: it knows the sockets of an older layout too.
 const SOCKET_PROGRAMS: [&str; 9] = [
+    "sock_release",
     "connect4",
     "sendmsg4",
     "recvmsg4",
@@ -35,7 +36,6 @@ const SOCKET_PROGRAMS: [&str; 9] = [
     "sendmsg6",
     "recvmsg6",
     "getpeername6",
-    "sock_release",
 ];
 /// The program of the uplink's XDP hook.
 const XDP_PROGRAM: &str = "xdp_uplink";
@@ -183,10 +183,12 @@ impl Programs {
                 false => load_and_pin(pins, name, program)?,
             }
         }
-        migrate::copy(pins)?;
+        migrate::copy(pins, false)?;
         let mut config = KernelMaps::open(&pins.maps())?;
         let current = config.config()?;
-        config.set_config(&NodeConfig { layout: LAYOUT, ..current })?;
+        let migrating = if migrate::under_way(pins)? { CONFIG_MIGRATING } else { 0 };
+        let flags = current.flags & !CONFIG_MIGRATING | migrating;
+        config.set_config(&NodeConfig { layout: LAYOUT, flags, ..current })?;
         Ok(Self { ebpf, pins: pins.clone(), tcx: has_tcx() })
     }
 
@@ -195,6 +197,10 @@ impl Programs {
     /// # Errors
     /// See [`ProgramsError`].
     pub fn finish_migration(&self) -> Result<(), ProgramsError> {
+        let mut config = KernelMaps::open(&self.pins.maps())?;
+        let current = config.config()?;
+        migrate::copy(&self.pins, true)?;
+        config.set_config(&NodeConfig { flags: current.flags & !CONFIG_MIGRATING, ..current })?;
         migrate::finish(&self.pins)
     }
 

@@ -13,26 +13,15 @@ use hawser_ebpf_common::metrics::{direction, reason};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::healthcheck::{Listen, serve};
 use crate::maps::{KernelMaps, MetricsRecord};
+use crate::pressure::{Fill, Pressure};
 
 /// kube-proxy's `healthzBindAddress` and `metricsBindAddress`.
 const HEALTH_PORT: u16 = 10_256;
 const METRICS_PORT: u16 = 10_249;
-
-/// How full the maps were when they were last walked: entries and capacity by name.
-#[derive(Debug, Default)]
-pub struct Pressure(Mutex<BTreeMap<&'static str, (usize, usize)>>);
-
-impl Pressure {
-    /// A map was walked.
-    pub fn set(&self, map: &'static str, entries: usize, capacity: usize) {
-        self.0.lock().insert(map, (entries, capacity));
-    }
-}
 
 /// Serves until dropped. Healthy is a dataplane whose maps have held what the API says.
 pub async fn run(maps: PathBuf, synced: watch::Receiver<bool>, pressure: Arc<Pressure>) {
@@ -41,7 +30,7 @@ pub async fn run(maps: PathBuf, synced: watch::Receiver<bool>, pressure: Arc<Pre
     });
     let metrics = serve("metrics".to_string(), Listen::Loopback(METRICS_PORT), move |path| match path {
         "/metrics" => match KernelMaps::open(&maps).and_then(|maps| maps.metrics()) {
-            Ok(records) => text(StatusCode::OK, render(&records, &pressure.0.lock())),
+            Ok(records) => text(StatusCode::OK, render(&records, &pressure.all())),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         },
         _ => text(StatusCode::NOT_FOUND, "there is /metrics".to_string()),
@@ -69,9 +58,9 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 }
 
 /// Counters and gauges in Prometheus' text format.
-fn render(records: &[MetricsRecord], maps: &BTreeMap<&'static str, (usize, usize)>) -> String {
+fn render(records: &[MetricsRecord], maps: &BTreeMap<&'static str, Fill>) -> String {
     let mut out = String::new();
-    let mut family = |name: &str, kind: &str, help: &str, lines: Vec<(String, u64)>| {
+    let mut family = |name: &str, kind: &str, help: &str, lines: Vec<(String, String)>| {
         // Writing to a string does not fail.
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for (labels, value) in lines {
@@ -88,15 +77,29 @@ fn render(records: &[MetricsRecord], maps: &BTreeMap<&'static str, (usize, usize
         let is_drop = |record: &&MetricsRecord| {
             (record.reason >= reason::FIRST_DROP && record.reason != reason::ANNOUNCED) == dropped
         };
-        records.iter().filter(is_drop).map(|record| (labels(record), record.value.packets)).collect()
+        records.iter().filter(is_drop).map(|r| (labels(r), r.value.packets.to_string())).collect()
     };
     family("hawser_packets_total", "counter", "Packets by what became of them.", of(false));
     family("hawser_dropped_packets_total", "counter", "Packets that were dropped or refused.", of(true));
-    let each = |value: fn(&(usize, usize)) -> usize| {
-        maps.iter().map(|(map, both)| (format!("map=\"{map}\""), value(both) as u64)).collect()
+    let each = |value: fn(&Fill) -> String| {
+        maps.iter().map(|(map, fill)| (format!("map_name=\"{map}\""), value(fill))).collect()
     };
-    family("hawser_map_entries", "gauge", "Entries of a map when it was last walked.", each(|both| both.0));
-    family("hawser_map_capacity", "gauge", "Entries that a map has room for.", each(|both| both.1));
+    // Cilium's name and label.
+    let part = |fill: &Fill| format!("{:.4}", fill.entries as f64 / fill.capacity.max(1) as f64);
+    family(
+        "hawser_bpf_map_pressure",
+        "gauge",
+        "Part of a map that was full when it was last walked.",
+        each(part),
+    );
+    family(
+        "hawser_bpf_map_entries",
+        "gauge",
+        "Entries of a map then.",
+        each(|fill| fill.entries.to_string()),
+    );
+    let capacity = each(|fill| fill.capacity.to_string());
+    family("hawser_bpf_map_capacity", "gauge", "Entries that a map has room for.", capacity);
     out
 }
 
@@ -113,15 +116,16 @@ mod tests {
             reason,
             value: MetricsValue { packets: 3, bytes: 300 },
         };
-        let maps = BTreeMap::from([("hawser_ct4", (5, 10))]);
+        let maps = BTreeMap::from([("hawser_ct4", Fill { entries: 5, capacity: 10 })]);
         let text =
             render(&[record(reason::TRANSLATED), record(reason::ANNOUNCED), record(reason::CT_FULL)], &maps);
         for line in [
             "hawser_packets_total{direction=\"from-uplink\",reason=\"Translated\"} 3",
             "hawser_packets_total{direction=\"from-uplink\",reason=\"Announced\"} 3",
             "hawser_dropped_packets_total{direction=\"from-uplink\",reason=\"Connection tracking full\"} 3",
-            "hawser_map_entries{map=\"hawser_ct4\"} 5",
-            "hawser_map_capacity{map=\"hawser_ct4\"} 10",
+            "hawser_bpf_map_pressure{map_name=\"hawser_ct4\"} 0.5000",
+            "hawser_bpf_map_entries{map_name=\"hawser_ct4\"} 5",
+            "hawser_bpf_map_capacity{map_name=\"hawser_ct4\"} 10",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
         }

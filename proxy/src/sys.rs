@@ -156,6 +156,51 @@ pub fn lookup_batch<K: aya::Pod, V: aya::Pod>(
     }
 }
 
+/// How many elements a map has, of any type that is read in parts and has no values per CPU. Sizes in bytes, as the kernel
+/// says them.
+///
+/// # Errors
+/// The kernel refused.
+pub fn count_elements(map: BorrowedFd<'_>, key_size: usize, value_size: usize) -> io::Result<usize> {
+    const PART: usize = 1024;
+    /// The kernel keeps its place in here: a bucket's number, or a key, and no map of ours has longer ones.
+    const TOKEN: usize = 256;
+    if key_size > TOKEN {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // The kernel writes a value's size rounded up to 8 bytes.
+    let (mut keys, mut values) =
+        (vec![0u8; PART * key_size], vec![0u8; PART * value_size.next_multiple_of(8)]);
+    let (mut from, mut next) = ([0u8; TOKEN], [0u8; TOKEN]);
+    let (mut first, mut total) = (true, 0);
+    loop {
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { from.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: PART as u32,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        let attr_ptr = std::ptr::from_mut(&mut attr);
+        // SAFETY: the attribute is initialised and its length goes with it. The kernel writes the token and at most
+        // `count` elements of the map's own sizes, for which the buffers have room.
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, attr_ptr, size_of::<BatchAttr>()) };
+        let error = if result < 0 { Some(io::Error::last_os_error()) } else { None };
+        total += (attr.count as usize).min(PART);
+        match error {
+            None => {}
+            Some(error) if error.kind() == io::ErrorKind::NotFound => return Ok(total),
+            Some(error) => return Err(error),
+        }
+        first = false;
+        from = next;
+    }
+}
+
 /// Deletes an element of a map, whose keys are `K`.
 ///
 /// # Errors

@@ -228,6 +228,57 @@ proptest! {
     }
 }
 
+/// A frontend whose ranges, backends and policy change at once lets nobody in who was kept out, or is to be, but by its new
+/// state: each client goes from its old answer to its new one.
+#[test]
+fn ranges_change_with_all_else() {
+    use hawser_ebpf_common::lb::SERVICE_DSR;
+    use hawser_proxy::diff::Table;
+    use hawser_proxy::types::{FrontendSpec, Protocol};
+    use proptest::test_runner::{Config, TestRunner};
+
+    let frontend = L4Addr::new(Ipv4Addr::new(10, 98, 0, 2), 80, Protocol::Tcp);
+    let backend = |n: u8| L4Addr::new(Ipv4Addr::new(10, 1, 0, n), 8080, Protocol::Tcp);
+    let all = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.2.0.0/16", "192.0.2.0/25"];
+    let clients = ["10.1.2.3", "10.1.3.3", "10.2.0.1", "10.3.0.1", "192.0.2.1", "192.0.2.200"];
+    let spec =
+        (prop::collection::btree_set(0..all.len(), 0..4), prop::collection::btree_set(1..5u8, 0..4), 0..3u8)
+            .prop_map(move |(ranges, backends, odd)| {
+                let ranges: Vec<_> =
+                    ranges.iter().map(|range| all[*range].parse().expect("a prefix")).collect();
+                FrontendSpec {
+                    flags: if ranges.is_empty() { 0 } else { SERVICE_SOURCE_RANGES }
+                        | if odd == 0 { SERVICE_DSR } else { 0 },
+                    backends: backends.into_iter().map(|n| (backend(n), 0)).collect(),
+                    source_ranges: ranges.into(),
+                    ..FrontendSpec::default()
+                }
+            });
+    let ask = |maps: &FakeMaps, client: &str| {
+        let client = Client::Packet(client.parse().expect("an address"), 1);
+        as_decision(&maps.lookup(&frontend, client)).expect("whole")
+    };
+    let config = Config { cases: 2000, failure_persistence: None, ..Config::default() };
+    let specs = prop::collection::vec(prop::option::weighted(0.9, spec), 2..5);
+    let result = TestRunner::new(config).run(&specs, |specs| {
+        let (mut table, mut maps) = (Table::default(), FakeMaps::default());
+        for spec in &specs {
+            let mut steps = vec![maps.clone()];
+            for op in table.plan(&frontend, spec.as_ref()) {
+                maps.apply(&op).expect("no faults");
+                steps.push(maps.clone());
+            }
+            for client in clients {
+                let mut seen: Vec<_> = steps.iter().map(|maps| ask(maps, client)).collect();
+                seen.dedup();
+                prop_assert!(seen.len() <= 2, "{}: {:?}", client, seen);
+            }
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|failed| panic!("{failed}"));
+}
+
 /// One endpoint more or less costs a few writes, with one Service of three endpoints or of three thousand.
 #[test]
 fn work_per_event_does_not_grow() {

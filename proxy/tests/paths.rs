@@ -3,25 +3,20 @@
 mod common;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::Path;
-use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData};
-use aya::programs::{TestRun, TestRunOptions};
+use aya::maps::{HashMap, MapData};
+use common::node::{CLIENT, CLIENT_MAC, HERE, NODE, Node, OTHER, OTHER_MAC, THERE, UPLINK_MAC};
 use common::packet::{Packet, Transport, read_udp6, udp6};
-use common::{isolated, run};
+use common::{Cgroup, isolated, run};
 use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
-use hawser_ebpf_common::endpoint::{
-    CONFIG_MASQUERADE, Endpoint4, IDENTITY_HOST, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IPCACHE_ON_LINK,
-    NodeConfig,
-};
+use hawser_ebpf_common::endpoint::{Endpoint4, IDENTITY_PODS, IPCACHE_ON_LINK, NodeConfig};
 use hawser_ebpf_common::lb::{
-    KIND_NODE_PORT, SERVICE_DROP_IF_EMPTY, SERVICE_DSR, SERVICE_EXTERNAL_LOCAL, SERVICE_TWO_SCOPES,
-    ServiceValue,
+    SERVICE_DROP_IF_EMPTY, SERVICE_DSR, SERVICE_EXTERNAL_LOCAL, SERVICE_INTERNAL_LOCAL, SERVICE_TWO_SCOPES,
 };
 use hawser_ebpf_common::metrics::reason;
-use hawser_proxy::maps::{KernelMaps, Maps, Op, SlotKey};
-use hawser_proxy::programs::{Pins, Programs};
+use hawser_proxy::config::Xdp;
+use hawser_proxy::maps::Op;
+use hawser_proxy::programs::Programs;
 use hawser_proxy::types::{L4Addr, PrefixSpec, Protocol, address_be, address6_be};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -31,130 +26,6 @@ const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
-
-const NODE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 11);
-const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 12);
-const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-/// A pod of this node, and one of the other.
-const HERE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 5);
-const THERE: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 9);
-const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 12];
-const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 11];
-
-struct Node {
-    programs: Programs,
-    maps: KernelMaps,
-    pins: Pins,
-    port: u16,
-}
-
-impl Node {
-    /// A node with one neighbour and one client on its link, in the calling thread's namespace.
-    fn new(dir: &Path) -> Self {
-        run("ip link add up0 address 02:00:00:00:00:0b type veth peer name peer0");
-        run("ip link set up0 up");
-        run("ip link set peer0 up");
-        run("ip addr add 10.0.0.11/24 dev up0");
-        run("ip neigh add 10.0.0.12 lladdr 02:00:00:00:00:0c dev up0 nud permanent");
-        run("ip neigh add 10.0.0.1 lladdr 02:00:00:00:00:01 dev up0 nud permanent");
-        run("ip route add 10.244.2.0/24 via 10.0.0.12");
-        run("ip route add 192.168.0.0/16 via 10.0.0.1");
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("settable");
-        let pins = Pins::new(dir.join("bpf"));
-        let programs = Programs::load(&pins).expect("the programs load");
-        let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
-        let current = maps.config().expect("reads");
-        maps.set_config(&NodeConfig {
-            node_ip_be: address_be(NODE),
-            uplink_ifindex: nix::net::if_::if_nametoindex("up0").expect("an index"),
-            flags: CONFIG_MASQUERADE,
-            uplink_mac: UPLINK_MAC,
-            mtu: 1500,
-            ..current
-        })
-        .expect("writes");
-        let prefix = |text: &str, node: Option<Ipv4Addr>, identity| Op::PutPrefix {
-            prefix: text.parse().expect("a prefix"),
-            value: PrefixSpec {
-                node: node.map(Into::into),
-                identity,
-                flags: if node.is_some() { IPCACHE_ON_LINK } else { 0 },
-            },
-        };
-        // BPF_PROG_TEST_RUN pretends that packets come from loopback: interface 1.
-        let pod = Endpoint4 { ifindex: 1, pod_mac: [6; 6], host_mac: [4; 6], ..Endpoint4::default() };
-        for op in [
-            prefix("10.244.1.0/24", None, IDENTITY_PODS),
-            prefix("10.244.2.0/24", Some(OTHER), IDENTITY_PODS),
-            prefix("10.0.0.12/32", Some(OTHER), IDENTITY_REMOTE_NODE),
-            prefix("10.0.0.11/32", None, IDENTITY_HOST),
-            Op::PutEndpoint { address: HERE.into(), value: pod },
-        ] {
-            maps.apply(&op).expect("writes");
-        }
-        Self { programs, maps, pins, port: 20_000 }
-    }
-
-    /// A frontend with these backends: for all, or with two scopes for those from inside and those from outside.
-    fn frontend(&mut self, id: u32, to: L4Addr, flags: u32, scopes: [&[L4Addr]; 2]) {
-        let key = SlotKey::master(to);
-        for (scope, backends) in scopes.iter().enumerate() {
-            for (at, backend) in backends.iter().enumerate() {
-                let number = u32::from(backend.address.is_ipv4()) * id * 100 + (scope * 50 + at) as u32 + 1;
-                let slot = key.slot(scope as u8, 1, at as u16 + 1);
-                let value = ServiceValue { backend_id: number, rev_nat_id: id, ..ServiceValue::default() };
-                self.apply(Op::PutBackend { id: number, address: *backend, flags: 0 });
-                self.apply(Op::PutService { key: slot, value });
-            }
-        }
-        self.apply(Op::PutReverseNat { id, frontend: to });
-        let value = ServiceValue {
-            rev_nat_id: id,
-            flags,
-            count: scopes[0].len() as u16,
-            count_external: scopes[1].len() as u16,
-            generation: 1,
-            kind: KIND_NODE_PORT,
-            ..ServiceValue::default()
-        };
-        self.apply(Op::PutService { key, value });
-    }
-
-    fn apply(&mut self, op: Op) {
-        self.maps.apply(&op).expect("writes");
-    }
-
-    fn run(&mut self, program: &str, packet: &[u8]) -> (u32, Vec<u8>) {
-        let mut out = vec![0; 4096];
-        let options =
-            TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
-        let result = if program.starts_with("xdp") {
-            self.programs.xdp(program).expect("a program").test_run(options)
-        } else {
-            self.programs.classifier(program).expect("a program").test_run(options)
-        };
-        let result = result.expect("BPF_PROG_TEST_RUN");
-        out.truncate(result.data_size_out as usize);
-        (result.return_value, out)
-    }
-
-    fn packet(&mut self, to: L4Addr) -> Packet {
-        self.port += 1;
-        let std::net::IpAddr::V4(address) = to.address else { panic!("an IPv4 frontend") };
-        Packet::new((CLIENT, self.port), (address, to.port), to.protocol)
-    }
-
-    fn ct(&self) -> HashMap<MapData, CtKey4, CtEntry4> {
-        let data = MapData::from_pin(self.pins.maps().join("hawser_ct4")).expect("the map");
-        Map::from_map_data(data).and_then(HashMap::try_from).expect("a hash map")
-    }
-
-    fn counted(&self, wanted: u32) -> u64 {
-        let all = self.maps.metrics().expect("reads");
-        all.iter().filter(|record| record.reason == wanted).map(|record| record.value.packets).sum()
-    }
-}
 
 fn node_port(protocol: Protocol) -> L4Addr {
     L4Addr::new(NODE, 30_080, protocol)
@@ -305,9 +176,10 @@ fn a_backend_on_this_node_sees_the_client() {
     });
 }
 
-/// `externalTrafficPolicy: Local` decides for those outside; those inside get the whole cluster's endpoints.
+/// `externalTrafficPolicy: Local` decides for those outside; those inside get the whole cluster's endpoints. Where a policy
+/// of Local finds nobody, packets are dropped while another node has endpoints.
 #[test]
-fn external_policy_local() {
+fn policies_of_local() {
     isolated(|dir| {
         let mut node = Node::new(dir);
         let to = node_port(Protocol::Tcp);
@@ -323,6 +195,14 @@ fn external_policy_local() {
         let from_pod = Packet { source: (HERE, 1234), ..node.packet(to) };
         let (code, bytes) = node.run("from_pod", &from_pod.bytes());
         assert_eq!((code, parsed(&bytes).destination.0), (REDIRECT, THERE));
+        // The same of the inside policy, for whoever asks.
+        let cluster = L4Addr::new(Ipv4Addr::new(10, 96, 0, 9), 80, Protocol::Tcp);
+        node.frontend(3, cluster, SERVICE_INTERNAL_LOCAL | SERVICE_DROP_IF_EMPTY, [&[], &[]]);
+        let sent = Packet { source: (HERE, 1235), ..node.packet(cluster) };
+        assert_eq!(node.run("from_pod", &sent.bytes()).0, SHOT);
+        let sent = node.packet(cluster);
+        assert_eq!(node.run("from_uplink", &sent.bytes()).0, SHOT);
+        assert_eq!(node.counted(reason::NO_LOCAL_BACKEND), 4);
         // Nobody anywhere: refused, by tc.
         node.frontend(2, L4Addr::new(NODE, 30_081, Protocol::Tcp), 0, [&[], &[]]);
         let sent = node.packet(L4Addr::new(NODE, 30_081, Protocol::Tcp));
@@ -583,6 +463,31 @@ fn sctp_keeps_its_ports() {
     });
 }
 
+/// Those too that an agent loads only when it is told to; each is attached as an agent does it, and again as the next agent
+/// does. Before Linux 6.6 that is by netlink.
+#[test]
+fn every_program_loads_and_attaches() {
+    isolated(|dir| {
+        let mut node = Node::new(dir);
+        for name in ["from_tunnel", "to_tunnel", "from_pod", "to_pod", "from_uplink", "to_uplink"] {
+            node.programs.classifier(name).expect("passes the verifier");
+        }
+        for name in ["xdp_uplink", "xdp_pass"] {
+            node.programs.xdp(name).expect("passes the verifier");
+        }
+        run("ip link add tunnel0 type veth peer name pod0");
+        let cgroup = Cgroup::new();
+        let next = Programs::load(&node.pins).expect("the next agent's load");
+        for programs in [&mut node.programs, &mut { next }] {
+            programs.attach_cgroup(cgroup.path()).expect("the hooks");
+            programs.attach_pod("pod0").expect("a pod");
+            programs.attach_uplink("up0").expect("the uplink");
+            programs.attach_tunnel(Some("tunnel0")).expect("the tunnel");
+            programs.attach_xdp("up0", Xdp::Generic, true).expect("XDP");
+        }
+    });
+}
+
 /// Whatever comes in: each program ends, and what it sends on has right checksums if what came in had.
 #[test]
 fn random_packets_come_to_no_harm() {
@@ -634,106 +539,5 @@ fn random_packets_come_to_no_harm() {
         if let Err(failure) = result {
             panic!("{failure}");
         }
-    });
-}
-
-/// How many runs one system call makes: each takes one hop off.
-const RUNS: u32 = 250;
-const FLOWS: u32 = 100_000;
-
-/// Nanoseconds per packet of a program, over all runs.
-fn time(node: &mut Node, program: &str, frames: impl Iterator<Item = Vec<u8>>, repeat: u32) -> f64 {
-    let mut total = Duration::ZERO;
-    let mut count = 0;
-    for frame in frames {
-        let options = TestRunOptions { data_in: Some(&frame), repeat, ..TestRunOptions::default() };
-        let result = node.programs.xdp(program).expect("a program").test_run(options).expect("runs");
-        total += result.duration;
-        count += 1;
-    }
-    total.as_nanos() as f64 / f64::from(count)
-}
-
-/// Packets of many flows to many Services find their way, each its own; the times are printed.
-#[test]
-fn many_flows_of_many_services() {
-    isolated(|dir| {
-        let mut node = Node::new(dir);
-        for number in 0..50_000u32 {
-            let vip = Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + number);
-            let backend = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 244, 2, 0)) + number % 250 + 1);
-            let flags = 0;
-            node.frontend(
-                number + 1,
-                L4Addr::new(vip, 80, Protocol::Tcp),
-                flags,
-                [&[L4Addr::new(backend, 8080, Protocol::Tcp)], &[]],
-            );
-        }
-        let plain = |from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)| {
-            let mut packet = Packet::new(from, to, Protocol::Tcp);
-            packet.transport = packet.transport.next();
-            packet.ttl = 255;
-            packet.bytes()
-        };
-        let noop = time(&mut node, "xdp_pass", std::iter::repeat_n(plain((CLIENT, 1), (NODE, 1)), 400), RUNS);
-        let noop_once =
-            time(&mut node, "xdp_pass", std::iter::repeat_n(plain((CLIENT, 1), (NODE, 1)), 20_000), 1);
-        // Flow i turns a packet into one of flow i + 1, so that one system call goes through many flows.
-        let tuple = |i: u32| {
-            let i = i % FLOWS;
-            let from = Ipv4Addr::from(u32::from(Ipv4Addr::new(192, 168, 0, 0)) + i / 4);
-            ((from, 2000 + (i % 4) as u16), (THERE, 8080 + (i % 4) as u16))
-        };
-        let mut ct = node.ct();
-        let key = |((saddr, sport), (daddr, dport)): ((Ipv4Addr, u16), (Ipv4Addr, u16))| CtKey4 {
-            saddr_be: address_be(saddr),
-            daddr_be: address_be(daddr),
-            sport_be: sport.to_be(),
-            dport_be: dport.to_be(),
-            protocol: 6,
-            pad: [0; 3],
-        };
-        let becomes = |key: CtKey4, flags| CtEntry4 {
-            new_saddr_be: key.saddr_be,
-            new_daddr_be: key.daddr_be,
-            new_sport_be: key.sport_be,
-            new_dport_be: key.dport_be,
-            flags,
-            ..CtEntry4::default()
-        };
-        for i in 0..FLOWS {
-            let (this, next) = (key(tuple(i)), key(tuple(i + 1)));
-            ct.insert(this, becomes(next, 0), 0).expect("writes");
-            ct.insert(next.reversed(), becomes(this.reversed(), 1), 0).expect("writes");
-        }
-        let mut spread = Vec::new();
-        for flows in [1_000, 10_000, FLOWS] {
-            let starts = || (0..flows / RUNS).map(|n| tuple(n * RUNS)).map(|(from, to)| plain(from, to));
-            let mut passes: Vec<f64> =
-                (0..8).map(|_| time(&mut node, "xdp_uplink", starts(), RUNS)).collect();
-            passes.sort_by(f64::total_cmp);
-            spread.push(format!("{flows} flows {:.0}", passes[passes.len() / 2]));
-        }
-        let spread = spread.join(", ");
-        // One flow, there and back between two tuples.
-        let (a, b) = (key(((CLIENT, 7), (THERE, 7))), key(((CLIENT, 8), (THERE, 8))));
-        for (this, next) in [(a, b), (b, a)] {
-            ct.insert(this, becomes(next, 0), 0).expect("writes");
-            ct.insert(next.reversed(), becomes(this.reversed(), 1), 0).expect("writes");
-        }
-        let one = || std::iter::repeat_n(plain((CLIENT, 7), (THERE, 7)), 400);
-        let established = time(&mut node, "xdp_uplink", one(), RUNS);
-        let opened = (0..20_000u32).map(|i| {
-            let vip = Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + i * 7 % 50_000);
-            let from = Ipv4Addr::from(u32::from(Ipv4Addr::new(192, 168, 128, 0)) + i / 100);
-            Packet::new((from, 10_000 + (i % 100) as u16), (vip, 80), Protocol::Tcp).bytes()
-        });
-        let new = time(&mut node, "xdp_uplink", opened, 1);
-        eprintln!(
-            "XDP, 50,000 Services, ns per packet, the no-op's {noop:.0} included: one established flow {established:.0}, {spread}"
-        );
-        eprintln!("one packet per system call: no-op {noop_once:.0}, new flow {new:.0}");
-        assert_eq!(node.counted(reason::NO_ROUTE) + node.counted(reason::NAT_CONFLICT), 0);
     });
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{HashMap, Map, MapData};
 use common::cluster::{Cluster, service, slice};
 use common::isolated;
-use hawser_ebpf_common::lb::{ServiceKey4, ServiceValue};
+use hawser_ebpf_common::lb::{ServiceEntry4, ServiceKey4};
 use hawser_ebpf_common::{PROTO_TCP, map_names};
 
 const SERVICES: u32 = 5000;
@@ -59,7 +59,7 @@ fn five_thousand_services() {
 fn events_are_quick(cluster: &Cluster) {
     let path = cluster.nodes[0].run_dir.join("bpf/maps").join(map_names::SERVICES4);
     let map = MapData::from_pin(path).and_then(Map::from_map_data).expect("the map");
-    let services: HashMap<MapData, ServiceKey4, ServiceValue> = map.try_into().expect("its type");
+    let services: HashMap<MapData, ServiceKey4, ServiceEntry4> = map.try_into().expect("its type");
     let mut times = Vec::new();
     for update in 0..UPDATES {
         let number = (update * 37) % SERVICES;
@@ -68,7 +68,7 @@ fn events_are_quick(cluster: &Cluster) {
         backends.push(backend(3 * SERVICES + update));
         let start = Instant::now();
         cluster.api.put("endpointslices", slice(&format!("s{number}"), &backends, 8080, "TCP"));
-        while services.get(&key, 0).expect("the Service").count != 4 {
+        while services.get(&key, 0).expect("the Service").value.count != 4 {
             assert!(start.elapsed() < Duration::from_secs(3), "update {update} never arrived");
             std::thread::sleep(Duration::from_micros(50));
         }

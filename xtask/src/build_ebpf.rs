@@ -12,6 +12,8 @@ use std::process::Command;
 const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 /// Debian's compiler with a `core` for [`TARGET`].
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// Name of the object that benches load, beside the programs' own.
+pub const REPLAY: &str = "hawser-replay.bpf.o";
 /// What to say when neither toolchain is there.
 const HINT: &str = "no toolchain for eBPF: run `cargo xtask setup`";
 
@@ -24,7 +26,7 @@ pub enum Toolchain {
     Debian,
 }
 
-/// Builds `<root>/ebpf/programs` and copies the ELF to `output`. Intermediate files go below
+/// Builds `<root>/ebpf/programs` and copies the ELF to `output`, that of the benches beside it. Intermediate files go below
 /// `build_dir`, which must not be the target directory of a cargo that waits for this one.
 ///
 /// # Errors
@@ -48,16 +50,22 @@ pub fn build(root: &Path, build_dir: &Path, output: &Path) -> Result<Toolchain, 
     if !status.success() {
         return Err("the eBPF programs did not build: see above".to_string());
     }
-    let elf = build_dir.join(TARGET).join("release/hawser-bpf");
-    let bytes = std::fs::read(&elf).map_err(|error| format!("reading {}: {error}", elf.display()))?;
+    let built = build_dir.join(TARGET).join("release");
+    copy(&built.join("hawser-bpf"), output)?;
+    copy(&built.join("hawser-bpf-replay"), &output.with_file_name(REPLAY))?;
+    Ok(toolchain)
+}
+
+/// Copies an object, unless it is there already.
+fn copy(elf: &Path, output: &Path) -> Result<(), String> {
+    let bytes = std::fs::read(elf).map_err(|error| format!("reading {}: {error}", elf.display()))?;
     if std::fs::read(output).is_ok_and(|old| old == bytes) {
-        return Ok(toolchain);
+        return Ok(());
     }
     if let Some(parent) = output.parent() {
         std::fs::create_dir_all(parent).map_err(|error| format!("creating {}: {error}", parent.display()))?;
     }
-    std::fs::write(output, bytes).map_err(|error| format!("writing {}: {error}", output.display()))?;
-    Ok(toolchain)
+    std::fs::write(output, bytes).map_err(|error| format!("writing {}: {error}", output.display()))
 }
 
 /// The first toolchain that is there.

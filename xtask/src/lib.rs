@@ -8,6 +8,7 @@ pub mod images;
 pub mod sandbox;
 pub mod setup;
 pub mod test;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{build, build_ebpf, deps, images, sandbox, setup, test};
+use xtask::{build, build_ebpf, deps, images, sandbox, setup, test, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Builds, runs and tests Hawser")]
@@ -52,9 +52,11 @@ enum Task {
     Test,
     /// Measures what Hawser promises in figures, and prints a table
     Bench {
-        /// Only these parts: api, nodes
+        /// Only these parts: api, nodes, xdp
         parts: Vec<String>,
     },
+    /// Loads, attaches and runs the eBPF programs on an old kernel, Debian 12's 6.1, in a virtual machine
+    VmTest,
     /// What continuous integration runs: setup, then test
     Ci,
 }
@@ -101,6 +103,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Deps => deps::check(),
         Task::Test => test::run(),
         Task::Bench { parts } => bench(&parts),
+        Task::VmTest => vm::test(),
         Task::Ci => {
             setup::run()?;
             test::run()
@@ -108,8 +111,19 @@ fn perform(task: Task) -> Result<()> {
     }
 }
 
+/// What is measured by a bench of its crate, and not over the whole binary.
+const XDP_BENCH: [&str; 6] = ["bench", "-q", "-p", "hawser-proxy", "--bench", "xdp"];
+
 fn bench(parts: &[String]) -> Result<()> {
     setup::run()?;
+    let (xdp, parts): (Vec<&String>, Vec<&String>) = parts.iter().partition(|part| *part == "xdp");
+    let all = xdp.is_empty() && parts.is_empty();
+    if all || !xdp.is_empty() {
+        xtask::run(build::cargo().args(XDP_BENCH))?;
+    }
+    if !all && parts.is_empty() {
+        return Ok(());
+    }
     let binary = build::hawser(build::Profile::Release)?;
     images::build_demo(&build::demo_images_dir())?;
     let bench = build::package("hawser-tests", "hawser-bench", build::Profile::Release)?;

@@ -42,14 +42,17 @@ pub fn run() -> Result<()> {
     if !nightly_has_rust_src() {
         wanted.extend(EBPF_FALLBACK.iter().map(|(name, _)| *name));
     }
-    let missing: Vec<&str> = wanted.into_iter().filter(|name| !is_installed(name)).collect();
-    if !missing.is_empty() {
-        install_packages(&missing)?;
-    }
+    install(&wanted)?;
     if !bpf_linker_is_current() {
         install_bpf_linker()?;
     }
     Ok(())
+}
+
+/// Installs those of some packages that are missing.
+pub fn install(packages: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|name| !is_installed(name)).collect();
+    if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
 }
 
 /// Whether rustup's nightly can build `core` itself (`-Z build-std`).

@@ -60,6 +60,35 @@ family_types! {
         pub pad: u64,
     }
 
+    /// Value of `hawser_ct4_old` and `hawser_ct6_old`: the last form before [`CtEntry`]'s, of layouts up to 3. Fields are as
+    /// there. Whoever changes `CtEntry` puts the form before the change here.
+    pub struct OldCtEntry<A> [56, 80] {
+        /// As now.
+        pub last_seen_ns: u64,
+        /// As now.
+        pub packets: u64,
+        /// As now.
+        pub bytes: u64,
+        /// As now.
+        pub new_saddr_be: A,
+        /// As now.
+        pub new_daddr_be: A,
+        /// As now.
+        pub new_sport_be: u16,
+        /// As now.
+        pub new_dport_be: u16,
+        /// As now.
+        pub flags: u32,
+        /// As now.
+        pub rev_nat_id: u32,
+        /// As now.
+        pub backend_id: u32,
+        /// As now.
+        pub slot: u16,
+        /// As now.
+        pub next_hop: [u8; 6],
+    }
+
     /// Key of `hawser_frag4` and `hawser_frag6`: what all fragments of a datagram have in common (RFC 791, RFC 8200).
     pub struct FragmentKey<A> [16, 40] {
         /// Source address.
@@ -83,6 +112,10 @@ pub type CtKey6 = CtKey<Address6>;
 pub type CtEntry4 = CtEntry<u32>;
 /// Of IPv6.
 pub type CtEntry6 = CtEntry<Address6>;
+/// Of IPv4.
+pub type OldCtEntry4 = OldCtEntry<u32>;
+/// Of IPv6.
+pub type OldCtEntry6 = OldCtEntry<Address6>;
 /// Of IPv4.
 pub type FragmentKey4 = FragmentKey<u32>;
 /// Of IPv6.
@@ -117,6 +150,45 @@ pub const CT_DSR: u32 = 32;
 pub const SNAT_PORT_MIN: u16 = 61_000;
 /// How many ports source translation hands out.
 pub const SNAT_PORT_COUNT: u16 = u16::MAX - SNAT_PORT_MIN;
+
+impl<A: Copy> OldCtEntry<A> {
+    /// To the form of now.
+    pub const fn renewed(&self) -> CtEntry<A> {
+        CtEntry {
+            last_seen_ns: self.last_seen_ns,
+            packets: self.packets,
+            bytes: self.bytes,
+            new_saddr_be: self.new_saddr_be,
+            new_daddr_be: self.new_daddr_be,
+            new_sport_be: self.new_sport_be,
+            new_dport_be: self.new_dport_be,
+            flags: self.flags,
+            rev_nat_id: self.rev_nat_id,
+            backend_id: self.backend_id,
+            slot: self.slot,
+            next_hop: self.next_hop,
+            pad: 0,
+        }
+    }
+
+    /// From the form of now.
+    pub const fn of(entry: &CtEntry<A>) -> Self {
+        Self {
+            last_seen_ns: entry.last_seen_ns,
+            packets: entry.packets,
+            bytes: entry.bytes,
+            new_saddr_be: entry.new_saddr_be,
+            new_daddr_be: entry.new_daddr_be,
+            new_sport_be: entry.new_sport_be,
+            new_dport_be: entry.new_dport_be,
+            flags: entry.flags,
+            rev_nat_id: entry.rev_nat_id,
+            backend_id: entry.backend_id,
+            slot: entry.slot,
+            next_hop: entry.next_hop,
+        }
+    }
+}
 
 impl<A: Copy> CtKey<A> {
     /// The key of the entry for the other direction, given the entry at this key.

@@ -66,7 +66,7 @@ map_types! {
 }
 
 /// Version of the map layouts. Maps pinned by another version are not adopted.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// This node (Cilium's `reserved:host`).
 pub const IDENTITY_HOST: u32 = 1;
@@ -85,6 +85,9 @@ pub const CONFIG_MASQUERADE: u32 = 1;
 /// The kernel knows `BPF_F_IPV6` in `bpf_l4_csum_replace` (since 6.16), without which it keeps a wrong sum of IPv6
 /// packets whose checksum the interface verified.
 pub const CONFIG_CHECKSUM_IPV6: u32 = 2;
+/// Some hooks may still have programs of an older layout: flows are looked for in their connection tracking too, and new
+/// ones are written there as well.
+pub const CONFIG_MIGRATING: u32 = 4;
 
 /// Source address a pod sees when a Service sends it back to itself. Never leaves the node.
 pub const HAIRPIN_ADDRESS: [u8; 4] = [169, 254, 42, 1];

@@ -28,6 +28,18 @@ family_types! {
         pub scope: u8,
     }
 
+    /// Value of `hawser_lb4_services` and `hawser_lb6_services`.
+    pub struct ServiceEntry<A> [32, 44] {
+        /// What it says in either family.
+        pub value: ServiceValue,
+        /// Address of `value`'s backend, as `hawser_lb4_backends` has it: spares its lookup.
+        pub address_be: A,
+        /// Port of that backend. 0: not known here.
+        pub port_be: u16,
+        /// Zero.
+        pub pad: u16,
+    }
+
     /// Value of `hawser_lb4_backends` and `hawser_lb6_backends`; the key is the backend's id.
     pub struct Backend<A> [8, 20] {
         /// Backend address.
@@ -72,6 +84,10 @@ pub type ServiceKey4 = ServiceKey<u32>;
 /// Of IPv6.
 pub type ServiceKey6 = ServiceKey<Address6>;
 /// Of IPv4.
+pub type ServiceEntry4 = ServiceEntry<u32>;
+/// Of IPv6.
+pub type ServiceEntry6 = ServiceEntry<Address6>;
+/// Of IPv4.
 pub type Backend4 = Backend<u32>;
 /// Of IPv6.
 pub type Backend6 = Backend<Address6>;
@@ -85,10 +101,10 @@ pub type SocketKey4 = SocketKey<u32>;
 pub type SocketKey6 = SocketKey<Address6>;
 
 map_types! {
-    /// Value of `hawser_lb4_services` and `hawser_lb6_services`. A slot entry has `backend_id` and
-    /// `rev_nat_id` and is zero otherwise; in a master entry `backend_id` is zero.
+    /// What is the same in `hawser_lb4_services` and `hawser_lb6_services`. A slot entry has `backend_id` and
+    /// `rev_nat_id` and is zero otherwise.
     pub struct ServiceValue [24] {
-        /// The slot's backend.
+        /// The slot's backend. In a master entry the only one, when there is one scope and it has one slot; else 0.
         pub backend_id: u32,
         /// Key into the reverse translations.
         pub rev_nat_id: u32,
@@ -184,8 +200,28 @@ map_types! {
         pub chunk: u8,
     }
 
-    /// Value of `hawser_lb_sockets`, by `SO_COOKIE`: a socket that is counted in `hawser_lb_connections`.
-    pub struct CountedSocket [16] {
+    /// Value of `hawser_lb_sockets`, by `SO_COOKIE`: a socket of TCP that was translated and is counted in
+    /// `hawser_lb_connections`.
+    pub struct CountedSocket [40] {
+        /// `SO_NETNS_COOKIE` of its network namespace, where it can be destroyed.
+        pub netns_cookie: u64,
+        /// Address of the backend that it is connected to, IPv4 in the first word. Zero in elements of an older layout:
+        /// such sockets are in the maps for reverse translation.
+        pub address_be: [u32; 4],
+        /// That backend.
+        pub backend_id: u32,
+        /// Frontend that it asked for; 0 when that is gone.
+        pub rev_nat_id: u32,
+        /// Port of the backend.
+        pub port_be: u16,
+        /// Zero.
+        pub pad: u16,
+        /// 4 or 6.
+        pub family: u32,
+    }
+
+    /// The same as layouts before 5 had it.
+    pub struct OldCountedSocket [16] {
         /// Backend that it is connected to.
         pub backend_id: u32,
         /// Frontend that it asked for.
@@ -256,7 +292,8 @@ pub const SERVICE_EXTERNAL_LOCAL: u32 = 4;
 pub const SERVICE_AFFINITY: u32 = 8;
 /// Only clients within `hawser_lb_source_range` may connect.
 pub const SERVICE_SOURCE_RANGES: u32 = 16;
-/// No slot in scope 1 means that packets are dropped: another node has endpoints.
+/// A scope without slots drops in place of refusing: its policy is Local, and another node has endpoints. A scope whose
+/// policy is Cluster has slots then.
 pub const SERVICE_DROP_IF_EMPTY: u32 = 32;
 /// Answers go from the backend's node straight to the client.
 pub const SERVICE_DSR: u32 = 64;

@@ -117,6 +117,12 @@ pub mod map_names {
     pub const CT: &str = "hawser_ct4";
     /// Connection tracking, IPv6.
     pub const CT6: &str = "hawser_ct6";
+    /// Connection tracking of an older layout, while agents change.
+    pub const OLD_CT: &str = "hawser_ct4_old";
+    /// The same of IPv6.
+    pub const OLD_CT6: &str = "hawser_ct6_old";
+    /// Counted sockets of an older layout, while agents change.
+    pub const OLD_SOCKETS: &str = "hawser_lb_sockets_old";
     /// Ports of datagrams whose first fragment went by.
     pub const FRAGMENTS: &str = "hawser_frag4";
     /// Ports of datagrams whose first fragment went by, IPv6.

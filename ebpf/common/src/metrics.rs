@@ -61,7 +61,7 @@ pub mod reason {
     pub const MALFORMED: u32 = 10;
     /// A helper failed while the packet was rewritten.
     pub const WRITE_FAILED: u32 = 11;
-    /// `externalTrafficPolicy: Local`, and no endpoint of the Service is on this node.
+    /// Traffic policy Local, inside or outside, and no endpoint of the Service is on this node.
     pub const NO_LOCAL_BACKEND: u32 = 12;
     /// The client is outside the Service's `loadBalancerSourceRanges`.
     pub const SOURCE_RANGE: u32 = 13;

@@ -4,13 +4,17 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use hawser_ebpf_common::PROTO_TCP;
 use hawser_ebpf_common::ct::{
-    CT_CLOSING, CT_DSR, CT_INBOUND, CT_REPLY, CT_SEEN, CtEntry, CtKey, SNAT_PORT_COUNT, SNAT_PORT_MIN,
+    CT_CLOSING, CT_DSR, CT_INBOUND, CT_REPLY, CT_SEEN, CtEntry, CtKey, OldCtEntry, SNAT_PORT_COUNT,
+    SNAT_PORT_MIN,
 };
+use hawser_ebpf_common::endpoint::CONFIG_MIGRATING;
 use hawser_ebpf_common::metrics::reason;
 
 use crate::family::Family;
 use crate::far;
+use crate::forward::config;
 use crate::frame::Frame;
+use crate::hop;
 use crate::packet::{Packet, TCP_FIN, TCP_RST};
 
 /// How many ports are tried for one flow.
@@ -39,9 +43,15 @@ pub struct Translation<A> {
     pub slot: u16,
 }
 
+/// Changes when what was found is to be asked for again. Never 0, which stands for never.
+#[inline(always)]
+pub fn epoch(now_ns: u64) -> u32 {
+    (now_ns >> FOUND_SHIFT) as u32 | 1 << 31
+}
+
 /// The time, a few milliseconds coarse: reading it costs next to nothing.
 #[inline(always)]
-fn now_ns() -> u64 {
+pub fn now_ns() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
@@ -96,14 +106,19 @@ pub fn lookup<F: Family, P: Frame>(
     frame: &P,
     packet: &Packet<F::Address>,
 ) -> Result<Option<Rewrite<F::Address>>, u32> {
-    let Some(entry) = F::ct().get_ptr_mut(&packet.tuple) else { return Ok(None) };
+    let mut entry = F::ct().get_ptr_mut(&packet.tuple);
+    if entry.is_none() && migrating() {
+        moved::<F>(&packet.tuple);
+        entry = F::ct().get_ptr_mut(&packet.tuple);
+    }
+    let Some(entry) = entry else { return Ok(None) };
     let now = now_ns();
     // SAFETY: the helper returned a valid element. Another CPU may write the same fields at
     // once: the counters may then miss a packet, and of the times and flags either is good.
     let (found, anew) = unsafe {
-        let anew = (*entry).last_seen_ns >> FOUND_SHIFT != now >> FOUND_SHIFT;
+        let anew = epoch((*entry).last_seen_ns) != epoch(now);
         if anew {
-            (*entry).next_hop = [0; 6];
+            (*entry).next_hop = hop::known::<F>((*entry).new_daddr_be, now);
         }
         (*entry).last_seen_ns = now;
         (*entry).packets += 1;
@@ -158,7 +173,48 @@ fn restore<F: Family>(
     found: &Rewrite<F::Address>,
 ) -> u64 {
     let reply = reply_entry::<F>(tuple, found.flags, 0, found.backend_id, found.slot);
-    u64::from(F::ct().insert(key, &reply, u64::from(BPF_NOEXIST)).is_ok())
+    u64::from(insert::<F>(key, &reply, BPF_NOEXIST).is_ok())
+}
+
+/// Whether programs of an older layout may still be attached somewhere.
+#[inline(always)]
+fn migrating() -> bool {
+    config().flags & CONFIG_MIGRATING != 0
+}
+
+/// Takes over the entry of a tuple, if programs of an older layout made one.
+#[inline(never)]
+fn moved<F: Family>(tuple: &CtKey<F::Address>) -> u64 {
+    // SAFETY: copied at once; an element that the LRU map recycles meanwhile is of a flow that this one then shares its
+    // entry with, as it would have in the old map.
+    let Some(old) = (unsafe { F::old_ct().get(tuple) }) else { return 0 };
+    let Some(aside) = F::aside() else { return 0 };
+    // SAFETY: an element of a per-CPU array, always there, and used by one program at a time. Nobody has an entry aside
+    // when a flow is looked for.
+    unsafe {
+        (*aside).renewed = old.renewed();
+        u64::from(F::ct().insert(tuple, &(*aside).renewed, u64::from(BPF_NOEXIST)).is_ok())
+    }
+}
+
+/// Writes an entry, for programs of an older layout as well.
+#[inline(always)]
+fn insert<F: Family>(key: &CtKey<F::Address>, entry: &CtEntry<F::Address>, flags: u32) -> Result<(), i32> {
+    F::ct().insert(key, entry, u64::from(flags))?;
+    if migrating() {
+        mirror::<F>(key, entry);
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn mirror<F: Family>(key: &CtKey<F::Address>, entry: &CtEntry<F::Address>) -> u64 {
+    let Some(aside) = F::aside() else { return 0 };
+    // SAFETY: as in `moved`. A failure costs what an older program does with this flow's packets.
+    unsafe {
+        (*aside).old = OldCtEntry::of(entry);
+        u64::from(F::old_ct().insert(key, &(*aside).old, 0).is_ok())
+    }
 }
 
 /// Finds the entry of a tuple that is not the packet's own, and notes nothing.
@@ -236,14 +292,19 @@ fn create_near<F: Family>(tuple: &CtKey<F::Address>, len: u32) -> Result<(), u32
     entry.new_sport_be = key.dport_be;
     entry.new_dport_be = to.dport_be;
     entry.flags = to.flags;
-    F::ct().insert(tuple, &*entry, 0).map_err(|_| reason::CT_FULL)
+    entry.next_hop = hop::known::<F>(to.daddr_be, entry.last_seen_ns);
+    insert::<F>(tuple, entry, 0).map_err(|_| reason::CT_FULL)
 }
 
 /// Claims the tuple of the answers; with another port when somebody else has it.
 #[inline(always)]
 fn allocate<F: Family>(key: &mut CtKey<F::Address>, entry: &CtEntry<F::Address>) -> Result<(), u32> {
     for _ in 0..PORT_ATTEMPTS {
-        match F::ct().insert(&*key, entry, u64::from(BPF_NOEXIST)) {
+        if migrating() {
+            // A port that a flow of an older program has.
+            moved::<F>(key);
+        }
+        match insert::<F>(key, entry, BPF_NOEXIST) {
             Ok(()) => return Ok(()),
             Err(error) if error != -EEXIST => return Err(reason::CT_FULL),
             Err(_) => {}
@@ -322,7 +383,7 @@ pub fn note<F: Family>(
         pad: 0,
     };
     // A failure means that another CPU was first, or that nothing is free: the next packet tries again.
-    let _ = F::ct().insert(key, &entry, 0);
+    let _ = insert::<F>(key, &entry, 0);
     0
 }
 

@@ -1,16 +1,20 @@
 //! What differs between IPv4 and IPv6. Everything else is written once, over this trait.
 
-use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::maps::lpm_trie::Key;
-use hawser_ebpf_common::ct::{CtEntry, CtKey, FragmentKey, FragmentPorts};
+use aya_ebpf::maps::{LruHashMap, PerCpuArray};
+use hawser_ebpf_common::ct::{CtEntry, CtKey, FragmentKey, FragmentPorts, OldCtEntry};
 use hawser_ebpf_common::endpoint::{Endpoint4, HAIRPIN_ADDRESS, HAIRPIN_ADDRESS6, NodeConfig};
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::{PROTO_ICMP, PROTO_ICMP6};
 
 use crate::frame::{Change, Frame};
+use crate::hop::Hop;
 use crate::lb::{self, Client};
 pub use crate::lb::{V4, V6};
-use crate::maps::{ASIDE, ASIDE6, CT, CT6, ENDPOINTS, ENDPOINTS6, FRAGMENTS, FRAGMENTS6, IPCACHE, IPCACHE6};
+use crate::maps::{
+    ASIDE, ASIDE6, CT, CT6, ENDPOINTS, ENDPOINTS6, FRAGMENTS, FRAGMENTS6, HOPS, HOPS6, IPCACHE, IPCACHE6,
+    OLD_CT, OLD_CT6,
+};
 use crate::packet::{Aside, Header, IP_LEN, IP6_LEN, header4, header6};
 
 /// What is known of the prefix that an address lies in.
@@ -46,6 +50,8 @@ pub trait Family: lb::Family<Address: PartialEq> {
     fn header<P: Frame>(frame: &P, l3: usize) -> Result<Header<Self::Address>, u32>;
     fn change(sum: Change, old: Self::Address, new: Self::Address) -> Change;
     fn ct() -> &'static LruHashMap<CtKey<Self::Address>, CtEntry<Self::Address>>;
+    /// Of an older layout.
+    fn old_ct() -> &'static LruHashMap<CtKey<Self::Address>, OldCtEntry<Self::Address>>;
     fn fragments() -> &'static LruHashMap<FragmentKey<Self::Address>, FragmentPorts>;
     /// The pod of this node that has an address.
     fn endpoint(address_be: Self::Address) -> Option<Endpoint4>;
@@ -56,8 +62,8 @@ pub trait Family: lb::Family<Address: PartialEq> {
     fn client(address_be: Self::Address) -> Client;
     /// Memory of this CPU.
     fn aside() -> Option<*mut Aside<Self::Address>>;
-    /// The address' words, for a hash.
-    fn words(address_be: Self::Address) -> [u32; 4];
+    /// Next hops that this CPU found.
+    fn hops() -> &'static PerCpuArray<Hop<Self::Address>>;
 }
 
 impl Family for V4 {
@@ -90,6 +96,11 @@ impl Family for V4 {
     #[inline(always)]
     fn ct() -> &'static LruHashMap<CtKey<u32>, CtEntry<u32>> {
         &CT
+    }
+
+    #[inline(always)]
+    fn old_ct() -> &'static LruHashMap<CtKey<u32>, OldCtEntry<u32>> {
+        &OLD_CT
     }
 
     #[inline(always)]
@@ -131,13 +142,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn client(address_be: u32) -> Client {
-        Client::address4(address_be)
+    fn hops() -> &'static PerCpuArray<Hop<u32>> {
+        &HOPS
     }
 
     #[inline(always)]
-    fn words(address_be: u32) -> [u32; 4] {
-        [address_be, 0, 0, 0]
+    fn client(address_be: u32) -> Client {
+        Client::address4(address_be)
     }
 }
 
@@ -190,6 +201,11 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn old_ct() -> &'static LruHashMap<CtKey<Address6>, OldCtEntry<Address6>> {
+        &OLD_CT6
+    }
+
+    #[inline(always)]
     fn fragments() -> &'static LruHashMap<FragmentKey<Address6>, FragmentPorts> {
         &FRAGMENTS6
     }
@@ -237,12 +253,12 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn client(address_be: Address6) -> Client {
-        Client::address6(address_be)
+    fn hops() -> &'static PerCpuArray<Hop<Address6>> {
+        &HOPS6
     }
 
     #[inline(always)]
-    fn words(address_be: Address6) -> [u32; 4] {
-        address_be
+    fn client(address_be: Address6) -> Client {
+        Client::address6(address_be)
     }
 }

@@ -16,7 +16,7 @@ use crate::frame::Frame;
 use crate::maps::{CONFIG, TUNNEL_END};
 use crate::packet::{Packet, Part};
 use crate::reject;
-use crate::rewrite::decrement_ttl;
+use crate::rewrite::{decrement_ttl, hand_on};
 
 /// `TC_ACT_UNSPEC`: the next program, and then the stack.
 pub const NEXT: i32 = -1;
@@ -40,12 +40,7 @@ pub fn to_endpoint<F: Family>(
     endpoint: &Endpoint4,
     done: u32,
 ) -> Result<Verdict, u32> {
-    decrement_ttl::<F, _>(ctx, packet)?;
-    let to = endpoint.pod_mac;
-    let from = endpoint.host_mac;
-    let addresses =
-        [to[0], to[1], to[2], to[3], to[4], to[5], from[0], from[1], from[2], from[3], from[4], from[5]];
-    Frame::store(ctx, 0, &addresses)?;
+    hand_on::<F, _>(ctx, packet, endpoint.pod_mac, endpoint.host_mac)?;
     // SAFETY: the helper checks the interface.
     Ok((unsafe { bpf_redirect_peer(endpoint.ifindex, 0) } as i32, done))
 }

@@ -1,5 +1,8 @@
 //! A packet as a hook gives it: reading, writing, checksums. All that tc and XDP do differently.
 
+use core::arch::asm;
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_NET, xdp_md,
 };
@@ -98,11 +101,121 @@ pub trait Frame {
     fn insert(&self, len: usize) -> Result<(), u32>;
 }
 
+/// What is read or written at once. In packets nothing is aligned, and for such accesses the compiler takes single bytes; the
+/// machines that eBPF runs on take words.
+macro_rules! word {
+    ($read:ident, $write:ident, $word:ty, $name:literal) => {
+        /// # Safety
+        /// The memory is there, and it is a packet's: the verifier wants all other kinds aligned.
+        #[inline(always)]
+        unsafe fn $read(from: usize) -> $word {
+            let word: u64;
+            // SAFETY: the caller's.
+            unsafe {
+                asm!(concat!("{0} = *(", $name, " *)({1} + 0)"), out(reg) word, in(reg) from,
+                    options(pure, readonly, nostack));
+            }
+            word as $word
+        }
+
+        /// # Safety
+        /// As for reading, and nobody else has it.
+        #[inline(always)]
+        unsafe fn $write(to: usize, word: $word) {
+            let word = u64::from(word);
+            // SAFETY: the caller's.
+            unsafe {
+                asm!(concat!("*(", $name, " *)({0} + 0) = {1}"), in(reg) to, in(reg) word, options(nostack));
+            }
+        }
+    };
+}
+
+word!(read8, write8, u8, "u8");
+word!(read16, write16, u16, "u16");
+word!(read32, write32, u32, "u32");
+
+/// A value whose words are aligned.
+#[repr(C, align(4))]
+struct Words<T>(MaybeUninit<T>);
+
+/// Copies a value out of a packet.
+///
+/// # Safety
+/// All of it is inside. Any bytes are a `T`.
+#[inline(always)]
+unsafe fn read<T: Copy>(from: usize) -> T {
+    let mut value = Words::<T>(MaybeUninit::uninit());
+    let to: *mut u8 = value.0.as_mut_ptr().cast();
+    let mut done = 0;
+    // SAFETY: inside the packet and inside the value, which is aligned to four bytes.
+    unsafe {
+        while done + 4 <= size_of::<T>() {
+            to.add(done).cast::<u32>().write(read32(from + done));
+            done += 4;
+        }
+        if done + 2 <= size_of::<T>() {
+            to.add(done).cast::<u16>().write(read16(from + done));
+            done += 2;
+        }
+        if done < size_of::<T>() {
+            to.add(done).write(read8(from + done));
+        }
+        value.0.assume_init()
+    }
+}
+
+/// Copies a value into a packet.
+///
+/// # Safety
+/// All of it is inside, and nobody else has the packet.
+#[inline(always)]
+unsafe fn write<T: Copy>(to: usize, value: &T) {
+    let value = Words(MaybeUninit::new(*value));
+    let from: *const u8 = value.0.as_ptr().cast();
+    let mut done = 0;
+    // SAFETY: as in `read`. The values have no padding: they are headers, integers and arrays of these.
+    unsafe {
+        while done + 4 <= size_of::<T>() {
+            write32(to + done, from.add(done).cast::<u32>().read());
+            done += 4;
+        }
+        if done + 2 <= size_of::<T>() {
+            write16(to + done, from.add(done).cast::<u16>().read());
+            done += 2;
+        }
+        if done < size_of::<T>() {
+            write8(to + done, from.add(done).read());
+        }
+    }
+}
+
+/// The end of a value. Opaque, because the compiler would turn `start + 1 <= end` into `start < end`, of which the verifier
+/// does not learn that there is a byte at `start`.
+#[inline(always)]
+fn end<T>(start: usize) -> usize {
+    let end: usize;
+    // SAFETY: an addition.
+    unsafe {
+        asm!("{0} += {1}", inout(reg) start => end, const size_of::<T>(), options(pure, nomem, nostack));
+    }
+    end
+}
+
+/// Headers begin before this: it tells the verifier that no offset leads far away.
+const MAX_OFFSET: usize = 0x3fff;
+
 impl Frame for TcContext {
     const PLAIN: bool = false;
 
+    /// Headers are nearly always in the part that programs may read; the helper, which costs a call, reads the others too.
     #[inline(always)]
     fn load<T: Copy>(&self, offset: usize) -> Result<T, u32> {
+        let start = self.data() + (offset & MAX_OFFSET);
+        if end::<T>(start) <= self.data_end() {
+            // SAFETY: inside the packet; any bytes are a value of the integers that are read here.
+            return Ok(unsafe { read(start) });
+        }
         self.skb.load(offset).map_err(|_| reason::MALFORMED)
     }
 
@@ -154,12 +267,12 @@ impl Frame for TcContext {
 
 /// Where something lies in the packet, once that is known to be inside.
 #[inline(always)]
-fn at<T>(ctx: &XdpContext, offset: usize) -> Result<*mut T, u32> {
+fn at<T>(ctx: &XdpContext, offset: usize) -> Result<usize, u32> {
     let start = ctx.data() + offset;
     if start + size_of::<T>() > ctx.data_end() {
         return Err(reason::MALFORMED);
     }
-    Ok(start as *mut T)
+    Ok(start)
 }
 
 impl Frame for XdpContext {
@@ -168,14 +281,14 @@ impl Frame for XdpContext {
     #[inline(always)]
     fn load<T: Copy>(&self, offset: usize) -> Result<T, u32> {
         // SAFETY: inside the packet; any bytes are a value of the integers that are read here.
-        Ok(unsafe { at::<T>(self, offset)?.read_unaligned() })
+        Ok(unsafe { read(at::<T>(self, offset)?) })
     }
 
     #[inline(always)]
     fn store<T: Copy>(&self, offset: usize, value: &T) -> Result<(), u32> {
         let to = at::<T>(self, offset).map_err(|_| reason::WRITE_FAILED)?;
         // SAFETY: inside the packet, which is this program's alone.
-        unsafe { to.write_unaligned(*value) };
+        unsafe { write(to, value) };
         Ok(())
     }
 

@@ -26,6 +26,7 @@ mod family;
 mod far;
 mod forward;
 mod frame;
+mod hop;
 mod lb;
 mod maps;
 mod nat;

@@ -262,8 +262,9 @@ fn choose_near<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> Result
         return Ok(false);
     }
     let choice = match lb::select::<F>(
-        &lookup::<F>(packet, origin),
+        &lookup::<F>(packet),
         || F::client(tuple.saddr_be),
+        || scope(origin),
         || hash::<F>(tuple),
     ) {
         Selected::NoService => return Ok(false),
@@ -298,18 +299,16 @@ fn set_translation<F: Family>(to: Translation<F::Address>) -> Result<(), u32> {
 
 /// What a packet asks the load balancer.
 #[inline(always)]
-fn lookup<F: Family>(packet: &Packet<F::Address>, origin: Origin) -> Lookup<F::Address> {
+fn lookup<F: Family>(packet: &Packet<F::Address>) -> Lookup<F::Address> {
     let tuple = &packet.tuple;
-    // Pods and processes of other nodes are outside as well here: what they asked for is a port of a node that is not
-    // theirs, else their own node had answered (KEP-1669).
-    let outside = origin == Origin::Uplink;
-    Lookup {
-        address_be: tuple.daddr_be,
-        port_be: tuple.dport_be,
-        protocol: tuple.protocol,
-        scope: if outside { SCOPE_EXTERNAL } else { SCOPE_INTERNAL },
-        preferred: None,
-    }
+    Lookup { address_be: tuple.daddr_be, port_be: tuple.dport_be, protocol: tuple.protocol, preferred: None }
+}
+
+/// Pods and processes of other nodes are outside as well here: what they asked for is a port of a node that is not theirs,
+/// else their own node had answered (KEP-1669).
+#[inline(always)]
+fn scope(origin: Origin) -> u8 {
+    if origin == Origin::Uplink { SCOPE_EXTERNAL } else { SCOPE_INTERNAL }
 }
 
 /// A hash of a connection that is the same on every node: whichever gets a connection's packets, Maglev chooses the
@@ -383,7 +382,7 @@ fn still_holds<F: Family>(packet: &Packet<F::Address>, entry: &Rewrite<F::Addres
         return true;
     }
     entry.flags & CT_CLOSING == 0
-        && lb::slot_holds::<F>(&lookup::<F>(packet, origin), entry.slot, entry.backend_id)
+        && lb::slot_holds::<F>(&lookup::<F>(packet), || scope(origin), entry.slot, entry.backend_id)
 }
 
 /// Masquerades what a pod sends out of the cluster. `false` when this is nothing of the kind.

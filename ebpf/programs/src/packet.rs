@@ -1,6 +1,6 @@
 //! Reading packets: IP headers, fragments, transport headers.
 
-use hawser_ebpf_common::ct::{CtEntry, CtKey, FragmentKey, FragmentPorts};
+use hawser_ebpf_common::ct::{CtEntry, CtKey, FragmentKey, FragmentPorts, OldCtEntry};
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::metrics::reason;
 use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
@@ -327,6 +327,8 @@ fn parse<F: Family, P: Frame>(frame: &P) -> Result<Packet<F::Address>, u32> {
 pub struct Aside<A> {
     pub packet: Packet<A>,
     pub entry: CtEntry<A>,
+    pub renewed: CtEntry<A>,
+    pub old: OldCtEntry<A>,
     pub translation: Translation<A>,
     pub to: Rewrite<A>,
     pub next: NextHop,

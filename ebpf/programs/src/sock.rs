@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_ret
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use hawser_ebpf_common::lb::{
-    Address6, CLIENT_NETNS, CLIENT_NODE, ForwardSk, ReverseSk, SCOPE_INTERNAL, SocketKey,
+    Address6, CLIENT_NETNS, CLIENT_NODE, CountedSocket, ForwardSk, ReverseSk, SCOPE_INTERNAL, SocketKey,
 };
 use hawser_ebpf_common::metrics::{direction, reason};
 use hawser_ebpf_common::{PROTO_SCTP, PROTO_TCP, PROTO_UDP};
@@ -168,6 +168,13 @@ fn set_port(ctx: &SockAddrContext, port_be: u16) {
     unsafe { addr_of_mut!((*ctx.sock_addr).user_port).write_volatile(u32::from(port_be)) }
 }
 
+/// `IPPROTO_*`.
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> u8 {
+    // SAFETY: as in `Inet4::get`.
+    unsafe { addr_of!((*ctx.sock_addr).protocol).read_volatile() as u8 }
+}
+
 #[inline(always)]
 fn cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the program's own context.
@@ -203,8 +210,7 @@ fn refuse(reason: u32, errno: i32) -> i32 {
 /// Frontend → backend. `sticky`: datagrams of one socket to one frontend keep their backend.
 #[inline(always)]
 fn translate<R: Remote>(ctx: &SockAddrContext, sticky: bool) -> i32 {
-    // SAFETY: as in `Inet4::get`.
-    let protocol = unsafe { addr_of!((*ctx.sock_addr).protocol).read_volatile() } as u8;
+    let protocol = protocol(ctx);
     if protocol != PROTO_TCP && protocol != PROTO_UDP && protocol != PROTO_SCTP {
         return ALLOW;
     }
@@ -218,25 +224,32 @@ fn translate<R: Remote>(ctx: &SockAddrContext, sticky: bool) -> i32 {
     } else {
         None
     };
-    let lookup = Lookup { address_be, port_be, protocol, scope: SCOPE_INTERNAL, preferred };
-    let choice = match lb::select::<R::Family>(&lookup, || client(ctx), || mix(cookie)) {
+    let lookup = Lookup { address_be, port_be, protocol, preferred };
+    let choice = match lb::select::<R::Family>(&lookup, || client(ctx), || SCOPE_INTERNAL, || mix(cookie)) {
         Selected::NoService => return ALLOW,
         Selected::NoBackend => return refuse(reason::NO_BACKEND, ECONNREFUSED),
         Selected::Drop(reason) => return refuse(reason, EHOSTUNREACH),
         Selected::Backend(choice) => choice,
     };
-    if choice.counted && !sticky {
-        // First: a socket that connects again forgets what it was told then.
-        connections::opened::<R::Family>(cookie, choice.backend_id, choice.rev_nat_id);
-    }
-    let key = SocketKey::new(cookie, choice.address_be, choice.port_be);
-    let value = ReverseSk {
-        rev_nat_id: choice.rev_nat_id,
-        backend_id: choice.backend_id,
-        netns_cookie: netns_cookie(ctx),
+    let netns_cookie = netns_cookie(ctx);
+    let counted = protocol == PROTO_TCP && {
+        let socket = CountedSocket {
+            netns_cookie,
+            address_be: R::Family::words(choice.address_be),
+            backend_id: choice.backend_id,
+            rev_nat_id: choice.rev_nat_id,
+            port_be: choice.port_be,
+            pad: 0,
+            family: R::Family::NUMBER,
+        };
+        connections::opened(cookie, &socket)
     };
-    // A failure costs the socket the frontend's name, not the connection.
-    let _ = R::Family::reverse_sk().insert(&key, &value, 0);
+    if !counted {
+        let key = SocketKey::new(cookie, choice.address_be, choice.port_be);
+        let value = ReverseSk { rev_nat_id: choice.rev_nat_id, backend_id: choice.backend_id, netns_cookie };
+        // A failure costs the socket the frontend's name, not the connection.
+        let _ = R::Family::reverse_sk().insert(&key, &value, 0);
+    }
     if sticky && preferred.is_none_or(|(slot, id)| slot != choice.slot || id != choice.backend_id) {
         let value = ForwardSk { backend_id: choice.backend_id, slot: choice.slot, pad: 0 };
         let _ = R::Family::forward_sk().insert(&frontend, &value, 0);
@@ -256,11 +269,25 @@ fn mix(cookie: u64) -> u32 {
 /// Backend → frontend, when this socket was translated to that backend.
 #[inline(always)]
 fn reverse<R: Remote>(ctx: &SockAddrContext) {
-    let key = SocketKey::new(cookie(ctx), R::get(ctx), port(ctx));
-    // SAFETY: the value is copied at once; a recycled LRU element would name another live frontend at
-    // worst, and only for a socket idle long enough to be evicted.
-    let Some(entry) = (unsafe { R::Family::reverse_sk().get(&key) }).copied() else { return };
-    let Some(frontend) = lb::reverse_nat::<R::Family>(entry.rev_nat_id) else { return };
+    let (cookie, address_be, port_be) = (cookie(ctx), R::get(ctx), port(ctx));
+    let known = if protocol(ctx) == PROTO_TCP { connections::socket(cookie) } else { None };
+    let rev_nat_id = match known {
+        Some(socket)
+            if socket.port_be == port_be
+                && socket.family == R::Family::NUMBER
+                && socket.address_be == R::Family::words(address_be) =>
+        {
+            socket.rev_nat_id
+        }
+        _ => {
+            let key = SocketKey::new(cookie, address_be, port_be);
+            // SAFETY: the value is read at once; a recycled LRU element would name another live frontend at worst, and
+            // only for a socket idle long enough to be evicted.
+            let Some(entry) = (unsafe { R::Family::reverse_sk().get(&key) }) else { return };
+            entry.rev_nat_id
+        }
+    };
+    let Some(frontend) = lb::reverse_nat::<R::Family>(rev_nat_id) else { return };
     R::set(ctx, frontend.address_be);
     set_port(ctx, frontend.port_be);
 }

@@ -16,6 +16,7 @@ use crate::family::Family;
 use crate::far;
 use crate::forward::{config, is_tunnelled};
 use crate::frame::Frame;
+use crate::hop;
 use crate::lb::{V4, V6};
 use crate::nat::{Origin, Standing, open, standing};
 use crate::packet::{ETH_P_IP_BE, ETH_P_IPV6_BE, NextHop, Packet, parse_aside};
@@ -227,6 +228,9 @@ fn ask_next_hop<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>, to: &R
     }
     if params.ifindex == config.uplink_ifindex {
         ct::set_next_hop::<F>(&packet.tuple, params.dmac);
+        if config.vxlan_ifindex == 0 {
+            hop::learn::<F>(to.daddr_be, params.dmac);
+        }
     }
     let Some(aside) = F::aside() else { return 0 };
     // SAFETY: as in `send_near`.

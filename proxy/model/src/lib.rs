@@ -210,7 +210,7 @@ impl World {
             let all = self.endpoints(service, port, v6);
             all.iter().any(|(_, one)| one.is_ready() || one.serves_last())
         };
-        if local && kind != Kind::ClusterIp && elsewhere() { Decision::Drop } else { Decision::Refuse }
+        if local && elsewhere() { Decision::Drop } else { Decision::Refuse }
     }
 
     /// Whether a client keeps its backend at this frontend.

@@ -94,7 +94,7 @@ fn who_is_asked() {
 fn policies() {
     type Change = fn(&mut Service, &mut Slice);
     let (inside, outside) = (From::Inside(POD), From::Outside(STRANGER));
-    let cases: [(&str, Change, From, IpAddr, Decision); 15] = [
+    let cases: [(&str, Change, From, IpAddr, Decision); 16] = [
         ("internal local", |s, _| s.internal_local = true, inside, VIP, to(&[POD])),
         (
             "internal local is not external",
@@ -137,6 +137,16 @@ fn policies() {
             |service, slice| {
                 service.internal_local = true;
                 slice.endpoints.remove(0);
+            },
+            inside,
+            VIP,
+            Decision::Drop,
+        ),
+        (
+            "internal local, nobody anywhere",
+            |service, slice| {
+                service.internal_local = true;
+                slice.endpoints.clear();
             },
             inside,
             VIP,

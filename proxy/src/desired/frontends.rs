@@ -64,7 +64,8 @@ impl Desired {
         };
         let internal = FrontendSpec {
             kind: KIND_CLUSTER_IP,
-            flags: common.flags | if service.internal_local { SERVICE_INTERNAL_LOCAL } else { 0 },
+            flags: common.flags
+                | if service.internal_local { SERVICE_INTERNAL_LOCAL | drop_if_empty(&usable) } else { 0 },
             backends: if service.internal_local { usable.local.clone() } else { usable.cluster.clone() },
             ..common.clone()
         };
@@ -137,6 +138,12 @@ fn loopback_flag(address: &IpAddr) -> u32 {
     if address.is_loopback() { SERVICE_LOOPBACK } else { 0 }
 }
 
+/// Under a policy of Local: while another node has endpoints, nobody is told that there are none. A client, or the load
+/// balancer before it, is to try again or ask elsewhere.
+fn drop_if_empty(usable: &Usable) -> u32 {
+    if usable.anywhere { SERVICE_DROP_IF_EMPTY } else { 0 }
+}
+
 /// What is common to a Service's frontends that the world outside can reach. From inside the cluster their
 /// policy is always Cluster: kube-proxy calls that short-circuiting.
 fn external_spec(
@@ -153,9 +160,7 @@ fn external_spec(
     let mut flags = common.flags | if dsr { SERVICE_DSR } else { 0 };
     let mut external = Backends::default();
     if service.external_local {
-        flags |= SERVICE_EXTERNAL_LOCAL | SERVICE_TWO_SCOPES;
-        // Another node has endpoints: the load balancer should learn to ask there, so no answer is given.
-        flags |= if usable.anywhere { SERVICE_DROP_IF_EMPTY } else { 0 };
+        flags |= SERVICE_EXTERNAL_LOCAL | SERVICE_TWO_SCOPES | drop_if_empty(usable);
         external = usable.local.clone();
     }
     FrontendSpec { flags, backends: usable.cluster.clone(), external, ..common }

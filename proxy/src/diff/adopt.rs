@@ -110,6 +110,10 @@ impl Table {
         ops.extend(stray.map(|((scope, generation, slot), _)| Op::DeleteService {
             key: key.slot(*scope, *generation, *slot),
         }));
+        // An earlier agent ended between the writes of the slot and of the master, or did not know of this.
+        if master.backend_id != installed.only_backend() {
+            ops.push(Op::PutService { key, value: installed.master_value() });
+        }
         installed
     }
 }

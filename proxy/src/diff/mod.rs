@@ -2,7 +2,8 @@
 //!
 //! The order is the point. A backend is there before a slot names it and goes after the last slot that
 //! did. A frontend's choice changes in one write: either of its master entry, or of the one slot that
-//! changes. So a lookup between any two operations finds the old set of backends or the new one, whole.
+//! changes (of a frontend's only slot the master entry has a copy, which is what lookups see). So a
+//! lookup between any two operations finds the old set of backends or the new one, whole.
 //!
 //! One endpoint that comes, goes or is replaced costs a constant number of writes, however many there
 //! are; only when several change at once, or when a Maglev table changes, are all slots of that frontend
@@ -15,7 +16,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use hawser_ebpf_common::lb::{
-    ALGORITHM_MAGLEV, AffinityMatch, AffinityMatchKey, MaglevKey, SERVICE_AFFINITY, ServiceValue,
+    ALGORITHM_MAGLEV, AffinityMatch, AffinityMatchKey, MaglevKey, SERVICE_AFFINITY, SERVICE_SOURCE_RANGES,
+    SERVICE_TWO_SCOPES, ServiceValue,
 };
 use ipnet::IpNet;
 
@@ -56,7 +58,7 @@ type SlotAt = (u8, u16, u16);
 
 #[derive(Debug, Clone, Default)]
 struct Installed {
-    /// As in the master entry; `count*` are those of `slots`.
+    /// As in the master entry; `count*` and `backend_id` are those of `slots`.
     master: ServiceValue,
     /// Backend ids of slots 1, 2, … of each scope.
     slots: [Vec<u32>; SCOPES],
@@ -77,7 +79,16 @@ struct InstalledBackend {
 impl Installed {
     fn master_value(&self) -> ServiceValue {
         let count = |scope: usize| u16::try_from(self.slots[scope].len()).unwrap_or(u16::MAX);
-        ServiceValue { backend_id: 0, count: count(0), count_external: count(1), ..self.master }
+        let backend_id = self.only_backend();
+        ServiceValue { backend_id, count: count(0), count_external: count(1), ..self.master }
+    }
+
+    /// The backend that the master entry names itself, or 0.
+    fn only_backend(&self) -> u32 {
+        match &self.slots[0][..] {
+            [only] if self.master.flags & SERVICE_TWO_SCOPES == 0 => *only,
+            _ => 0,
+        }
     }
 
     /// Sets what the specification says about the frontend itself. Whether that changed anything.
@@ -128,6 +139,13 @@ impl Installed {
             }
         }
         members
+    }
+
+    /// Whether all of a range may connect. `ranges` are its own.
+    fn lets_in(&self, ranges: &HashSet<&IpNet>, range: &IpNet) -> bool {
+        let wider = (0..=range.prefix_len()).filter_map(|len| IpNet::new(range.addr(), len).ok());
+        self.master.flags & SERVICE_SOURCE_RANGES == 0
+            || wider.map(|wider| wider.trunc()).any(|wider| ranges.contains(&wider))
     }
 
     /// The keys of its Maglev tables.
@@ -261,9 +279,9 @@ impl Table {
                 master_changes |= change.apply(&mut installed, key, scope, ops, &mut after);
             }
         }
-        let joining = plan_members(&old, &installed, ops, &mut after);
-        ops.splice(before_slots..before_slots, joining);
-        plan_ranges(&mut installed, &spec.source_ranges, ops, &mut after);
+        let mut first = plan_members(&old, &installed, ops, &mut after);
+        first.extend(plan_ranges(&old, &mut installed, &spec.source_ranges, &mut after));
+        ops.splice(before_slots..before_slots, first);
         if master_changes {
             ops.push(Op::PutService { key, value: installed.master_value() });
         }
@@ -347,15 +365,34 @@ fn plan_members(old: &Installed, new: &Installed, ops: &mut Vec<Op>, after: &mut
     joining
 }
 
-fn plan_ranges(installed: &mut Installed, wanted: &Arc<[IpNet]>, ops: &mut Vec<Op>, after: &mut Vec<Op>) {
+/// Ranges are seen at once, and the rest of the frontend with one write somewhere between. So a client that may come no
+/// more is kept out before that write, and one that may come anew is let in after it: each goes from what it had to what it
+/// is to have. What changes nothing for anybody, because another range names the same clients, is written before a range
+/// goes that it replaces, and goes after one comes that replaces it. Two prefixes are apart or one lies in the other, so a
+/// range belongs to one of these cases whole. Returns what is to be done first.
+fn plan_ranges(
+    old: &Installed,
+    installed: &mut Installed,
+    wanted: &Arc<[IpNet]>,
+    after: &mut Vec<Op>,
+) -> Vec<Op> {
     let id = installed.master.rev_nat_id;
-    let old = std::mem::replace(&mut installed.ranges, wanted.clone());
-    if old == *wanted {
-        return;
+    installed.ranges = wanted.clone();
+    let mut first = Vec::new();
+    if old.ranges == *wanted {
+        return first;
     }
-    let (held, kept): (HashSet<&IpNet>, HashSet<&IpNet>) = (old.iter().collect(), wanted.iter().collect());
+    let (held, kept): (HashSet<&IpNet>, HashSet<&IpNet>) =
+        (old.ranges.iter().collect(), wanted.iter().collect());
     let missing = wanted.iter().filter(|range| !held.contains(range));
-    ops.extend(missing.map(|range| Op::PutSourceRange { id, range: *range }));
-    let superfluous = old.iter().filter(|range| !kept.contains(range));
-    after.extend(superfluous.map(|range| Op::DeleteSourceRange { id, range: *range }));
+    let (stay, join): (Vec<_>, Vec<_>) = missing.partition(|range| old.lets_in(&held, range));
+    let superfluous = old.ranges.iter().filter(|range| !kept.contains(range));
+    let (replaced, leave): (Vec<_>, Vec<_>) = superfluous.partition(|range| installed.lets_in(&kept, range));
+    let put = |range: &IpNet| Op::PutSourceRange { id, range: *range };
+    let delete = |range: &IpNet| Op::DeleteSourceRange { id, range: *range };
+    first.extend(stay.into_iter().map(put));
+    first.extend(leave.into_iter().map(delete));
+    after.extend(join.into_iter().map(put));
+    after.extend(replaced.into_iter().map(delete));
+    first
 }

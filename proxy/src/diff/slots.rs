@@ -63,7 +63,7 @@ impl Change {
             ([index], [id]) => {
                 installed.slots[scope][*index] = *id;
                 ops.push(installed.put_slot(key, scope, *index));
-                false
+                installed.only_backend() != 0
             }
             ([index, ..], _) => {
                 // The last slot's backend moves to the hole; twice the weight until the master is written.

@@ -9,21 +9,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use hawser_ebpf_common::ct::{CT_CLOSING, CT_INBOUND, CT_MASQUERADE, CT_REPLY, CT_SEEN, CtEntry4, CtKey4};
+use hawser_ebpf_common::ct::{CT_CLOSING, CT_DSR, CT_INBOUND, CT_MASQUERADE, CT_REPLY, CT_SEEN, CtKey};
 use hawser_ebpf_common::endpoint::{
     IDENTITY_HOST, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IDENTITY_SERVICES, IPCACHE_ON_LINK,
 };
 use hawser_ebpf_common::metrics::{direction, reason};
-use hawser_ebpf_common::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+use hawser_ebpf_common::{PROTO_ICMP, PROTO_ICMP6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, ct};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::maps::{KernelMaps, MapError};
+use crate::maps::{Address, KernelMaps, MapError};
 use crate::podnet::PodNet;
 use crate::sys::monotonic_ns;
-use crate::types::address_from_be;
 
 /// Messages and stubs of `proto/inspect.proto`.
 #[allow(missing_docs, clippy::all)]
@@ -148,15 +147,14 @@ impl Inspect for InspectService {
     type ListCtStream = Pin<Box<dyn Stream<Item = Result<ListCtResponse, Status>> + Send>>;
 
     async fn list_ct(&self, _: Request<ListCtRequest>) -> Result<Response<Self::ListCtStream>, Status> {
-        let mut held = self.read(KernelMaps::ct).await?;
-        held.sort_by_key(|(key, _)| *key);
+        let (mut v4, mut v6) = self.read(|maps| Ok((maps.ct()?, maps.ct6()?))).await?;
+        v4.sort_by_key(|(key, _)| *key);
+        v6.sort_by_key(|(key, _)| *key);
         let now = monotonic_ns();
-        let chunks: Vec<_> = held
-            .chunks(CT_CHUNK)
-            .map(|chunk| {
-                Ok(ListCtResponse { entries: chunk.iter().map(|(k, e)| ct_entry(k, e, now)).collect() })
-            })
-            .collect();
+        let mut entries: Vec<CtEntry> = v4.iter().map(|(k, e)| ct_entry(k, e, now)).collect();
+        entries.extend(v6.iter().map(|(k, e)| ct_entry(k, e, now)));
+        let chunks: Vec<_> =
+            entries.chunks(CT_CHUNK).map(|chunk| Ok(ListCtResponse { entries: chunk.to_vec() })).collect();
         Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
     }
 
@@ -180,14 +178,16 @@ fn name(names: &[&str], index: u32) -> String {
     names.get(index as usize).map_or_else(|| index.to_string(), |name| (*name).to_string())
 }
 
-fn l4(address: u32, port: u16, protocol: u8) -> L4Addr {
+fn l4<A: Address>(address: A, port_be: u16, protocol: u8) -> L4Addr {
     let protocol = match protocol {
         PROTO_TCP => "TCP".to_string(),
         PROTO_UDP => "UDP".to_string(),
+        PROTO_SCTP => "SCTP".to_string(),
         PROTO_ICMP => "ICMP".to_string(),
+        PROTO_ICMP6 => "ICMPv6".to_string(),
         other => other.to_string(),
     };
-    L4Addr { address: address_from_be(address).to_string(), port: u32::from(u16::from_be(port)), protocol }
+    L4Addr { address: address.ip().to_string(), port: u32::from(u16::from_be(port_be)), protocol }
 }
 
 fn mac(address: [u8; 6]) -> String {
@@ -204,13 +204,14 @@ fn identity(identity: u32) -> String {
     }
 }
 
-fn ct_entry(key: &CtKey4, entry: &CtEntry4, now_ns: u64) -> CtEntry {
+fn ct_entry<A: Address>(key: &CtKey<A>, entry: &ct::CtEntry<A>, now_ns: u64) -> CtEntry {
     let flags = [
         (CT_REPLY, "reply"),
         (CT_MASQUERADE, "masquerade"),
         (CT_CLOSING, "closing"),
         (CT_SEEN, "seen"),
         (CT_INBOUND, "inbound"),
+        (CT_DSR, "dsr"),
     ];
     CtEntry {
         source: Some(l4(key.saddr_be, key.sport_be, key.protocol)),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use hawser_ebpf_common::endpoint::Endpoint4;
 use hawser_ebpf_common::lb::{
-    ALGORITHM_MAGLEV, AffinityMatch, AffinityMatchKey, MAGLEV_SIZE, MaglevChunk, MaglevKey, SCOPE_EXTERNAL,
-    SERVICE_AFFINITY, SERVICE_DENY_NODE, SERVICE_DROP_IF_EMPTY, SERVICE_LOOPBACK, SERVICE_SOURCE_RANGES,
+    ALGORITHM_MAGLEV, AffinityMatch, AffinityMatchKey, MAGLEV_SIZE, MaglevChunk, MaglevKey, SERVICE_AFFINITY,
+    SERVICE_DENY_NODE, SERVICE_DROP_IF_EMPTY, SERVICE_LOOPBACK, SERVICE_SOURCE_RANGES, SERVICE_TWO_SCOPES,
     ServiceValue,
 };
 use ipnet::IpNet;
@@ -85,21 +85,24 @@ impl FakeMaps {
         }
         let asked = if let Client::Packet(_, scope) = client { scope } else { 0 };
         let (scope, count) = master.scope(asked);
+        if master.backend_id != 0 && (count != 1 || has(SERVICE_TWO_SCOPES)) {
+            return Lookup::Broken(format!("one backend in the master entry and {count} slots"));
+        }
         if count == 0 {
-            let drop = scope == SCOPE_EXTERNAL && has(SERVICE_DROP_IF_EMPTY);
-            return if drop { Lookup::Dropped } else { Lookup::Refused };
+            return if has(SERVICE_DROP_IF_EMPTY) { Lookup::Dropped } else { Lookup::Refused };
         }
         let mut backends = Vec::with_capacity(usize::from(count));
         for slot in 1..=count {
             let Some(entry) = self.services.get(&key.slot(scope, master.generation, slot)) else {
                 return Lookup::Broken(format!("slot {slot} of generation {}", master.generation));
             };
-            let Some((backend, _)) = self.backends.get(&entry.backend_id) else {
-                return Lookup::Broken(format!("backend {}", entry.backend_id));
+            let backend_id = if master.backend_id != 0 { master.backend_id } else { entry.backend_id };
+            let Some((backend, _)) = self.backends.get(&backend_id) else {
+                return Lookup::Broken(format!("backend {backend_id}"));
             };
-            let member = AffinityMatchKey { rev_nat_id: master.rev_nat_id, backend_id: entry.backend_id };
+            let member = AffinityMatchKey { rev_nat_id: master.rev_nat_id, backend_id };
             if has(SERVICE_AFFINITY) && !self.members.contains_key(&member) {
-                return Lookup::Broken(format!("backend {} has no affinity", entry.backend_id));
+                return Lookup::Broken(format!("backend {backend_id} has no affinity"));
             }
             backends.push(*backend);
         }

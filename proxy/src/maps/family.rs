@@ -9,7 +9,9 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData};
 use hawser_ebpf_common::endpoint::{Announce, Endpoint4, IpcacheEntry4, IpcacheEntry6};
-use hawser_ebpf_common::lb::{Address6, Backend, ReverseNat, ReverseSk, ServiceKey, ServiceValue, SocketKey};
+use hawser_ebpf_common::lb::{
+    Address6, Backend, ReverseNat, ReverseSk, ServiceEntry, ServiceKey, ServiceValue, SocketKey,
+};
 use hawser_ebpf_common::map_names as names;
 use ipnet::IpNet;
 
@@ -132,12 +134,13 @@ pub struct Filling {
 pub struct FamilyMaps<A: Address>
 where
     ServiceKey<A>: Pod,
+    ServiceEntry<A>: Pod,
     Backend<A>: Pod,
     ReverseNat<A>: Pod,
     SocketKey<A>: Pod,
     A: Pod,
 {
-    services: HashMap<MapData, ServiceKey<A>, ServiceValue>,
+    services: HashMap<MapData, ServiceKey<A>, ServiceEntry<A>>,
     backends: HashMap<MapData, u32, Backend<A>>,
     reverse_nat: HashMap<MapData, u32, ReverseNat<A>>,
     reverse_sk: HashMap<MapData, SocketKey<A>, ReverseSk>,
@@ -149,6 +152,7 @@ where
 impl<A: Address> FamilyMaps<A>
 where
     ServiceKey<A>: Pod,
+    ServiceEntry<A>: Pod,
     Backend<A>: Pod,
     ReverseNat<A>: Pod,
     SocketKey<A>: Pod,
@@ -167,7 +171,12 @@ where
     }
 
     pub fn put_service(&mut self, key: &SlotKey, value: &ServiceValue) -> Result<(), MapError> {
-        self.services.insert(service_key::<A>(key), value, 0).map_err(kernel(A::NAMES.services))
+        let backend = match value.backend_id {
+            0 => None,
+            id => found(A::NAMES.backends, self.backends.get(&id, 0))?,
+        };
+        let entry = entry(value, backend.as_ref());
+        self.services.insert(service_key::<A>(key), entry, 0).map_err(kernel(A::NAMES.services))
     }
 
     pub fn delete_service(&mut self, key: &SlotKey) -> Result<(), MapError> {
@@ -221,18 +230,35 @@ where
         put_batch(A::NAMES.backends, &self.backends, backends)?;
         let frontends = all.reverse_nat.iter().map(|(id, frontend)| (*id, reverse_nat(frontend)));
         put_batch(A::NAMES.reverse_nat, &self.reverse_nat, frontends)?;
-        put_batch(A::NAMES.services, &self.services, all.slots.iter().map(|(k, v)| (service_key::<A>(k), *v)))
+        self.fill_services(all, &all.slots)
     }
 
     /// Master entries.
     pub fn fill_masters(&mut self, all: &Filling) -> Result<(), MapError> {
-        let masters = all.masters.iter().map(|(key, value)| (service_key::<A>(key), *value));
-        put_batch(A::NAMES.services, &self.services, masters)
+        self.fill_services(all, &all.masters)
+    }
+
+    fn fill_services(&mut self, all: &Filling, which: &[(SlotKey, ServiceValue)]) -> Result<(), MapError> {
+        let new: std::collections::HashMap<u32, Backend<A>> =
+            all.backends.iter().map(|(id, address, flags)| (*id, backend(address, *flags))).collect();
+        let mut entries = Vec::with_capacity(which.len());
+        for (key, value) in which {
+            let known = match value.backend_id {
+                0 => None,
+                id => match new.get(&id) {
+                    Some(backend) => Some(*backend),
+                    None => found(A::NAMES.backends, self.backends.get(&id, 0))?,
+                },
+            };
+            entries.push((service_key::<A>(key), entry(value, known.as_ref())));
+        }
+        put_batch(A::NAMES.services, &self.services, entries.into_iter())
     }
 
     /// A master entry or a slot.
     pub fn service(&self, key: &SlotKey) -> Result<Option<ServiceValue>, MapError> {
-        found(A::NAMES.services, self.services.get(&service_key::<A>(key), 0))
+        let found = found(A::NAMES.services, self.services.get(&service_key::<A>(key), 0))?;
+        Ok(found.map(|entry| entry.value))
     }
 
     /// A backend's address with its `BACKEND_*` flags.
@@ -243,7 +269,7 @@ where
 
     /// Adds the master entries and slots. Entries of no known protocol are nobody's: no lookup finds them.
     pub fn services(&self, into: &mut Vec<(SlotKey, ServiceValue)>) -> Result<(), MapError> {
-        for (key, value) in dump(A::NAMES.services, &self.services)? {
+        for (key, ServiceEntry { value, .. }) in dump(A::NAMES.services, &self.services)? {
             if let Some(frontend) = l4(key.address_be, key.port_be, key.protocol) {
                 let (scope, generation, slot) = (key.scope, key.generation, key.slot);
                 into.push((SlotKey { frontend, scope, generation, slot }, value));
@@ -298,7 +324,8 @@ where
         Ok(())
     }
 
-    /// Sockets that were translated to one of these backends by one of these frontends, by cookie.
+    /// Sockets that were translated to one of these backends by one of these frontends, by cookie, but those that are
+    /// counted.
     pub fn sockets_of(
         &self,
         wanted: &HashSet<(u32, L4Addr)>,
@@ -320,7 +347,8 @@ where
         })
     }
 
-    pub fn forget_sockets(&mut self) -> Result<(), MapError> {
+    /// Forgets the sockets of frontends that are gone. Returns the frontends that are not.
+    pub fn forget_sockets(&mut self) -> Result<HashSet<u32>, MapError> {
         let live: HashSet<u32> =
             dump(A::NAMES.reverse_nat, &self.reverse_nat)?.into_iter().map(|(id, _)| id).collect();
         for (key, value) in dump(A::NAMES.reverse_sk, &self.reverse_sk)? {
@@ -328,7 +356,7 @@ where
                 deleted(A::NAMES.reverse_sk, self.reverse_sk.remove(&key))?;
             }
         }
-        Ok(())
+        Ok(live)
     }
 }
 
@@ -339,6 +367,13 @@ fn backend<A: Address>(address: &L4Addr, flags: u8) -> Backend<A> {
         protocol: address.protocol.number(),
         flags,
     }
+}
+
+/// A backend that is not in its map is looked up by the programs when somebody asks.
+fn entry<A: Address>(value: &ServiceValue, backend: Option<&Backend<A>>) -> ServiceEntry<A> {
+    let (address_be, port_be) =
+        backend.map_or_else(Default::default, |known| (known.address_be, known.port_be));
+    ServiceEntry { value: *value, address_be, port_be, pad: 0 }
 }
 
 fn reverse_nat<A: Address>(frontend: &L4Addr) -> ReverseNat<A> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray};
-use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
+use hawser_ebpf_common::ct::{CtEntry4, CtEntry6, CtKey4, CtKey6};
 use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
 use hawser_ebpf_common::lb::{
     Address6, AffinityMatch, AffinityMatchKey, CountedSocket, LbConfig, MaglevChunk, MaglevKey, ServiceValue,
@@ -18,10 +18,10 @@ use hawser_ebpf_common::map_names as names;
 use hawser_ebpf_common::metrics::{MetricsValue, direction, index, reason};
 use ipnet::IpNet;
 
-use super::family::{FamilyMaps, Filling};
+use super::family::{Address, FamilyMaps, Filling};
 use super::{MapError, Maps, Op, SlotKey, Snapshot, Socket};
 use crate::sys;
-use crate::types::{Family, L4Addr, PrefixSpec, address_from_be, address6_from_be, words_be};
+use crate::types::{Family, L4Addr, PrefixSpec, Protocol, address_from_be, address6_from_be, words_be};
 
 /// `E2BIG`-free upper bound of a dump: an LRU map that others write to may never end.
 const MAX_DUMP: usize = 1 << 20;
@@ -51,6 +51,7 @@ pub struct KernelMaps {
     sockets: HashMap<MapData, u64, CountedSocket>,
     lb_config: Array<MapData, LbConfig>,
     ct: HashMap<MapData, CtKey4, CtEntry4>,
+    ct6: HashMap<MapData, CtKey6, CtEntry6>,
     metrics: PerCpuArray<MapData, MetricsValue>,
     config: Array<MapData, NodeConfig>,
 }
@@ -70,7 +71,7 @@ pub(super) fn kernel(name: &'static str) -> impl Fn(aya::maps::MapError) -> MapE
 }
 
 /// Deleting what is not there is a success.
-pub(super) fn deleted(name: &'static str, result: Result<(), aya::maps::MapError>) -> Result<(), MapError> {
+pub(crate) fn deleted(name: &'static str, result: Result<(), aya::maps::MapError>) -> Result<(), MapError> {
     match result {
         Err(aya::maps::MapError::KeyNotFound) => Ok(()),
         Err(aya::maps::MapError::SyscallError(error))
@@ -83,7 +84,7 @@ pub(super) fn deleted(name: &'static str, result: Result<(), aya::maps::MapError
 }
 
 /// Reading what is not there is no failure.
-pub(super) fn found<V>(
+pub(crate) fn found<V>(
     name: &'static str,
     result: Result<V, aya::maps::MapError>,
 ) -> Result<Option<V>, MapError> {
@@ -109,6 +110,8 @@ pub(super) fn put_batch<K: Pod, V: Pod>(
     sys::map_update_batch(fd.as_fd(), &keys, &values).map_err(failed)
 }
 
+/// `BPF_EXIST` (include/uapi/linux/bpf.h).
+const EXIST: u64 = 2;
 /// How many elements are read in one system call.
 const PART: usize = 4096;
 
@@ -118,13 +121,26 @@ pub(super) fn each<K: Pod + Default, V: Pod + Default>(
     map: &HashMap<MapData, K, V>,
     mut seen: impl FnMut(&K, &V),
 ) -> Result<(), MapError> {
-    let (mut keys, mut values) = (vec![K::default(); PART], vec![V::default(); PART]);
+    try_each(name, map, (K::default(), V::default()), |key, value| {
+        seen(key, value);
+        Ok(())
+    })
+}
+
+/// The same for elements that may not be shown to their end. `blank` is what they are read over.
+pub(crate) fn try_each<K: Pod, V: Pod>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+    blank: (K, V),
+    mut seen: impl FnMut(&K, &V) -> Result<(), MapError>,
+) -> Result<(), MapError> {
+    let (mut keys, mut values) = (vec![blank.0; PART], vec![blank.1; PART]);
     let mut from = None;
     loop {
         let fd = IterableMap::map(map).fd().as_fd();
         let batch = sys::lookup_batch(fd, from, &mut keys, &mut values)
             .map_err(|source| MapError::Batch { name, source })?;
-        keys.iter().zip(&values).take(batch.count).for_each(|(key, value)| seen(key, value));
+        keys.iter().zip(&values).take(batch.count).try_for_each(|(key, value)| seen(key, value))?;
         from = batch.next;
         if from.is_none() {
             return Ok(());
@@ -166,6 +182,7 @@ impl KernelMaps {
             sockets: open(dir, names::SOCKETS)?,
             lb_config: open(dir, names::LB_CONFIG)?,
             ct: open(dir, names::CT)?,
+            ct6: open(dir, names::CT6)?,
             metrics: open(dir, names::METRICS)?,
             config: open(dir, names::CONFIG)?,
         })
@@ -204,6 +221,18 @@ impl KernelMaps {
         let mut sockets = Vec::new();
         self.v4.sockets_of(wanted, &mut sockets)?;
         self.v6.sockets_of(wanted, &mut sockets)?;
+        each(names::SOCKETS, &self.sockets, |cookie, value| {
+            // Those of an older layout have no address here, and are in the maps above.
+            let address = match value.family {
+                6 => value.address_be.ip(),
+                _ => value.address_be[0].ip(),
+            };
+            let backend = L4Addr::new(address, u16::from_be(value.port_be), Protocol::Tcp);
+            if wanted.contains(&(value.rev_nat_id, backend)) {
+                let netns_cookie = value.netns_cookie;
+                sockets.push(Socket { cookie: *cookie, netns_cookie, protocol: Protocol::Tcp });
+            }
+        })?;
         Ok(sockets)
     }
 
@@ -213,6 +242,14 @@ impl KernelMaps {
     /// The map could not be read.
     pub fn ct(&self) -> Result<Vec<CtRecord>, MapError> {
         dump(names::CT, &self.ct)
+    }
+
+    /// All connection tracking entries of IPv6.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn ct6(&self) -> Result<Vec<(CtKey6, CtEntry6)>, MapError> {
+        dump(names::CT6, &self.ct6)
     }
 
     /// Deletes a connection tracking entry.
@@ -508,7 +545,14 @@ impl Maps for KernelMaps {
     }
 
     fn forget_sockets(&mut self) -> Result<(), MapError> {
-        self.v4.forget_sockets()?;
-        self.v6.forget_sockets()
+        let live = [self.v4.forget_sockets()?, self.v6.forget_sockets()?];
+        for (cookie, socket) in dump(names::SOCKETS, &self.sockets)? {
+            if socket.rev_nat_id != 0 && !live[usize::from(socket.family == 6)].contains(&socket.rev_nat_id) {
+                // One that is closed meanwhile stays away.
+                let anew = self.sockets.insert(cookie, CountedSocket { rev_nat_id: 0, ..socket }, EXIST);
+                deleted(names::SOCKETS, anew)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -10,6 +10,7 @@ pub use fake::{Client, FakeMaps, Lookup};
 pub(crate) use family::Address;
 pub use faulty::{Faults, FaultyMaps};
 pub use kernel::{CtRecord, KernelMaps, MetricsRecord};
+pub(crate) use kernel::{deleted, found, try_each};
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -74,6 +74,12 @@ impl FakeApi {
         self.version.send_replace(version);
     }
 
+    /// Everything that is there, with its collection.
+    pub fn objects(&self) -> Vec<(String, Value)> {
+        let state = self.state.lock();
+        state.objects.iter().map(|((collection, _), object)| (collection.clone(), object.clone())).collect()
+    }
+
     /// A client of it.
     pub fn client(&self) -> kube::Client {
         let api = self.clone();

@@ -131,20 +131,7 @@ impl TestNode {
 
     /// The configuration of this node's agent.
     pub fn config(&self) -> Config {
-        Config {
-            node_name: self.name.clone(),
-            node_ips: vec![self.ip.into()],
-            uplink: None,
-            run_dir: self.run_dir.clone(),
-            cgroup: self.cgroup.path().to_path_buf(),
-            service_cidrs: vec!["10.96.0.0/12".parse().expect("a prefix")],
-            node_port_addresses: Vec::new(),
-            mtu: None,
-            masquerade: true,
-            pod_network: true,
-            tunnel: hawser_proxy::config::Tunnel::Off,
-            xdp: self.xdp,
-        }
+        agent_config(&self.name, self.ip, &self.run_dir, self.cgroup.path(), self.xdp)
     }
 
     /// Starts the agent and waits until the maps hold what the API says.
@@ -257,6 +244,24 @@ impl Drop for TestNode {
             drop(running.podnet);
             let _ = running.thread.join();
         }
+    }
+}
+
+/// The configuration of a node's agent.
+pub fn agent_config(name: &str, ip: Ipv4Addr, run_dir: &Path, cgroup: &Path, xdp: Xdp) -> Config {
+    Config {
+        node_name: name.to_string(),
+        node_ips: vec![ip.into()],
+        uplink: None,
+        run_dir: run_dir.to_path_buf(),
+        cgroup: cgroup.to_path_buf(),
+        service_cidrs: vec!["10.96.0.0/12".parse().expect("a prefix")],
+        node_port_addresses: Vec::new(),
+        mtu: None,
+        masquerade: true,
+        pod_network: true,
+        tunnel: hawser_proxy::config::Tunnel::Off,
+        xdp,
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod cluster;
+pub mod node;
 pub mod packet;
 pub mod traffic;
 pub mod world;

@@ -43,6 +43,20 @@ pub fn serve(netns: &Netns, port: u16, name: &str) {
     });
 }
 
+/// Sends more than a segment holds, and reads until all of it came back: the server echoes every part that it reads.
+pub fn exchange_much(stream: &mut TcpStream, len: usize) -> io::Result<()> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.write_all(&vec![b'X'; len])?;
+    let (mut buffer, mut back) = ([0; 4096], 0);
+    while back < len {
+        match stream.read(&mut buffer)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => back += buffer[..n].iter().filter(|byte| **byte == b'X').count(),
+        }
+    }
+    Ok(())
+}
+
 pub fn exchange(stream: &mut TcpStream, text: &str) -> io::Result<String> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(text.as_bytes())?;

@@ -8,12 +8,12 @@ use hawser_ebpf_common::PROTO_TCP;
 use hawser_ebpf_common::lb::{
     ALGORITHM_DEFAULT, ALGORITHM_LEAST, ALGORITHM_MAGLEV, AffinityKey, AffinityMatchKey, AffinityValue,
     Backend, CLIENT_ADDRESS, CLIENT_NODE, MAGLEV_CHUNK, MAGLEV_SIZE, MaglevKey, ReverseNat, SCOPE_EXTERNAL,
-    SERVICE_AFFINITY, SERVICE_DENY_NODE, SERVICE_DROP_IF_EMPTY, SERVICE_LOOPBACK, SERVICE_SOURCE_RANGES,
-    ServiceKey, ServiceValue, SourceRangeKey,
+    SCOPE_INTERNAL, SERVICE_AFFINITY, SERVICE_DENY_NODE, SERVICE_DROP_IF_EMPTY, SERVICE_LOOPBACK,
+    SERVICE_SOURCE_RANGES, SERVICE_TWO_SCOPES, ServiceEntry, ServiceKey, ServiceValue, SourceRangeKey,
 };
 use hawser_ebpf_common::metrics::reason;
 
-pub use maps::{AFFINITY, CONNECTIONS, Family, LB_CONFIG, SOCKETS, V4, V6};
+pub use maps::{AFFINITY, CONNECTIONS, Family, LB_CONFIG, OLD_SOCKETS, SOCKETS, V4, V6};
 use maps::{AFFINITY_MATCH, MAGLEV, SOURCE_RANGE};
 
 /// How often a choice starts again when an update took the slot away meanwhile.
@@ -27,8 +27,6 @@ pub struct Lookup<A> {
     pub port_be: u16,
     /// `IPPROTO_*`.
     pub protocol: u8,
-    /// `SCOPE_*`: external only for packets that came in on the uplink from outside the cluster.
-    pub scope: u8,
     /// Slot and backend that are kept while the slot still holds the backend.
     pub preferred: Option<(u16, u32)>,
 }
@@ -66,8 +64,6 @@ pub struct Choice<A> {
     pub rev_nat_id: u32,
     /// `SERVICE_*` of the frontend.
     pub flags: u32,
-    /// The choice was made by load: count the connection.
-    pub counted: bool,
 }
 
 /// Result of a lookup.
@@ -83,7 +79,7 @@ pub enum Selected<A> {
 }
 
 #[inline(always)]
-fn service<F: Family>(key: &ServiceKey<F::Address>) -> Option<ServiceValue> {
+fn service<F: Family>(key: &ServiceKey<F::Address>) -> Option<ServiceEntry<F::Address>> {
     // SAFETY: the map is not preallocated, so an element that is removed stays readable until this
     // program ends.
     unsafe { F::services().get(key) }.copied()
@@ -108,17 +104,19 @@ fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
-/// Chooses a backend. `client` and `hash` (of the connection's addresses and ports, for Maglev) are asked
-/// for only when they matter.
+/// Chooses a backend. `client`, `scope` (`SCOPE_*`: external only for packets that came in on the uplink from outside the
+/// cluster) and `hash` (of the connection's addresses and ports, for Maglev) are asked for only when they matter.
 #[inline(always)]
 pub fn select<F: Family>(
     lookup: &Lookup<F::Address>,
     client: impl Fn() -> Client,
+    scope: impl Fn() -> u8,
     hash: impl Fn() -> u32,
 ) -> Selected<F::Address> {
     let key = ServiceKey::master(lookup.address_be, lookup.port_be, lookup.protocol);
     for _ in 0..ATTEMPTS {
-        let Some(master) = service::<F>(&key) else { return Selected::NoService };
+        let Some(entry) = service::<F>(&key) else { return Selected::NoService };
+        let master = entry.value;
         let mut at_socket = false;
         let mut affinity = None;
         if master.flags & (SERVICE_AFFINITY | SERVICE_SOURCE_RANGES | SERVICE_LOOPBACK) != 0
@@ -147,27 +145,28 @@ pub fn select<F: Family>(
                     Some(AffinityKey { client: client.id, rev_nat_id: master.rev_nat_id, kind: client.kind });
             }
         }
-        let (scope, count) = master.scope(lookup.scope);
+        let (scope, count) = slots_of(&master, &scope);
         if count == 0 {
-            if scope == SCOPE_EXTERNAL && master.flags & SERVICE_DROP_IF_EMPTY != 0 {
+            if master.flags & SERVICE_DROP_IF_EMPTY != 0 {
                 return Selected::Drop(reason::NO_LOCAL_BACKEND);
             }
             return Selected::NoBackend;
         }
         let pick = Pick { key, master, scope, count };
         let mut slot = 0;
-        let mut backend_id = 0;
-        let mut counted = false;
+        let mut at = At::default();
         if let Some((wanted, id)) = lookup.preferred
             && pick.holds::<F>(wanted, id)
         {
-            (slot, backend_id) = (wanted, id);
+            (slot, at.backend_id) = (wanted, id);
         } else if let Some(affinity) = &affinity
             && let Some((held, id)) = kept(affinity, &master, scope)
         {
-            (slot, backend_id) = (held, id);
+            (slot, at.backend_id) = (held, id);
         }
-        if backend_id == 0 {
+        if at.backend_id == 0 && master.backend_id != 0 {
+            (slot, at) = (1, At::of(&entry));
+        } else if at.backend_id == 0 {
             let least = match master.algorithm {
                 ALGORITHM_DEFAULT => at_socket && lookup.protocol == PROTO_TCP,
                 algorithm => algorithm == ALGORITHM_LEAST,
@@ -176,21 +175,24 @@ pub fn select<F: Family>(
                 slot = pick.maglev(hash());
             }
             if slot == 0 {
-                slot = (random() % u32::from(count)) as u16 + 1;
+                slot = if count == 1 { 1 } else { (random() % u32::from(count)) as u16 + 1 };
             }
-            let Some(id) = pick.at::<F>(slot) else { continue };
-            backend_id = id;
+            let Some(chosen) = pick.at::<F>(slot) else { continue };
+            at = chosen;
             if least && count > 1 {
-                counted = true;
                 let other = pick.another(slot);
-                if let Some(id) = pick.at::<F>(other)
-                    && open_connections(id) < open_connections(backend_id)
+                if let Some(chosen) = pick.at::<F>(other)
+                    && open_connections(chosen.backend_id) < open_connections(at.backend_id)
                 {
-                    (slot, backend_id) = (other, id);
+                    (slot, at) = (other, chosen);
                 }
             }
         }
-        let Some(backend) = backend::<F>(backend_id) else { continue };
+        let backend_id = at.backend_id;
+        if at.port_be == 0 {
+            let Some(backend) = backend::<F>(backend_id) else { continue };
+            (at.address_be, at.port_be) = (backend.address_be, backend.port_be);
+        }
         if let Some(affinity) = &affinity {
             // SAFETY: the helper has no preconditions.
             let value = AffinityValue { last_used_ns: unsafe { bpf_ktime_get_ns() }, backend_id, pad: 0 };
@@ -198,16 +200,23 @@ pub fn select<F: Family>(
             let _ = AFFINITY.insert(affinity, &value, 0);
         }
         return Selected::Backend(Choice {
-            address_be: backend.address_be,
-            port_be: backend.port_be,
+            address_be: at.address_be,
+            port_be: at.port_be,
             slot,
             backend_id,
             rev_nat_id: master.rev_nat_id,
             flags: master.flags,
-            counted,
         });
     }
     Selected::NoBackend
+}
+
+/// The scope whose slots are used, and how many it has. Where a packet comes from takes a look at the prefixes, which only
+/// frontends with two scopes need.
+#[inline(always)]
+fn slots_of(master: &ServiceValue, scope: &impl Fn() -> u8) -> (u8, u16) {
+    let asked = if master.flags & SERVICE_TWO_SCOPES != 0 { scope() } else { SCOPE_INTERNAL };
+    master.scope(asked)
 }
 
 /// One frontend's slots as the master entry said a moment ago.
@@ -218,17 +227,38 @@ struct Pick<A> {
     count: u16,
 }
 
+/// A backend, as an entry names it.
+#[derive(Clone, Copy, Default)]
+struct At<A> {
+    backend_id: u32,
+    address_be: A,
+    /// 0: the address is to be looked up.
+    port_be: u16,
+}
+
+impl<A: Copy> At<A> {
+    #[inline(always)]
+    fn of(entry: &ServiceEntry<A>) -> Self {
+        Self { backend_id: entry.value.backend_id, address_be: entry.address_be, port_be: entry.port_be }
+    }
+}
+
 impl<A: Copy> Pick<A> {
     /// The backend of a slot.
     #[inline(always)]
-    fn at<F: Family<Address = A>>(&self, slot: u16) -> Option<u32> {
-        let entry = service::<F>(&self.key.slot(self.scope, self.master.generation, slot))?;
-        Some(entry.backend_id)
+    fn at<F: Family<Address = A>>(&self, slot: u16) -> Option<At<A>> {
+        Some(At::of(&service::<F>(&self.key.slot(self.scope, self.master.generation, slot))?))
     }
 
     #[inline(always)]
     fn holds<F: Family<Address = A>>(&self, slot: u16, backend_id: u32) -> bool {
-        slot != 0 && slot <= self.count && self.at::<F>(slot) == Some(backend_id)
+        if slot == 0 || slot > self.count {
+            return false;
+        }
+        match self.master.backend_id {
+            0 => self.at::<F>(slot).is_some_and(|at| at.backend_id == backend_id),
+            only => only == backend_id,
+        }
     }
 
     /// A random slot that is not this one, of at least two.
@@ -289,14 +319,19 @@ fn open_connections(backend_id: u32) -> u64 {
 /// The `SERVICE_*` of a frontend, if there is such a one.
 #[inline(always)]
 pub fn flags_of<F: Family>(address_be: F::Address, port_be: u16, protocol: u8) -> Option<u32> {
-    service::<F>(&ServiceKey::master(address_be, port_be, protocol)).map(|master| master.flags)
+    service::<F>(&ServiceKey::master(address_be, port_be, protocol)).map(|master| master.value.flags)
 }
 
 /// Whether a frontend still leads to the backend that a flow of it was given.
 #[inline(always)]
-pub fn slot_holds<F: Family>(lookup: &Lookup<F::Address>, slot: u16, backend_id: u32) -> bool {
+pub fn slot_holds<F: Family>(
+    lookup: &Lookup<F::Address>,
+    scope: impl Fn() -> u8,
+    slot: u16,
+    backend_id: u32,
+) -> bool {
     let key = ServiceKey::master(lookup.address_be, lookup.port_be, lookup.protocol);
-    let Some(master) = service::<F>(&key) else { return false };
-    let (scope, count) = master.scope(lookup.scope);
+    let Some(ServiceEntry { value: master, .. }) = service::<F>(&key) else { return false };
+    let (scope, count) = slots_of(&master, &scope);
     Pick { key, master, scope, count }.holds::<F>(slot, backend_id)
 }

@@ -1,0 +1,64 @@
+//! For benches, an object of its own: one `BPF_PROG_TEST_RUN` that goes through many packets. The program writes the next
+//! tuple of a list into the frame and hands it to the program under test by a tail call.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::maps::{Array, ProgramArray};
+use aya_ebpf::programs::XdpContext;
+
+/// Offset of the hop limit in a frame of IPv4.
+const TTL: usize = 14 + 8;
+/// Of the addresses and, behind a header without options, the ports.
+const ADDRESSES: usize = 14 + 12;
+
+/// The program under test.
+#[map(name = "target")]
+static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// Which tuple is next, and how many there are.
+#[map(name = "cursor")]
+static CURSOR: Array<[u32; 2]> = Array::with_max_entries(1, 0);
+/// Source, destination, ports, as they lie in a packet.
+#[map(name = "tuples")]
+static TUPLES: Array<[u32; 3]> = Array::with_max_entries(131_072, 0);
+
+#[xdp]
+pub fn replay(ctx: XdpContext) -> u32 {
+    if next(&ctx).is_some() {
+        // SAFETY: the context is the program's own. A call that succeeds does not return.
+        let _ = unsafe { TARGET.tail_call(&ctx, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn next(ctx: &XdpContext) -> Option<()> {
+    let cursor = CURSOR.get_ptr_mut(0)?;
+    // SAFETY: an element of an array, always there; one run follows the other.
+    let at = unsafe {
+        let at = (*cursor)[0];
+        (*cursor)[0] = if at + 1 < (*cursor)[1] { at + 1 } else { 0 };
+        at
+    };
+    let tuple = TUPLES.get(at)?;
+    let start = ctx.data();
+    if start + ADDRESSES + 12 > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: inside the packet, as the line above has found.
+    unsafe {
+        ((start + TTL) as *mut u8).write(64);
+        ((start + ADDRESSES) as *mut [u32; 3]).write_unaligned(*tuple);
+    }
+    Some(())
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
