@@ -1,7 +1,7 @@
 //! What the scheduler watches: pods and nodes as they are, other kinds cut down to what plugins ask.
 
 use futures::{Stream, StreamExt};
-use hawser_watch::{Known, Named, compact};
+use hawser_watch::{Known, Named, changes};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service,
@@ -205,14 +205,13 @@ async fn watch<K>(
 ) where
     K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let stream = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
-    let mut stream = std::pin::pin!(stream);
+    let mut events = changes(Api::<K>::all(client), watcher::Config::default(), convert, |event| event);
     let mut known = Known::default();
     let (mut told, mut refused) = (false, false);
-    while let Some(result) = stream.next().await {
+    while let Some(result) = events.next().await {
         match result {
             Ok(event) => {
-                for Named { name, value, .. } in known.on_event(compact(event, convert)) {
+                for Named { name, value, .. } in known.on_event(event) {
                     let name = if prefix.is_empty() { name } else { format!("{prefix}{name}").into() };
                     if to.send(Seen::Object(kind, name, value.map(Box::new))).await.is_err() {
                         return;

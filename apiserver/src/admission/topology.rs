@@ -1,11 +1,8 @@
 //! PodTopologyLabels: a pod carries the zone and the region of the node that it is put on (KEP-4742).
 
-use std::collections::HashMap;
-
 use async_trait::async_trait;
 use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
-use serde::Deserialize;
 use serde_json::json;
 
 use super::Lookup;
@@ -13,19 +10,6 @@ use crate::access::{Admission, AdmissionRequest, Operation};
 use crate::request_info::RequestInfo;
 
 const LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
-
-/// The part of a Node that counts: it is read for every binding.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Node {
-    metadata: NodeMeta,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct NodeMeta {
-    labels: HashMap<String, String>,
-}
 
 pub(super) struct PodTopologyLabels {
     pub(super) reader: Lookup,
@@ -54,9 +38,9 @@ impl Admission for PodTopologyLabels {
         if node.is_empty() {
             return Ok(());
         }
-        let Some(node) = self.reader.get_as::<Node>("", "nodes", "", node).await? else { return Ok(()) };
+        let Some(node) = self.reader.get("", "nodes", "", node).await? else { return Ok(()) };
         for label in LABELS {
-            if let Some(value) = node.metadata.labels.get(label) {
+            if let Some(value) = node.label(label) {
                 object.set_path(&["metadata", "labels", label], json!(value));
             }
         }
