@@ -9,6 +9,7 @@ use rand::Rng;
 use crate::framework::{DEVICES, Framework, Moved, PostFilter, Prepared, Reason, Rejection, Remedy, State};
 use crate::pod::PodInfo;
 use crate::preempt::DryRuns;
+use crate::scores::Scores;
 use crate::snapshot::{NodeInfo, Slot, Snapshot};
 use crate::verdicts::Verdicts;
 
@@ -69,6 +70,8 @@ impl std::fmt::Display for FitError {
 pub(crate) struct Kept {
     filters: HashMap<usize, Box<dyn State>>,
     scores: HashMap<usize, Box<dyn State>>,
+    /// Of the scores those that are local.
+    scored: HashMap<usize, Scores>,
     /// What the filters said that come before the first one that is not local.
     local: Verdicts,
     pub(crate) dry_runs: DryRuns,
@@ -217,8 +220,7 @@ impl<'a> Attempt<'a> {
         let mut looked = 0;
         for slot in order[first..].iter().chain(&order[..first]) {
             looked += 1;
-            let Some(node) = self.snapshot.at(*slot) else { continue };
-            if self.look(node) {
+            if self.recalls(*slot) || self.snapshot.at(*slot).is_some_and(|node| self.look(node)) {
                 self.feasible.push(*slot);
                 if self.feasible.len() >= wanted {
                     break;
@@ -227,6 +229,11 @@ impl<'a> Attempt<'a> {
         }
         *start = (first + looked) % self.snapshot.len();
         self.only = own;
+    }
+
+    /// Whether it is known that the pod fits on a node and nothing else has to be asked: what mostly is so.
+    fn recalls(&self, slot: Slot) -> bool {
+        self.is_local() && !self.snapshot.awaits(slot) && self.kept.local.get(slot) == Some(true)
     }
 
     /// Whether the pod fits on a node, from memory if possible.
@@ -322,9 +329,18 @@ impl<'a> Attempt<'a> {
             let Some(state) = plugin.prepare_score(self.pod, self.snapshot, &self.feasible, kept) else {
                 continue;
             };
-            let nodes = self.feasible.iter().filter_map(|slot| self.snapshot.at(*slot));
-            let mut scores: Vec<i64> =
-                nodes.map(|node| plugin.score(&*state, self.pod, node, self.snapshot)).collect();
+            let score = |slot: Slot| {
+                let node = self.snapshot.at(slot);
+                node.map_or(0, |node| plugin.score(&*state, self.pod, node, self.snapshot))
+            };
+            let nodes = self.feasible.iter().copied();
+            let mut scores: Vec<i64> = if plugin.is_local() {
+                let scored = self.kept.scored.entry(at).or_default();
+                scored.refresh(self.snapshot);
+                nodes.map(|slot| scored.of(slot, || score(slot))).collect()
+            } else {
+                nodes.map(score).collect()
+            };
             plugin.normalize(&*state, &self.feasible, &mut scores);
             for score in &mut scores {
                 *score *= weight;

@@ -258,6 +258,12 @@ pub trait Score: Plugin {
     /// Any scale, if `normalize` brings it to 0 to [`MAX_SCORE`].
     fn score(&self, state: &dyn State, pod: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64;
 
+    /// Whether [`Score::score`] depends on nothing but the pod's class and the node with its pods, so that it holds until
+    /// the node changes. If in doubt it does not.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// Brings the scores of all feasible nodes to 0 to [`MAX_SCORE`].
     fn normalize(&self, state: &dyn State, nodes: &[Slot], scores: &mut [i64]) {
         let _ = (state, nodes, scores);

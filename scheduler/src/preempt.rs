@@ -46,6 +46,27 @@ pub struct Preemption {
     pub victims: Vec<Arc<PodInfo>>,
 }
 
+/// A node that could be made room on.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub node: Arc<str>,
+    /// Who would have to go, the most important first.
+    pub victims: Vec<Arc<PodInfo>>,
+    /// How many of them against a PodDisruptionBudget.
+    pub violations: usize,
+}
+
+/// What a search for candidates came to.
+#[derive(Debug)]
+pub struct Search {
+    /// The best one, or all that were compared.
+    pub candidates: Vec<Candidate>,
+    /// Why the other nodes are none, and on how many nodes that rests.
+    reasons: BTreeMap<Reason, usize>,
+    looked: usize,
+    nodes: usize,
+}
+
 /// What preemption comes to.
 #[derive(Clone, Debug)]
 pub enum Outcome {
@@ -69,15 +90,47 @@ pub(crate) struct DryRuns {
 
 /// Finds room for a pod that fits nowhere.
 pub fn preempt(attempt: &mut Attempt<'_>, args: Args, random: &mut impl Rng) -> Outcome {
+    match search(attempt, args, false, random) {
+        Ok(found) => found.outcome(),
+        Err(text) => Outcome::NotEligible(text),
+    }
+}
+
+impl Search {
+    /// The candidate whose victims matter least, if there is one.
+    pub fn outcome(mut self) -> Outcome {
+        let dearness = |c: &Candidate| dearness(&c.victims, c.violations);
+        if let Some(Candidate { node, victims, .. }) = self.candidates.into_iter().min_by_key(dearness) {
+            return Outcome::Room(Preemption { node, victims });
+        }
+        if self.looked < self.nodes {
+            *self.reasons.entry(Reason::new(NOT_HELPFUL)).or_default() += self.nodes - self.looked;
+        }
+        let (nodes, reasons) = (self.nodes, self.reasons);
+        Outcome::NoUse(FitError { nodes, reasons, ..FitError::default() }.to_string())
+    }
+}
+
+/// Finds the best node to make room on, or `all` that were compared.
+///
+/// # Errors
+/// Why the pod may not have room made.
+pub fn search(
+    attempt: &mut Attempt<'_>,
+    args: Args,
+    all: bool,
+    random: &mut impl Rng,
+) -> Result<Search, &'static str> {
     let (pod, snapshot) = (attempt.pod, attempt.snapshot);
     if pod.preempts_never {
-        return Outcome::NotEligible("not eligible due to preemptionPolicy=Never.");
+        return Err("not eligible due to preemptionPolicy=Never.");
     }
     if still_waiting(attempt) {
-        return Outcome::NotEligible("not eligible due to a terminating pod on the nominated node.");
+        return Err("not eligible due to a terminating pod on the nominated node.");
     }
     let mut reasons: BTreeMap<Reason, usize> = BTreeMap::new();
-    let mut best: Option<(Dearness, Slot, Vec<Arc<PodInfo>>)> = None;
+    let mut best: Option<Dearness> = None;
+    let mut candidates: Vec<Candidate> = Vec::new();
     if snapshot.has_lower_priority(pod.priority) {
         let potential: Vec<Slot> = attempt.resolvable().collect();
         let wanted = (potential.len() * args.candidates_percent / 100).max(args.min_candidates);
@@ -99,8 +152,16 @@ pub fn preempt(attempt: &mut Attempt<'_>, args: Args, random: &mut impl Rng) -> 
                 }
                 Ok((victims, violations)) => {
                     let dearness = dearness(victims, *violations);
-                    if best.as_ref().is_none_or(|(least, ..)| dearness < *least) {
-                        best = Some((dearness, *slot, victims.clone()));
+                    let better = best.as_ref().is_none_or(|least| dearness < *least);
+                    if better || all {
+                        if !all {
+                            candidates.clear();
+                        }
+                        let (victims, violations) = (victims.clone(), *violations);
+                        candidates.push(Candidate { node: node.name.clone(), victims, violations });
+                    }
+                    if better {
+                        best = Some(dearness);
                     }
                     if *violations == 0 { keeping += 1 } else { violating += 1 }
                 }
@@ -117,11 +178,6 @@ pub fn preempt(attempt: &mut Attempt<'_>, args: Args, random: &mut impl Rng) -> 
             reasons.insert(Reason::new(NO_VICTIMS), candidates);
         }
     }
-    if let Some((_, slot, victims)) = best
-        && let Some(node) = snapshot.at(slot)
-    {
-        return Outcome::Room(Preemption { node: node.name.clone(), victims });
-    }
     let looked: usize = if reasons.is_empty() {
         0
     } else if snapshot.has_lower_priority(pod.priority) {
@@ -129,10 +185,7 @@ pub fn preempt(attempt: &mut Attempt<'_>, args: Args, random: &mut impl Rng) -> 
     } else {
         reasons.values().sum()
     };
-    if looked < snapshot.len() {
-        *reasons.entry(Reason::new(NOT_HELPFUL)).or_default() += snapshot.len() - looked;
-    }
-    Outcome::NoUse(FitError { nodes: snapshot.len(), reasons, ..FitError::default() }.to_string())
+    Ok(Search { candidates, reasons, looked, nodes: snapshot.len() })
 }
 
 /// Whether room was made for the pod before and the victims are still ending.

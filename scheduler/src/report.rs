@@ -4,24 +4,22 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::events::{Notice, Recorder};
 use crate::pod::{PodInfo, PodKey};
 
 /// How many reports may be under way. They never hold up scheduling.
 const MAX_REPORTS: usize = 16;
-/// An event's note is no longer.
-const MAX_NOTE: usize = 1024;
 
 /// Something to tell about a pod.
 pub enum Report {
     /// It was bound.
-    Scheduled { key: PodKey, node: Arc<str> },
+    Scheduled { pod: Arc<PodInfo>, node: Arc<str> },
     /// It could not be placed.
     Failed {
         pod: Arc<PodInfo>,
@@ -50,11 +48,8 @@ impl Reports {
 
     /// Tells this as soon as may be.
     pub fn add(&mut self, report: Report) {
-        let key = match &report {
-            Report::Scheduled { key, .. } => key,
-            Report::Failed { pod, .. } => &pod.key,
-        };
-        let uid = key.uid.clone();
+        let (Report::Scheduled { pod, .. } | Report::Failed { pod, .. }) = &report;
+        let uid = pod.key.uid.clone();
         if self.waiting.insert(uid.clone(), report).is_none() {
             self.order.push_back(uid);
         }
@@ -81,64 +76,16 @@ impl Reports {
 
 async fn tell(client: Client, recorder: Recorder, report: Report) {
     match report {
-        Report::Scheduled { key, node } => publish(&recorder, &scheduled(&key, &node), &key).await,
+        Report::Scheduled { pod, node } => {
+            recorder.publish(Notice::scheduled(&pod.key, &node), &pod.scheduler_name, &pod.key).await;
+        }
         Report::Failed { pod, reason, message, nominated } => {
             let told = set_condition(client, &pod, reason, &message, nominated, Timestamp::now()).await;
             if let Err(error) = told {
                 tracing::debug!(%error, namespace = %pod.key.namespace, pod = %pod.key.name, "condition not set");
             }
-            publish(&recorder, &failed(&message), &pod.key).await;
+            recorder.publish(Notice::failed(&message), &pod.scheduler_name, &pod.key).await;
         }
-    }
-}
-
-/// A reference to a pod, as events hold it.
-pub fn reference(key: &PodKey) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Pod".into()),
-        namespace: Some(key.namespace.to_string()),
-        name: Some(key.name.to_string()),
-        uid: Some(key.uid.to_string()),
-        ..ObjectReference::default()
-    }
-}
-
-/// The event of a pod that was bound.
-fn scheduled(key: &PodKey, node: &str) -> Event {
-    Event {
-        type_: EventType::Normal,
-        reason: "Scheduled".into(),
-        note: Some(format!("Successfully assigned {}/{} to {node}", key.namespace, key.name)),
-        action: "Binding".into(),
-        secondary: None,
-    }
-}
-
-/// The event of a pod that could not be placed.
-fn failed(message: &str) -> Event {
-    let mut note = message.to_owned();
-    if note.len() > MAX_NOTE {
-        note.truncate(note.floor_char_boundary(MAX_NOTE - 4));
-        note.push_str(" ...");
-    }
-    Event {
-        type_: EventType::Warning,
-        reason: "FailedScheduling".into(),
-        note: Some(note),
-        action: "Scheduling".into(),
-        secondary: None,
-    }
-}
-
-/// The event of a pod that has to go for another one.
-pub fn preempted(by: &PodKey, node: &str) -> Event {
-    Event {
-        type_: EventType::Normal,
-        reason: "Preempted".into(),
-        note: Some(format!("Preempted by pod {} on node {node}", by.uid)),
-        action: "Preempting".into(),
-        secondary: Some(reference(by)),
     }
 }
 
@@ -176,13 +123,6 @@ pub async fn clear_nomination(client: Client, pod: &PodKey) -> Result<(), kube::
     let patch = json!({"metadata": {"uid": *pod.uid}, "status": {"nominatedNodeName": null}});
     let pods: Api<Pod> = Api::namespaced(client, &pod.namespace);
     pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(|_| ())
-}
-
-/// Publishes an event; one that is lost is only told to the log, as events are best effort.
-pub async fn publish(recorder: &Recorder, event: &Event, key: &PodKey) {
-    if let Err(error) = recorder.publish(event, &reference(key)).await {
-        tracing::debug!(%error, namespace = %key.namespace, pod = %key.name, "event not recorded");
-    }
 }
 
 /// Sets the condition PodScheduled=False, and the node on which room is being made, unless all is said already.

@@ -1,10 +1,10 @@
 //! What the scheduler watches: pods and nodes as they are, other kinds cut down to what plugins ask.
 
 use futures::{Stream, StreamExt};
-use hawser_watch::{Known, Named, compact};
+use hawser_watch::{Known, Named, changes};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
-    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
+    Namespace, Node, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
@@ -19,6 +19,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
 use crate::devices::Slice;
+use crate::lean::LeanPod;
 use crate::objects::{Attachment, Budget, Group, Kind, Name, Object};
 use crate::selector::{compile, from_labels};
 
@@ -27,7 +28,7 @@ const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// Something that was seen.
 pub enum Seen {
-    Pod(Box<WatchEvent<Pod>>),
+    Pod(Box<WatchEvent<LeanPod>>),
     Node(Box<WatchEvent<Node>>),
     /// Another object; `None`: it is gone.
     Object(Kind, Name, Option<Box<Object>>),
@@ -42,7 +43,7 @@ pub const LISTS: usize = 17;
 pub fn start(client: &Client, to: &Sender<Seen>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let unfinished = watcher::Config::default().fields(UNFINISHED);
-    let pods = watcher(Api::<Pod>::all(client.clone()), unfinished).default_backoff();
+    let pods = watcher(Api::<LeanPod>::all(client.clone()), unfinished).default_backoff();
     tasks.spawn(forward(pods, "pods", to.clone(), |event| Seen::Pod(Box::new(event))));
     let nodes = watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff();
     tasks.spawn(forward(nodes, "nodes", to.clone(), |event| Seen::Node(Box::new(event))));
@@ -204,14 +205,13 @@ async fn watch<K>(
 ) where
     K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let stream = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
-    let mut stream = std::pin::pin!(stream);
+    let mut events = changes(Api::<K>::all(client), watcher::Config::default(), convert, |event| event);
     let mut known = Known::default();
     let (mut told, mut refused) = (false, false);
-    while let Some(result) = stream.next().await {
+    while let Some(result) = events.next().await {
         match result {
             Ok(event) => {
-                for Named { name, value, .. } in known.on_event(compact(event, convert)) {
+                for Named { name, value, .. } in known.on_event(event) {
                     let name = if prefix.is_empty() { name } else { format!("{prefix}{name}").into() };
                     if to.send(Seen::Object(kind, name, value.map(Box::new))).await.is_err() {
                         return;

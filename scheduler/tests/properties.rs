@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use hawser_scheduler::cycle::Engine;
+use hawser_scheduler::cycle::{Attempt, Engine};
 use hawser_scheduler::plugins::default_profile;
 use hawser_scheduler::pod::Classes;
-use hawser_scheduler::snapshot::Cache;
+use hawser_scheduler::snapshot::{Cache, Slot};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -36,9 +36,20 @@ fn pod(name: &str, (cpu, port, kind): (u32, Option<u16>, u8)) -> Value {
         "spec": spec})
 }
 
+/// The nodes that fit, each with the scores of all plugins.
+fn by_node(attempt: &mut Attempt<'_>) -> BTreeMap<Slot, Vec<(&'static str, i64)>> {
+    let scores = attempt.plugin_scores();
+    let of = |at: usize| scores.iter().map(|(plugin, scores)| (*plugin, scores[at])).collect();
+    attempt.feasible().iter().enumerate().map(|(at, slot)| (*slot, of(at))).collect()
+}
+
 /// CPU asked for, a host port, and 0: plain, 1: spread over zones, 2: alone on its host.
 fn wants() -> impl Strategy<Value = (u32, Option<u16>, u8)> {
-    (0..1500u32, prop_oneof![3 => Just(None), 1 => (8000..8003u16).prop_map(Some)], 0..3u8)
+    (
+        (0..4u32).prop_map(|n| n * 400),
+        prop_oneof![3 => Just(None), 1 => (8000..8003u16).prop_map(Some)],
+        0..3u8,
+    )
 }
 
 proptest! {
@@ -63,6 +74,10 @@ proptest! {
             let chosen = {
                 let snapshot = cache.snapshot();
                 let mut attempt = engine.attempt(&framework, &pod, snapshot);
+                // What is kept from one pod to the next says what looking anew would.
+                let mut anew = Engine::default();
+                let mut fresh = anew.attempt(&framework, &pod, snapshot);
+                prop_assert_eq!(by_node(&mut attempt), by_node(&mut fresh));
                 let chosen = attempt.choose(&HashMap::new(), &mut random).and_then(|s| snapshot.at(s)).map(|n| n.name.clone());
                 engine.keep(attempt);
                 chosen

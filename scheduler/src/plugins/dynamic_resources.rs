@@ -3,9 +3,10 @@
 //! A claim that has devices says itself where it can be used. For the others devices are looked for on each node; those of
 //! the chosen node are decided on when the pod is reserved, and written to the claims before it is bound.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference};
 
 use super::normalize_by_highest;
 use crate::devices::{self, Failure, Pending};
@@ -22,8 +23,30 @@ use crate::snapshot::{NodeInfo, Slot, Snapshot};
 const MAX_ALTERNATIVES: usize = 8;
 const ELSEWHERE: &str = "resourceclaim not available on the node";
 
-/// The plugin.
-pub struct DynamicResources;
+/// Allocations for the claims of a pod that have none, in their order.
+type Allocations = Arc<[Arc<AllocationResult>]>;
+
+/// The plugin, with what it found for the pod whose cycle is under way: the filter looks for devices on a node, and the
+/// score and the reservation, which follow it, go by what it found.
+#[derive(Default)]
+pub struct DynamicResources {
+    under_way: Mutex<UnderWay>,
+}
+
+/// Between the beginning of a pod's cycle and its reservation no claim, slice or node changes.
+#[derive(Default)]
+struct UnderWay {
+    /// The pod's uid.
+    pod: Option<Arc<str>>,
+    found: HashMap<Slot, Allocations>,
+}
+
+/// A pod's claims, and whether one of them leaves a choice of alternatives.
+#[derive(Clone)]
+struct Scored {
+    known: Vec<Known>,
+    has_choice: bool,
+}
 
 /// A claim of a pod.
 #[derive(Clone, Debug)]
@@ -117,21 +140,46 @@ fn check(pod: &PodInfo, objects: &Objects) -> Result<Vec<Known>, String> {
     Ok(known)
 }
 
-/// Allocations for the claims that have none, in their order.
-fn allocate(
-    known: &[Known],
-    node: &NodeInfo,
-    objects: &Objects,
-) -> Result<Vec<k8s_openapi::api::resource::v1::AllocationResult>, Rejection> {
+fn allocate(known: &[Known], node: &NodeInfo, objects: &Objects) -> Result<Allocations, Rejection> {
     let open: Vec<&ResourceClaim> = known.iter().filter(|k| !k.is_allocated()).map(|k| &*k.claim).collect();
     if open.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Arc::default());
     }
-    devices::allocate(&objects.devices, node, &open).map_err(|failure| match failure {
+    let found = devices::allocate(&objects.devices, node, &open).map_err(|failure| match failure {
         Failure::Node(None) => Rejection::lasting("cannot allocate all claims"),
         Failure::Node(Some(text)) => Rejection::lasting(text),
         Failure::Fatal(text) => Rejection::failure(text),
-    })
+    })?;
+    Ok(found.into_iter().map(Arc::new).collect())
+}
+
+impl DynamicResources {
+    fn under_way(&self) -> MutexGuard<'_, UnderWay> {
+        // An entry is put in, or taken out, at once.
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Allocations on a node, as they were found before in the pod's cycle, or found now.
+    fn allocations(
+        &self,
+        pod: &PodInfo,
+        known: &[Known],
+        node: &NodeInfo,
+        objects: &Objects,
+    ) -> Result<Allocations, Rejection> {
+        let own = |under_way: &UnderWay| under_way.pod.as_ref() == Some(&pod.key.uid);
+        if let Some(found) =
+            Some(self.under_way()).filter(|u| own(u)).and_then(|u| u.found.get(&node.slot).cloned())
+        {
+            return Ok(found);
+        }
+        let found = allocate(known, node, objects)?;
+        let mut under_way = self.under_way();
+        if own(&under_way) {
+            under_way.found.insert(node.slot, found.clone());
+        }
+        Ok(found)
+    }
 }
 
 impl Plugin for DynamicResources {
@@ -179,6 +227,7 @@ impl Filter for DynamicResources {
         if pod.resource_claims.is_empty() {
             return Prepared::Skip;
         }
+        *self.under_way() = UnderWay { pod: Some(pod.key.uid.clone()), found: HashMap::new() };
         match check(pod, &snapshot.objects) {
             Err(text) => Prepared::Reject(Rejection::lasting(text)),
             Ok(known) if known.is_empty() => Prepared::Skip,
@@ -189,12 +238,12 @@ impl Filter for DynamicResources {
     fn filter(
         &self,
         known: &dyn State,
-        _: &PodInfo,
+        pod: &PodInfo,
         node: &NodeInfo,
         snapshot: &Snapshot,
     ) -> Result<(), Rejection> {
         let known = state::<Vec<Known>>(known);
-        allocate(known, node, &snapshot.objects)?;
+        self.allocations(pod, known, node, &snapshot.objects)?;
         let usable = |k: &Known| k.nodes.as_ref().is_none_or(|nodes| nodes.matches(&node.name, &node.labels));
         if !known.iter().all(usable) {
             return Err(Rejection::lasting(ELSEWHERE));
@@ -244,27 +293,27 @@ impl Score for DynamicResources {
             return None;
         }
         let known = claims(pod, &snapshot.objects).ok().filter(|known| !known.is_empty())?;
-        Some(Box::new(known))
-    }
-
-    /// The earlier the alternative that is taken, the better.
-    fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64 {
-        let known = state::<Vec<Known>>(known);
         let has_choice = known.iter().any(|known| {
             let requests = known.claim.spec.devices.iter().flat_map(|d| d.requests.iter().flatten());
             { requests }.any(|request| request.first_available.is_some())
         });
+        Some(Box::new(Scored { known, has_choice }))
+    }
+
+    /// The earlier the alternative that is taken, the better.
+    fn score(&self, scored: &dyn State, pod: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64 {
+        let Scored { known, has_choice } = state(scored);
         if !has_choice {
             return 0;
         }
-        let Ok(new) = allocate(known, node, &snapshot.objects) else { return 0 };
+        let Ok(new) = self.allocations(pod, known, node, &snapshot.objects) else { return 0 };
         let mut new = new.iter();
         let mut score = 0;
         for Known { claim, .. } in known {
             let allocation = match claim.status.as_ref().and_then(|status| status.allocation.as_ref()) {
                 Some(allocation) => allocation,
                 None => match new.next() {
-                    Some(allocation) => allocation,
+                    Some(allocation) => &**allocation,
                     None => return 0,
                 },
             };
@@ -292,10 +341,12 @@ impl Reserve for DynamicResources {
             return Ok(());
         }
         let known = check(pod, objects).map_err(Rejection::lasting)?;
-        let allocations = allocate(&known, node, objects)?;
+        let allocations = self.allocations(pod, &known, node, objects)?;
+        // What is decided now changes what is there.
+        *self.under_way() = UnderWay::default();
         let open = known.into_iter().filter(|known| !known.is_allocated());
-        for (known, allocation) in open.zip(allocations) {
-            let pending = Pending { pod: pod.key.uid.clone(), allocation: Arc::new(allocation) };
+        for (known, allocation) in open.zip(allocations.iter()) {
+            let pending = Pending { pod: pod.key.uid.clone(), allocation: allocation.clone() };
             objects.devices.decide(known.name, pending);
         }
         Ok(())

@@ -80,6 +80,10 @@ impl Score for NodeAffinity {
         any.then(|| Box::new(()) as Box<dyn State>)
     }
 
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn score(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
         let terms = pod.preferred_affinity.iter().chain(&self.added_preferred);
         terms

@@ -182,6 +182,10 @@ impl Score for NodeResourcesFit {
         Some(Box::new(asked(&pod.class.amounts.scoring, &self.resources)))
     }
 
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
         let (mut sum, mut weights) = (0i64, 0i64);
         for (resource, _, wanted, capacity) in shares(node, &self.resources, state::<Vec<i64>>(known), true) {
@@ -256,6 +260,10 @@ impl Score for BalancedAllocation {
     ) -> Option<Box<dyn State>> {
         let asked = asked(&pod.class.amounts.requests, &self.resources);
         asked.iter().any(|amount| *amount != 0).then(|| Box::new(asked) as Box<dyn State>)
+    }
+
+    fn is_local(&self) -> bool {
+        true
     }
 
     fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {

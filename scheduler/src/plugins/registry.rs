@@ -176,7 +176,7 @@ impl Registry {
         registry.add("DynamicResources", |args| {
             // How long a search, and a binding, may take; here a search is limited by its steps.
             let _: DynamicResourcesArgs = read(args)?;
-            let built = Built::new(DynamicResources).pre_enqueue().filter().post_filter().score();
+            let built = Built::new(DynamicResources::default()).pre_enqueue().filter().post_filter().score();
             Ok(built.reserve().pre_bind().done())
         });
         registry

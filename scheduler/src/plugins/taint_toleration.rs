@@ -44,6 +44,10 @@ impl Filter for TaintToleration {
 }
 
 impl Score for TaintToleration {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     /// The number of `PreferNoSchedule` taints that the pod does not tolerate.
     fn score(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
         let intolerable =

@@ -180,7 +180,7 @@ impl Scheduler {
             Ok(()) => {
                 self.queue.remove(&pod.key.uid);
                 self.cache.objects().reserved.remove(&pod.key.uid);
-                self.reports.add(Report::Scheduled { key: pod.key.clone(), node });
+                self.reports.add(Report::Scheduled { pod, node });
             }
             Err(error) => {
                 self.give_back(&pod, &node);

@@ -8,13 +8,17 @@ use jiff::Timestamp;
 
 use super::Scheduler;
 use crate::cycle::{FitError, told};
+use crate::events::Notice;
 use crate::extender::Answers;
 use crate::framework::Rejection;
 use crate::plugins::group_of;
 use crate::pod::PodInfo;
-use crate::preempt::{Outcome, Preemption, preempt};
+use crate::preempt::{Outcome, Preemption, search};
 use crate::report::{self, Report};
 use crate::snapshot::Slot;
+
+/// When extenders left none of the nodes on which room could be made.
+const NO_CANDIDATE: &str = "no candidate node for preemption";
 
 /// A node, or why there is none; with what preemption found if it was tried.
 type Choice = Result<Slot, (FitError, Option<Option<Preemption>>)>;
@@ -113,7 +117,26 @@ impl Scheduler {
                 writes.extend(remedies.iter_mut().filter_map(|remedy| remedy.write.take()));
                 let mut room = None;
                 if let Some(args) = attempt.preemption().filter(|_| may_preempt) {
-                    match preempt(&mut attempt, args, &mut rand::rng()) {
+                    let asked = self.extenders.judge_victims(pod);
+                    let outcome = match search(&mut attempt, args, asked, &mut rand::rng()) {
+                        Err(text) => Outcome::NotEligible(text),
+                        Ok(mut found) if asked && !found.candidates.is_empty() => {
+                            let candidates = std::mem::take(&mut found.candidates);
+                            match self.extenders.judge(pod, candidates, snapshot).await {
+                                Ok(left) if left.is_empty() => Outcome::NoUse(NO_CANDIDATE.into()),
+                                Ok(left) => {
+                                    found.candidates = left;
+                                    found.outcome()
+                                }
+                                Err(failure) => {
+                                    self.engine.keep(attempt);
+                                    return Err(failure);
+                                }
+                            }
+                        }
+                        Ok(found) => found.outcome(),
+                    };
+                    match outcome {
                         Outcome::Room(found) => room = Some(Some(found)),
                         Outcome::NotEligible(text) => error.preemption = told(&remedies, text),
                         Outcome::NoUse(text) => {
@@ -235,7 +258,8 @@ impl Scheduler {
             for victim in leaving {
                 match report::evict(client.clone(), &victim, &pod.scheduler_name, Timestamp::now()).await {
                     Ok(()) => {
-                        report::publish(&recorder, &report::preempted(&pod.key, &room.node), &victim).await;
+                        let notice = Notice::preempted(&pod.key, &room.node);
+                        recorder.publish(notice, &pod.scheduler_name, &victim).await;
                     }
                     Err(error) => {
                         tracing::warn!(%error, namespace = %victim.namespace, pod = %victim.name, "not preempted");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kube::Client;
-use kube::runtime::events::{Recorder, Reporter};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use self::held::HeldPods;
 use crate::bind::Bound;
 use crate::config::Config;
 use crate::cycle::Engine;
+use crate::events::Recorder;
 use crate::extender::Extenders;
 use crate::framework::Framework;
 use crate::pod::{Classes, PodInfo};
@@ -39,6 +40,8 @@ pub enum Error {
     NoProfile,
     #[error("two profiles are named {0}")]
     DuplicateProfile(Box<str>),
+    #[error("{0}")]
+    Extender(String),
     #[error("the watches ended")]
     WatchEnded,
 }
@@ -69,10 +72,10 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler that acts through `client`.
+    /// A scheduler that acts through `client`. Made inside a runtime.
     ///
     /// # Errors
-    /// If there is no profile, or two have the same name.
+    /// If there is no profile, or two have the same name, or an extender cannot be reached as it is configured.
     pub fn new(config: Config, client: Client) -> Result<Self, Error> {
         let mut names = HashSet::new();
         for profile in &config.profiles {
@@ -83,13 +86,11 @@ impl Scheduler {
         if names.is_empty() {
             return Err(Error::NoProfile);
         }
-        let reporter =
-            Reporter { controller: "default-scheduler".into(), instance: Some(config.instance.clone()) };
-        let recorder = Recorder::new(client.clone(), reporter);
+        let recorder = Recorder::new(client.clone(), &config.instance);
         Ok(Scheduler {
             reports: Reports::new(client.clone(), recorder.clone()),
             recorder,
-            extenders: Arc::new(Extenders::new(config.extenders, client.clone())),
+            extenders: Arc::new(Extenders::new(config.extenders, client.clone()).map_err(Error::Extender)?),
             client,
             profiles: config.profiles,
             classes: Classes::default(),
@@ -109,9 +110,27 @@ impl Scheduler {
 
     /// Schedules until it is cancelled. Bindings under way are carried out first.
     ///
+    /// Cycles follow each other without a pause while pods wait, on a thread of their own: what carries their choices out,
+    /// and the API server if it is in this process, goes on beside them.
+    ///
     /// # Errors
     /// If the watches end.
-    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), Error> {
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), Error> {
+        // Whoever gives up this future means the thread, too.
+        let cancel = cancel.child_token();
+        let _ends = cancel.clone().drop_guard();
+        let runtime = Handle::current();
+        match tokio::task::spawn_blocking(move || runtime.block_on(self.drive(cancel))).await {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends, and this future with it.
+                Err(_) => Ok(()),
+            },
+        }
+    }
+
+    async fn drive(mut self, cancel: CancellationToken) -> Result<(), Error> {
         let (to, mut seen) = channel(4096);
         let _watches = watch::start(&self.client, &to);
         drop(to);
@@ -133,8 +152,6 @@ impl Scheduler {
             let synced = self.lists == LISTS + 2;
             if synced && self.queue.has_next() && self.bindings.len() < MAX_BINDINGS {
                 self.cycle().await;
-                // Bindings and watches run beside the cycles also where there is one thread.
-                tokio::task::yield_now().await;
                 continue;
             }
             self.wait(&mut seen, release, &cancel).await?;

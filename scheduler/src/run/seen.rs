@@ -9,6 +9,7 @@ use kube::runtime::watcher::Event as WatchEvent;
 
 use super::Scheduler;
 use crate::framework::ClusterEvent;
+use crate::lean::LeanPod;
 use crate::objects::{Kind, Name, Object};
 use crate::plugins::group_of;
 use crate::pod::PodInfo;
@@ -25,10 +26,10 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn on_pod(&mut self, event: WatchEvent<Pod>) {
+    pub(super) fn on_pod(&mut self, event: WatchEvent<LeanPod>) {
         match event {
             WatchEvent::Init => self.listed_pods = Some(HashSet::new()),
-            WatchEvent::InitApply(pod) => {
+            WatchEvent::InitApply(LeanPod(pod)) => {
                 if let (Some(listed), Some(uid)) = (&mut self.listed_pods, &pod.metadata.uid) {
                     listed.insert(uid.as_str().into());
                 }
@@ -43,8 +44,8 @@ impl Scheduler {
                 }
                 self.first_list(|s| &mut s.pods_listed);
             }
-            WatchEvent::Apply(pod) => self.set_pod(pod),
-            WatchEvent::Delete(pod) => {
+            WatchEvent::Apply(LeanPod(pod)) => self.set_pod(pod),
+            WatchEvent::Delete(LeanPod(pod)) => {
                 if let Some(uid) = pod.metadata.uid {
                     self.pod_gone(&uid);
                 }
@@ -167,6 +168,7 @@ impl Scheduler {
     }
 
     pub(super) fn set_node(&mut self, node: &Node) {
+        self.extenders.note_node(node);
         let Some(change) = self.cache.set_node(node) else { return };
         let Some(after) = node.metadata.name.as_deref().and_then(|name| self.cache.view().node(name)) else {
             return;
@@ -179,6 +181,7 @@ impl Scheduler {
     }
 
     pub(super) fn node_gone(&mut self, name: &str) {
+        self.extenders.forget_node(name);
         if let Some(gone) = self.cache.remove_node(name) {
             self.happened(&ClusterEvent::NodeGone(&gone));
         }

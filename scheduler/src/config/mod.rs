@@ -1,12 +1,15 @@
 //! `KubeSchedulerConfiguration` (kubescheduler.config.k8s.io/v1): read, checked, and made into profiles.
 
+mod extenders;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use crate::extender::Extender;
+use self::extenders::ExtenderFile;
+pub use crate::extender::{Extender, Pem, Tls};
 use crate::framework::Framework;
 use crate::plugins::{DEFAULTS, Points, PrioritySort, Registry, default_profile};
 use crate::queue::Backoff;
@@ -57,8 +60,7 @@ struct File {
     #[serde(default)]
     extenders: Vec<ExtenderFile>,
     // Of no use here: one thread schedules, and flags tell how to reach the API server.
-    #[serde(rename = "parallelism")]
-    _parallelism: Option<Value>,
+    parallelism: Option<i32>,
     #[serde(rename = "leaderElection")]
     _leader_election: Option<Value>,
     #[serde(rename = "clientConnection")]
@@ -122,40 +124,6 @@ struct PluginName {
     weight: i64,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ExtenderFile {
-    url_prefix: String,
-    #[serde(default)]
-    filter_verb: String,
-    #[serde(default)]
-    preempt_verb: String,
-    #[serde(default)]
-    prioritize_verb: String,
-    #[serde(default)]
-    weight: i64,
-    #[serde(default)]
-    bind_verb: String,
-    #[serde(rename = "enableHTTPS", default)]
-    enable_https: bool,
-    tls_config: Option<Value>,
-    http_timeout: Option<String>,
-    #[serde(default)]
-    node_cache_capable: bool,
-    #[serde(default)]
-    managed_resources: Vec<Managed>,
-    #[serde(default)]
-    ignorable: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Managed {
-    name: String,
-    #[serde(default)]
-    ignored_by_scheduler: bool,
-}
-
 impl Config {
     /// Reads a configuration. `registry` has the plugins that it may name.
     ///
@@ -187,6 +155,10 @@ impl Config {
         if percentage > 100 {
             return Err(error("percentageOfNodesToScore", "not in valid range [0-100]"));
         }
+        if file.parallelism.is_some_and(|parallelism| parallelism <= 0) {
+            return Err(error("parallelism", "should be an integer value greater than zero"));
+        }
+        extenders::check(&file.extenders)?;
         let ignored: BTreeSet<String> = file
             .extenders
             .iter()
@@ -219,7 +191,7 @@ impl Config {
             }
             built.push(framework);
         }
-        let extenders = file.extenders.into_iter().enumerate().map(|(at, e)| extender(at, e));
+        let extenders = file.extenders.into_iter().enumerate().map(|(at, e)| extenders::extender(at, e));
         Ok(Config {
             profiles: built,
             extenders: extenders.collect::<Result<_, _>>()?,
@@ -358,37 +330,4 @@ fn ignore(args: Option<&Value>, ignored: &BTreeSet<String>) -> Value {
     let list = args["ignoredResources"].as_array().cloned().unwrap_or_default();
     args["ignoredResources"] = list.into_iter().chain(ignored.iter().map(|n| n.as_str().into())).collect();
     args
-}
-
-fn extender(at: usize, file: ExtenderFile) -> Result<Extender, ConfigError> {
-    let path = |field: &str| format!("extenders[{at}].{field}");
-    if file.enable_https || file.tls_config.is_some() || file.url_prefix.starts_with("https:") {
-        return Err(error(path("enableHTTPS"), "extenders over TLS are not supported"));
-    }
-    if !file.preempt_verb.is_empty() {
-        return Err(error(path("preemptVerb"), "extenders have no say in preemption"));
-    }
-    if !(file.node_cache_capable || file.filter_verb.is_empty() && file.prioritize_verb.is_empty()) {
-        return Err(error(path("nodeCacheCapable"), "extenders are told names of nodes only: must be true"));
-    }
-    if !file.prioritize_verb.is_empty() && file.weight <= 0 {
-        return Err(error(path("weight"), "must have a positive weight applied to it"));
-    }
-    let timeout = match file.http_timeout.as_deref() {
-        None => Duration::from_secs(5),
-        Some(text) => hawser_api::time::parse_go_duration(text)
-            .and_then(|nanoseconds| u64::try_from(nanoseconds).ok())
-            .map(Duration::from_nanos)
-            .ok_or_else(|| error(path("httpTimeout"), format!("invalid duration {text}")))?,
-    };
-    let verb = |verb: String| Some(verb).filter(|v| !v.is_empty());
-    Ok(Extender {
-        url: file.url_prefix.trim_end_matches('/').to_owned(),
-        filter: verb(file.filter_verb),
-        prioritize: verb(file.prioritize_verb).map(|verb| (verb, file.weight)),
-        bind: verb(file.bind_verb),
-        timeout,
-        ignorable: file.ignorable,
-        managed: file.managed_resources.into_iter().map(|m| m.name).collect(),
-    })
 }
