@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{
-    EventType, PutOptions, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
+    EventType, GetOptions, PutOptions, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream,
 };
 use futures::{StreamExt, stream};
 use tokio::{
@@ -133,7 +133,7 @@ impl Follower {
             if response.created() {
                 continue;
             }
-            for item in self.items(&response)? {
+            for item in self.items(&response).await? {
                 if matches!(item, WatchItem::Progress(_)) {
                     asked = None;
                 }
@@ -169,7 +169,7 @@ impl Follower {
     }
 
     /// What to yield for a response: its events, and progress if it has none or has a mark.
-    fn items(&mut self, response: &WatchResponse) -> Result<Vec<WatchItem>, Error> {
+    async fn items(&mut self, response: &WatchResponse) -> Result<Vec<WatchItem>, Error> {
         let before = self.seen;
         let mut events = Vec::with_capacity(response.events().len());
         let mut progress = false;
@@ -182,7 +182,11 @@ impl Follower {
             if is_mark(kv.key()) {
                 progress = true;
             } else if revision > before {
-                events.push(self.event(event, kv)?);
+                let mut event = self.event(event, kv)?;
+                if event.prev.is_none() && !event.is_create() {
+                    event.prev = Some(self.before(kv).await?);
+                }
+                events.push(event);
             }
         }
         if response.events().is_empty() {
@@ -197,6 +201,15 @@ impl Follower {
             items.push(WatchItem::Progress(self.seen));
         }
         Ok(items)
+    }
+
+    /// What a key held before an event. etcd leaves it out where its own look fails, for which being busy with a compaction
+    /// is enough; what is compacted indeed ends the watch, as it has lost something.
+    async fn before(&self, kv: &etcd_client::KeyValue) -> Result<KeyValue, Error> {
+        let options = GetOptions::new().with_revision(kv.mod_revision() - 1);
+        let response = self.inner.ask(self.inner.kv().get(kv.key(), Some(options))).await?;
+        let held = response.kvs().first().map(|held| self.inner.keys.key_value(held)).transpose()?;
+        held.ok_or_else(|| Error::Compacted { compacted: u64::try_from(kv.mod_revision()).unwrap_or(0) })
     }
 
     fn event(&self, event: &etcd_client::Event, kv: &etcd_client::KeyValue) -> Result<Event, Error> {
