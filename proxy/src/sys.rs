@@ -141,19 +141,29 @@ pub fn lookup_batch<K: aya::Pod, V: aya::Pod>(
         elem_flags: 0,
         flags: 0,
     };
-    let attr_ptr = std::ptr::from_mut(&mut attr);
-    // SAFETY: the attribute is initialised and its length goes with it. The kernel writes `count`, the token and at
-    // most `count` elements, for which the buffers have room as long as the map's sizes are those of `K` and `V`,
-    // which whoever opened the map has checked; any bytes are a `Pod`.
+    // SAFETY: the buffers have room for `count` elements as long as the map's sizes are those of `K` and `V`, which whoever
+    // opened the map has checked; any bytes are a `Pod`. Its token is a number.
+    let more = unsafe { lookup_part(&mut attr)? };
+    Ok(Batch { count: (attr.count as usize).min(keys.len()), next: more.then_some(next) })
+}
+
+/// Reads a part of a map. Whether there is more; `count` is then how many elements were read.
+///
+/// # Errors
+/// The kernel refused.
+///
+/// # Safety
+/// The attribute's buffers have room for `count` elements of the map's sizes, and for its token.
+unsafe fn lookup_part(attr: &mut BatchAttr) -> io::Result<bool> {
+    let attr_ptr = std::ptr::from_mut(attr);
+    // SAFETY: the attribute is initialised and its length goes with it. The kernel writes `count`, and to the buffers.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, attr_ptr, size_of::<BatchAttr>()) };
-    let error = if result < 0 { Some(io::Error::last_os_error()) } else { None };
-    let count = (attr.count as usize).min(keys.len());
-    match error {
-        None => Ok(Batch { count, next: Some(next) }),
-        Some(error) if error.kind() == io::ErrorKind::NotFound => Ok(Batch { count, next: None }),
-        Some(error) => Err(error),
+    if result >= 0 {
+        return Ok(true);
     }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::NotFound { Ok(false) } else { Err(error) }
 }
 
 /// How many elements a map has, of any type that is read in parts and has no values per CPU. Sizes in bytes, as the kernel
@@ -184,17 +194,11 @@ pub fn count_elements(map: BorrowedFd<'_>, key_size: usize, value_size: usize) -
             elem_flags: 0,
             flags: 0,
         };
-        let attr_ptr = std::ptr::from_mut(&mut attr);
-        // SAFETY: the attribute is initialised and its length goes with it. The kernel writes the token and at most
-        // `count` elements of the map's own sizes, for which the buffers have room.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, attr_ptr, size_of::<BatchAttr>()) };
-        let error = if result < 0 { Some(io::Error::last_os_error()) } else { None };
+        // SAFETY: the buffers have room for `count` elements of the map's own sizes, and for a token of any kind.
+        let more = unsafe { lookup_part(&mut attr)? };
         total += (attr.count as usize).min(PART);
-        match error {
-            None => {}
-            Some(error) if error.kind() == io::ErrorKind::NotFound => return Ok(total),
-            Some(error) => return Err(error),
+        if !more {
+            return Ok(total);
         }
         first = false;
         from = next;
