@@ -18,7 +18,8 @@ use crate::object::Key;
 use crate::runner::Controller;
 use crate::testing::Harness;
 
-fn ca() -> SigningCa {
+/// A CA of the tests' own.
+pub fn ca() -> SigningCa {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -79,6 +80,11 @@ fn csr(ask: Ask) -> CertificateSigningRequest {
     csr.spec.groups = Some(ask.groups.into_iter().map(str::to_owned).collect());
     csr.spec.usages = Some(ask.usages.into_iter().map(str::to_owned).collect());
     csr
+}
+
+/// The first request of a kubelet, as JSON.
+pub fn of_a_kubelet() -> serde_json::Value {
+    serde_json::to_value(csr(client())).unwrap()
 }
 
 fn node() -> Node {
