@@ -63,8 +63,7 @@ async fn answer(request: Request<Body>, world: Arc<World>, told: UnboundedSender
         ("/api/v1/pods", _) => &world.pods,
         (GROUPS, Some(groups)) => groups,
         (GROUPS | "/apis/scheduling.k8s.io/v1alpha2", None) => {
-            let status =
-                json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": ""});
+            let status = json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": ""});
             let mut missing = said(status);
             *missing.status_mut() = StatusCode::NOT_FOUND;
             return missing;

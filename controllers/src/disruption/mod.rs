@@ -439,6 +439,54 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn pods_that_are_none_nobodys_or_of_several_budgets_are_told() {
+        let mut h = setup(None, Some(IntOrString::Int(1)), 1);
+        let mut first = budget(Some(IntOrString::Int(1)), None);
+        first.metadata.name = Some("another".into());
+        h.model.lock().put(&first);
+        let mut empty = budget(Some(IntOrString::Int(1)), None);
+        empty.metadata.name = Some("empty".into());
+        empty.spec.as_mut().unwrap().selector = Some(LabelSelector::default());
+        empty.metadata.namespace = Some("elsewhere".into());
+        h.model.lock().put(&empty);
+        h.model.lock().put(&Pod { metadata: meta("alone"), spec: None, status: ready(true) });
+        h.settle(100).await;
+        let notes = h.notes();
+        let has = |note: &str| assert!(notes.iter().any(|n| n == note), "{note} is not among {notes:?}");
+        has("Normal NoPods No matching pods found");
+        has(
+            "Warning MultiplePodDisruptionBudgets Pod \"ns\"/\"p0\" matches multiple PodDisruptionBudgets.  Chose \
+             \"another\" arbitrarily.",
+        );
+        has("Warning UnmanagedPods Pods selected by this PodDisruptionBudget (selector: \
+             &LabelSelector{MatchLabels:map[string]string{app: web,},MatchExpressions:[]LabelSelectorRequirement{},}) \
+             were found to be unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may \
+             result in undefined behavior. To account for these pods please set \".spec.minAvailable\" field of the PDB \
+             to an integer value.");
+    }
+
+    /// A set that the cache does not show is unknown, and not of size nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_that_is_not_there_allows_nothing_until_it_is() {
+        let mut h = setup(None, Some(IntOrString::Int(1)), 2);
+        h.model.lock().delete_as_user::<ReplicaSet>("ns", "set");
+        h.settle(100).await;
+        let s = status(&h);
+        let condition = &s.conditions.unwrap()[0];
+        assert_eq!((s.disruptions_allowed, condition.reason.as_str()), (Some(0), "SyncFailed"));
+        assert_eq!(condition.message, "found no controllers for pod \"p0\"");
+        let owner = h.model.lock().list::<Pod>()[0].metadata.owner_references.clone().unwrap().remove(0);
+        let mut again = ReplicaSet { metadata: meta("set"), ..ReplicaSet::default() };
+        again.metadata.uid = Some(owner.uid);
+        again.spec = Some(ReplicaSetSpec { replicas: Some(2), ..ReplicaSetSpec::default() });
+        h.model.lock().put(&again);
+        h.settle(100).await;
+        tokio::time::advance(LOOK_AGAIN).await;
+        h.settle(100).await;
+        assert_eq!(status(&h).disruptions_allowed, Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_unknown_controller_allows_nothing() {
         let mut h = setup(None, Some(IntOrString::Int(1)), 2);
         h.model.lock().edit::<Pod>("ns", "p0", |p| {
