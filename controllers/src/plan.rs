@@ -4,6 +4,7 @@
 //! the next look. Writes are compare-and-swap: an [`Action::Update`] carries the resourceVersion that
 //! the reconciler saw, a delete carries the uid.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -252,13 +253,34 @@ impl Act {
     }
 }
 
+/// So many of an object's dependents are made at once when that many were made a moment ago (`first` of
+/// [`Step::SlowStart`]); more would be too many refused writes where a quota has come to its end.
+const WARM: usize = 64;
+
+impl Step {
+    /// Batches of 1, 2, 4, …: nothing is known.
+    pub fn slow_start(acts: Vec<Arc<Act>>) -> Self {
+        Self::SlowStart { acts, first: 1 }
+    }
+
+    /// The same, when so many writes of the kind have succeeded a moment ago.
+    pub fn warm_start(acts: Vec<Arc<Act>>, succeeded: usize) -> Self {
+        Self::SlowStart { acts, first: succeeded.clamp(1, WARM) }
+    }
+}
+
 /// How a group of writes is carried out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// One write; its failure ends the plan's actions.
     One(Box<Act>),
-    /// Batches of 1, 2, 4, … in parallel; the first batch with a failure is the last one.
-    SlowStart(Vec<Act>),
+    /// Batches in parallel, each twice as large as the one before; the first batch with a failure is the last one.
+    SlowStart {
+        /// The writes, many of which may be the same.
+        acts: Vec<Arc<Act>>,
+        /// The first batch's size, at least 1: as many as are known to succeed.
+        first: usize,
+    },
     /// All at once; every one is tried.
     Parallel(Vec<Act>),
 }
@@ -317,13 +339,15 @@ impl Plan {
 
     /// All acts in order, the status write last.
     pub fn acts(&self) -> impl Iterator<Item = &Act> {
-        self.actions
-            .iter()
-            .flat_map(|step| match step {
-                Step::One(act) => std::slice::from_ref(act.as_ref()),
-                Step::SlowStart(acts) | Step::Parallel(acts) => acts.as_slice(),
-            })
-            .chain(self.status.as_deref())
+        fn of_step(step: &Step) -> impl Iterator<Item = &Act> {
+            let (shared, own): (&[Arc<Act>], &[Act]) = match step {
+                Step::One(act) => (&[], std::slice::from_ref::<Act>(act)),
+                Step::SlowStart { acts, .. } => (acts, &[]),
+                Step::Parallel(acts) => (&[], acts),
+            };
+            shared.iter().map(Arc::as_ref).chain(own)
+        }
+        self.actions.iter().flat_map(of_step).chain(self.status.as_deref())
     }
 }
 

@@ -16,7 +16,6 @@ pub mod devices;
 mod events;
 mod extender;
 pub mod framework;
-mod lean;
 pub mod objects;
 pub mod plugins;
 pub mod pod;

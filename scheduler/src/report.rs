@@ -15,6 +15,9 @@ use crate::pod::{PodInfo, PodKey};
 
 /// How many reports may be under way. They never hold up scheduling.
 const MAX_REPORTS: usize = 16;
+/// For so many events of bound pods that wait, one more is under way: pods come before what is told of them, and
+/// nothing that waits grows without end.
+const PATIENCE: usize = 4096;
 
 /// Something to tell about a pod.
 pub enum Report {
@@ -31,28 +34,62 @@ pub enum Report {
     },
 }
 
-/// Reports that wait and that are under way. Of one pod only the newest waits.
+/// Reports that wait and that are under way.
 pub struct Reports {
     client: Client,
     recorder: Recorder,
-    order: VecDeque<Arc<str>>,
-    waiting: HashMap<Arc<str>, Report>,
+    waiting: Waiting,
     tasks: JoinSet<()>,
+}
+
+/// Reports that wait, of one pod only the newest. PURE.
+#[derive(Default)]
+struct Waiting {
+    reports: HashMap<Arc<str>, Report>,
+    /// Pods that somebody has to do something about, and whose condition is to be set.
+    failed: VecDeque<Arc<str>>,
+    /// Pods of which there is only an event to write.
+    bound: VecDeque<Arc<str>>,
+}
+
+impl Waiting {
+    fn add(&mut self, report: Report) {
+        let (Report::Scheduled { pod, .. } | Report::Failed { pod, .. }) = &report;
+        let uid = pod.key.uid.clone();
+        let order = if matches!(report, Report::Failed { .. }) { &mut self.failed } else { &mut self.bound };
+        order.push_back(uid.clone());
+        self.reports.insert(uid, report);
+    }
+
+    /// The next one, when `running` are under way.
+    fn next(&mut self, running: usize) -> Option<Report> {
+        while running < MAX_REPORTS
+            && let Some(uid) = self.failed.pop_front()
+        {
+            if let Some(report) = self.reports.remove(&uid) {
+                return Some(report);
+            }
+        }
+        while running < (1 + self.bound.len() / PATIENCE).min(MAX_REPORTS)
+            && let Some(uid) = self.bound.pop_front()
+        {
+            if let Some(report) = self.reports.remove(&uid) {
+                return Some(report);
+            }
+        }
+        None
+    }
 }
 
 impl Reports {
     /// None yet.
     pub fn new(client: Client, recorder: Recorder) -> Self {
-        Reports { client, recorder, order: VecDeque::new(), waiting: HashMap::new(), tasks: JoinSet::new() }
+        Reports { client, recorder, waiting: Waiting::default(), tasks: JoinSet::new() }
     }
 
     /// Tells this as soon as may be.
     pub fn add(&mut self, report: Report) {
-        let (Report::Scheduled { pod, .. } | Report::Failed { pod, .. }) = &report;
-        let uid = pod.key.uid.clone();
-        if self.waiting.insert(uid.clone(), report).is_none() {
-            self.order.push_back(uid);
-        }
+        self.waiting.add(report);
         self.start();
     }
 
@@ -65,10 +102,7 @@ impl Reports {
     }
 
     fn start(&mut self) {
-        while self.tasks.len() < MAX_REPORTS
-            && let Some(uid) = self.order.pop_front()
-        {
-            let Some(report) = self.waiting.remove(&uid) else { continue };
+        while let Some(report) = self.waiting.next(self.tasks.len()) {
             self.tasks.spawn(tell(self.client.clone(), self.recorder.clone(), report));
         }
     }
@@ -160,4 +194,46 @@ async fn set_condition(
     }
     let pods: Api<Pod> = Api::namespaced(client, &pod.key.namespace);
     pods.patch_status(&pod.key.name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(uid: usize) -> Arc<PodInfo> {
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": uid.to_string()}, "spec": {}});
+        Arc::new(crate::plugins::tests::whole_pod(pod))
+    }
+
+    fn bound(uid: usize) -> Report {
+        Report::Scheduled { pod: pod(uid), node: "node".into() }
+    }
+
+    fn failed(uid: usize, message: &str) -> Report {
+        Report::Failed { pod: pod(uid), reason: "Unschedulable", message: message.into(), nominated: None }
+    }
+
+    #[test]
+    fn failures_come_first_and_of_a_pod_the_newest() {
+        let mut waiting = Waiting::default();
+        waiting.add(bound(1));
+        waiting.add(failed(2, "old"));
+        waiting.add(failed(2, "new"));
+        assert!(
+            matches!(waiting.next(MAX_REPORTS - 1), Some(Report::Failed { message, .. }) if message == "new")
+        );
+        assert!(waiting.next(1).is_none(), "one event at a time");
+        assert!(matches!(waiting.next(0), Some(Report::Scheduled { .. })));
+        assert!(waiting.next(0).is_none());
+    }
+
+    #[test]
+    fn many_events_that_wait_are_written_by_more() {
+        let mut waiting = Waiting::default();
+        (0..=PATIENCE).for_each(|uid| waiting.add(bound(uid)));
+        assert!(waiting.next(1).is_some(), "one more for so many");
+        assert!(waiting.next(2).is_none());
+        (0..PATIENCE * MAX_REPORTS).for_each(|uid| waiting.add(bound(uid)));
+        assert!(waiting.next(MAX_REPORTS).is_none());
+    }
 }

@@ -1,7 +1,7 @@
 //! What the scheduler watches: pods and nodes as they are, other kinds cut down to what plugins ask.
 
 use futures::{Stream, StreamExt};
-use hawser_watch::{Known, Named, changes};
+use hawser_watch::{Known, LeanPod, Named, changes};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service,
@@ -19,7 +19,6 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 
 use crate::devices::Slice;
-use crate::lean::LeanPod;
 use crate::objects::{Attachment, Budget, Group, Kind, Name, Object};
 use crate::selector::{compile, from_labels};
 

@@ -3,6 +3,7 @@
 //! for [`changes`], which asks the API.
 #![forbid(unsafe_code)]
 
+mod pod;
 mod protocol;
 
 use std::collections::HashSet;
@@ -15,6 +16,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt};
 use serde::de::DeserializeOwned;
 
+pub use pod::LeanPod;
 pub use protocol::Protocol;
 
 /// Label that names an EndpointSlice's Service.

@@ -12,7 +12,7 @@ const ARROWS: &[(&str, Option<&[&str]>)] = &[
     ("hawser-api", Some(&[])),
     ("hawser-storage", Some(&["hawser-api"])),
     ("hawser-apiserver", Some(&["hawser-api", "hawser-storage"])),
-    ("hawser-controllers", Some(&["hawser-api"])),
+    ("hawser-controllers", Some(&["hawser-api", "hawser-watch"])),
     ("hawser-scheduler", Some(&["hawser-api", "hawser-watch"])),
     ("hawser-kubelet", Some(&["hawser-api"])),
     ("hawser-runtime", Some(&[])),

@@ -1,6 +1,7 @@
 //! Which fields differ between two objects, walked along the schema: lists by their keys, atomic values whole.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde_json::{Map, Value};
 
@@ -72,6 +73,33 @@ fn place<'s>(set: &'s mut FieldSet, trail: Option<&Trail<'_>>) -> &'s mut FieldS
     at.children.entry(element).or_default()
 }
 
+/// Everything that is in a value.
+fn whole(node: Node<'_>, value: &Value) -> Result<FieldSet, Unkeyed> {
+    let mut set = FieldSet { member: true, children: BTreeMap::new() };
+    match (node.look(Some(value)), value) {
+        (Look::Map(map), Value::Object(fields)) if !map.atomic => {
+            for (key, field) in fields {
+                let child = whole(map.child(key).unwrap_or(Node::Deduced), field)?;
+                set.children.insert(Element::field(key), child);
+            }
+        }
+        (Look::List(list), Value::Array(items)) if list.relation != ListType::Atomic => {
+            let keys = list.keys();
+            for item in items {
+                match set.children.entry(element_of(&keys, item).map_err(Unkeyed)?) {
+                    Entry::Vacant(free) => drop(free.insert(whole(list.item, item)?)),
+                    // Items with the same keys are one thing together.
+                    Entry::Occupied(mut held) => {
+                        *held.get_mut() = FieldSet { member: true, ..FieldSet::default() }
+                    }
+                }
+            }
+        }
+        _ => {}
+    }
+    Ok(set)
+}
+
 impl Walk {
     fn leaf(&mut self, old: Option<&Value>, new: Option<&Value>, trail: Option<&Trail<'_>>) {
         let set = match (old, new) {
@@ -84,6 +112,24 @@ impl Walk {
     }
 
     fn node(
+        &mut self,
+        node: Node<'_>,
+        old: Option<&Value>,
+        new: Option<&Value>,
+        trail: Option<&Trail<'_>>,
+    ) -> Result<(), Unkeyed> {
+        // What is on one side only is there as a whole.
+        let (set, value) = match (old, new) {
+            (Some(value), None) => (&mut self.out.removed, value),
+            (None, Some(value)) => (&mut self.out.added, value),
+            _ => return self.both(node, old, new, trail),
+        };
+        let all = whole(node, value)?;
+        place(set, trail).union(all);
+        Ok(())
+    }
+
+    fn both(
         &mut self,
         node: Node<'_>,
         old: Option<&Value>,

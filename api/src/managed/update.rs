@@ -117,9 +117,15 @@ pub(super) fn note(
 ) {
     settle(writer.versions, managed);
     let difference = Difference::filtered(difference, writer.reset);
-    let mut mine = difference.changed.clone();
-    // Forced: nothing is in conflict.
-    let _ = contest(writer, live, new, difference, managed, None, true);
+    let mut mine = if managed.0.is_empty() {
+        // There is nobody to take anything from.
+        difference.changed
+    } else {
+        let mine = difference.changed.clone();
+        // Forced: nothing is in conflict.
+        let _ = contest(writer, live, new, difference, managed, None, true);
+        mine
+    };
     strip(&mut mine);
     if !mine.is_empty() {
         let identity = writer.identity(Operation::Update);

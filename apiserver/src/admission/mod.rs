@@ -26,8 +26,9 @@ use std::sync::Arc;
 use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
 use hawser_api::text::quote;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::access::{Admission, AdmissionRequest, GroupResource, Host, ObjectReader};
 use crate::authz::Authorizers;
@@ -143,10 +144,28 @@ impl Lookup {
 
     /// All objects of a cluster-scoped resource, of which there are few (classes).
     async fn list(&self, group: &str, resource: &str) -> Result<Vec<Value>, Status> {
+        self.list_as(group, resource).await
+    }
+
+    /// The same, with only the fields of `T` read.
+    async fn list_as<T: DeserializeOwned>(&self, group: &str, resource: &str) -> Result<Vec<T>, Status> {
         let found =
             self.0.list(&GroupResource::new(group, resource), None, false).await.map_err(Status::internal)?;
         found.iter().map(|o| o.decode().map_err(Status::internal)).collect()
     }
+}
+
+/// Of an object, its labels.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Labelled {
+    metadata: LabelledMeta,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct LabelledMeta {
+    labels: Map<String, Value>,
 }
 
 /// Whether a request is on this resource itself.

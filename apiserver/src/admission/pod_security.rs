@@ -6,10 +6,9 @@ use async_trait::async_trait;
 use hawser_api::object::{Labels, ObjectExt};
 use hawser_api::podsecurity::{self, Level, PodView, Policy, Standard};
 use hawser_api::status::Status;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Lookup, forbidden, is, name_of};
+use super::{Labelled, Lookup, forbidden, is, name_of};
 use crate::access::{Admission, AdmissionRequest, Operation};
 use crate::request_info::RequestInfo;
 
@@ -33,19 +32,6 @@ fn template(group: &str, resource: &str) -> Option<&'static [&'static str]> {
         ("batch", "cronjobs") => &["spec", "jobTemplate", "spec", "template"],
         _ => return None,
     })
-}
-
-/// The part of a Namespace that counts.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Labelled {
-    metadata: Metadata,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Metadata {
-    labels: Map<String, Value>,
 }
 
 #[async_trait]

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Lookup, forbidden, is};
@@ -10,6 +11,22 @@ use crate::access::{Admission, AdmissionRequest, Operation};
 use crate::request_info::RequestInfo;
 
 const GROUP: &str = "scheduling.k8s.io";
+
+/// What counts of a PriorityClass: they are read for every pod that is made.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Class {
+    metadata: Named,
+    value: i64,
+    global_default: bool,
+    preemption_policy: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    name: String,
+}
 
 pub(super) struct Priority {
     pub(super) reader: Lookup,
@@ -54,10 +71,10 @@ impl Admission for Priority {
             return Ok(());
         }
         match self.default_class().await? {
-            Some(class) if class.name() != object.name() => {
+            Some(class) if class.metadata.name != object.name() => {
                 let why = format!(
                     "PriorityClass {} is already marked as default. Only one default can exist",
-                    class.name()
+                    class.metadata.name
                 );
                 Err(forbidden(request, why))
             }
@@ -68,10 +85,9 @@ impl Admission for Priority {
 
 impl Priority {
     /// The default class; of several (made at the same moment) the one with the lowest value.
-    async fn default_class(&self) -> Result<Option<Value>, Status> {
-        let classes = self.reader.list(GROUP, "priorityclasses").await?;
-        let defaults = classes.into_iter().filter(|class| class.bool_at("globalDefault") == Some(true));
-        Ok(defaults.min_by_key(|class| class.int_at("value")))
+    async fn default_class(&self) -> Result<Option<Class>, Status> {
+        let classes: Vec<Class> = self.reader.list_as(GROUP, "priorityclasses").await?;
+        Ok(classes.into_iter().filter(|class| class.global_default).min_by_key(|class| class.value))
     }
 
     async fn create_pod(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
@@ -80,13 +96,13 @@ impl Priority {
             if name.is_empty() {
                 self.default_class().await?
             } else {
-                let class = self.reader.get(GROUP, "priorityclasses", "", &name).await?;
+                let class: Option<Class> = self.reader.get_as(GROUP, "priorityclasses", "", &name).await?;
                 Some(class.ok_or_else(|| {
                     forbidden(request, format!("no PriorityClass with name {name} was found"))
                 })?)
             };
-        let value = class.as_ref().and_then(|c| c.int_at("value")).unwrap_or(0);
-        let policy = class.as_ref().map(|c| c.str_at("preemptionPolicy")).filter(|p| !p.is_empty());
+        let value = class.as_ref().map_or(0, |c| c.value);
+        let policy = class.as_ref().map(|c| c.preemption_policy.as_str()).filter(|p| !p.is_empty());
         let policy = policy.unwrap_or("PreemptLowerPriority").to_owned();
         let Some(object) = request.object.as_deref() else { return Ok(()) };
         if let Some(given) = object.int_at("spec.priority").filter(|given| *given != value) {
@@ -106,7 +122,7 @@ impl Priority {
         }
         let Some(object) = request.object.as_deref_mut() else { return Ok(()) };
         if let Some(class) = class.filter(|_| name.is_empty()) {
-            object.set_path(&["spec", "priorityClassName"], json!(class.name()));
+            object.set_path(&["spec", "priorityClassName"], json!(class.metadata.name));
         }
         object.set_path(&["spec", "priority"], json!(value));
         object.set_path(&["spec", "preemptionPolicy"], json!(policy));

@@ -5,7 +5,7 @@ use hawser_api::object::ObjectExt;
 use hawser_api::status::Status;
 use serde_json::json;
 
-use super::Lookup;
+use super::{Labelled, Lookup};
 use crate::access::{Admission, AdmissionRequest, Operation};
 use crate::request_info::RequestInfo;
 
@@ -38,9 +38,9 @@ impl Admission for PodTopologyLabels {
         if node.is_empty() {
             return Ok(());
         }
-        let Some(node) = self.reader.get("", "nodes", "", node).await? else { return Ok(()) };
+        let Some(node) = self.reader.get_as::<Labelled>("", "nodes", "", node).await? else { return Ok(()) };
         for label in LABELS {
-            if let Some(value) = node.label(label) {
+            if let Some(value) = node.metadata.labels.get(label) {
                 object.set_path(&["metadata", "labels", label], json!(value));
             }
         }

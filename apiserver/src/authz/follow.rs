@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -218,9 +220,48 @@ pub fn follow_nodes(reader: &dyn ObjectReader, stop: &CancellationToken) -> Resu
     Ok(FollowedGraph { graph, ready, changes: seen })
 }
 
+/// What a pod can need on its node; nothing of one that is on none. Of all that changes pods change most, and what
+/// makes up most of them is their status and their managers.
+fn needed_of_pod(object: &ObjectRef) -> Result<Option<Value>, serde_json::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Bound {
+        #[serde(default)]
+        node_name: String,
+    }
+    #[derive(Deserialize)]
+    struct Peek {
+        spec: Option<Bound>,
+    }
+    #[derive(Default, Deserialize, Serialize)]
+    struct Annotated {
+        #[serde(default)]
+        annotations: Value,
+    }
+    #[derive(Default, Deserialize, Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Claims {
+        #[serde(default)]
+        resource_claim_statuses: Value,
+    }
+    #[derive(Default, Deserialize, Serialize)]
+    #[serde(default)]
+    struct Needed {
+        metadata: Annotated,
+        spec: Value,
+        status: Claims,
+    }
+    let peek: Peek = object.decode()?;
+    if peek.spec.is_none_or(|spec| spec.node_name.is_empty()) {
+        return Ok(None);
+    }
+    serde_json::to_value(object.decode::<Needed>()?).map(Some)
+}
+
 fn set_graph(graph: &mut NodeGraph, resource: &str, object: &ObjectRef, present: bool) {
-    let decoded = present.then(|| object.decode::<serde_json::Value>());
-    let decoded = match decoded.transpose() {
+    let decoded =
+        present.then(|| if resource == "pods" { needed_of_pod(object) } else { object.decode().map(Some) });
+    let decoded = match decoded.transpose().map(Option::flatten) {
         Ok(decoded) => decoded,
         Err(error) => {
             tracing::error!(resource, name = &*object.name, %error, "object does not decode; ignored by the Node authorizer");

@@ -1,8 +1,10 @@
 //! What a store keeps of an object: all of it, or of kinds of which there are very many only what controllers read.
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use serde::de::DeserializeOwned;
 
 use crate::object::{Labels, Object};
 
@@ -71,6 +73,14 @@ impl Metadata for ObjectMeta {
 pub trait Held: Send + Sync + 'static {
     /// The kind, as the server tells it.
     type Wire: Object;
+    /// What is read of it from a watch.
+    type Read: kube::Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Into<Self::Wire>
+        + Send
+        + 'static;
     /// How its metadata is kept.
     type Meta: Metadata;
     /// Where equal parts of several objects are kept once.
@@ -85,6 +95,7 @@ pub trait Held: Send + Sync + 'static {
 
 impl<T: Object> Held for T {
     type Wire = T;
+    type Read = T;
     type Meta = ObjectMeta;
     type Pool = ();
 

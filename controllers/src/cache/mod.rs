@@ -166,7 +166,7 @@ where
         if !fields.is_empty() {
             config = config.fields(&fields.join(","));
         }
-        let mut events = watcher(Api::<K::Wire>::all(client), config).default_backoff().boxed();
+        let mut events = watcher(Api::<K::Read>::all(client), config).default_backoff().boxed();
         loop {
             let event = tokio::select! {
                 () = stop.cancelled() => return,
@@ -176,10 +176,10 @@ where
                 Some(Ok(watcher::Event::Init)) => self.begin_list(),
                 // Kept as it is read: a list is never held whole beside what is made of it.
                 Some(Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object))) => {
-                    self.apply(object)
+                    self.apply(object.into())
                 }
                 Some(Ok(watcher::Event::InitDone)) => self.end_list(),
-                Some(Ok(watcher::Event::Delete(object))) => self.remove(&object),
+                Some(Ok(watcher::Event::Delete(object))) => self.remove(&object.into()),
                 Some(Err(watcher::Error::InitialListFailed(kube::Error::Api(refusal))))
                     if self.scope.optional && refusal.code == 404 =>
                 {

@@ -6,6 +6,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use hawser_watch::LeanPod;
 use k8s_openapi::api::core::v1::{
     ContainerStatus, Pod as Wire, PodCondition, PodResourceClaimStatus, PodSpec, PodStatus,
 };
@@ -197,6 +198,7 @@ impl Pod {
 
 impl Held for Pod {
     type Wire = Wire;
+    type Read = LeanPod;
     type Meta = Meta;
     type Pool = Pools;
 

@@ -215,7 +215,7 @@ fn carry_out(plan: &mut Plan, set: &DaemonSet, changes: &Changes, hash: &str) {
         })
         .collect();
     if !creates.is_empty() {
-        plan.actions.push(Step::SlowStart(creates));
+        plan.actions.push(Step::slow_start(creates.into_iter().map(Arc::new).collect()));
     }
     if !deletes.is_empty() {
         plan.actions.push(Step::Parallel(deletes));

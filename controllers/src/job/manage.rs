@@ -74,9 +74,10 @@ pub fn manage(plan: &mut Plan, job: &Job, tally: &Tally, own: &[Arc<Pod>], now: 
     }
     let about = || object::reference(job);
     let make = |pod: &NewPod| {
-        Act::create(pod)
+        let act = Act::create(pod)
             .ok(Note::normal(about(), "SuccessfulCreate", "Created pod: {name}"))
-            .err(Note::warning(about(), "FailedCreate", "Error creating: {error}"))
+            .err(Note::warning(about(), "FailedCreate", "Error creating: {error}"));
+        Arc::new(act)
     };
     let mut acts = Vec::new();
     if count::is_indexed(job) {
@@ -93,7 +94,7 @@ pub fn manage(plan: &mut Plan, job: &Job, tally: &Tally, own: &[Arc<Pod>], now: 
         acts = vec![make(&new_pod(job)); missing];
     }
     if !acts.is_empty() {
-        plan.actions.push(Step::SlowStart(acts));
+        plan.actions.push(Step::slow_start(acts));
     }
 }
 

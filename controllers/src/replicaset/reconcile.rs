@@ -17,6 +17,8 @@ use super::Replicates;
 
 /// How many pods one plan creates or deletes at most.
 const BURST: usize = 500;
+/// How long ago a moment ago is.
+pub(super) const LATELY: Duration = Duration::from_secs(5);
 
 /// What a decision about a set of pods rests on.
 pub struct View<K> {
@@ -79,7 +81,9 @@ fn manage<K: Replicates>(
         let act = Act::create(&pods::from_template(template, set))
             .ok(Note::normal(about(), "SuccessfulCreate", "Created pod: {name}"))
             .err(Note::warning(about(), "FailedCreate", "Error creating: {error}"));
-        plan.actions.push(Step::SlowStart(vec![act; (wanted - pods.len()).min(BURST)]));
+        let acts = vec![Arc::new(act); (wanted - pods.len()).min(BURST)];
+        plan.actions
+            .push(Step::warm_start(acts, if view.prior.is_none() { made_lately(pods, now) } else { 0 }));
     } else if pods.len() > wanted {
         let excess = (pods.len() - wanted).min(BURST);
         if excess < pods.len() {
@@ -93,6 +97,14 @@ fn manage<K: Replicates>(
         });
         plan.actions.push(Step::Parallel(acts.collect()));
     }
+}
+
+/// How many of the pods were made a moment ago: nothing stood in their way, so that nothing will in that of more.
+fn made_lately(pods: &[Arc<Pod>], now: Timestamp) -> usize {
+    let lately = now - LATELY;
+    pods.iter()
+        .filter(|pod| pod.metadata.creation_timestamp.as_ref().is_some_and(|at| at.0 >= lately))
+        .count()
 }
 
 fn status<K: Replicates>(

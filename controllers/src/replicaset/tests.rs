@@ -112,6 +112,35 @@ async fn adopts_orphans_and_releases_strangers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_more_start_with_as_many_as_were_made_a_moment_ago() {
+    let mut h = harness();
+    h.model.lock().put(&set("web", 20));
+    h.settle(100).await;
+    h.model.lock().edit::<ReplicaSet>("ns", "web", |s| s.spec.as_mut().unwrap().replicas = Some(100));
+    h.deliver();
+    let first = |plan: &Plan| match &plan.actions[..] {
+        [Step::SlowStart { acts, first }] if acts.len() == 80 => *first,
+        other => panic!("{other:?}"),
+    };
+    let key = Key::new("ns", "web");
+    assert_eq!(first(&h.plan(&key).await), 20);
+    let later = (h.clock)() + super::reconcile::LATELY + std::time::Duration::from_secs(2);
+    let controller = ReplicaSets::new(&h.caches);
+    let view = Controller::view(&controller, &key, None).await.unwrap().unwrap();
+    assert_eq!(first(&reconcile(&view, later)), 1, "who knows what has changed since");
+    let prior = Failure {
+        verb: "create",
+        plural: "pods".to_owned(),
+        key: key.clone(),
+        code: 403,
+        reason: "Forbidden".to_owned(),
+        message: String::new(),
+    };
+    let view = Controller::view(&controller, &key, Some(&prior)).await.unwrap().unwrap();
+    assert_eq!(first(&reconcile(&view, (h.clock)())), 1, "something is in the way");
+}
+
+#[tokio::test(start_paused = true)]
 async fn failing_creates_start_slowly_and_show_as_a_condition() {
     let mut h = harness();
     h.model.lock().faults.push(Fault {
@@ -125,7 +154,7 @@ async fn failing_creates_start_slowly_and_show_as_a_condition() {
     h.deliver();
     let key = h.queue.try_next().unwrap();
     let plan = h.plan(&key).await;
-    assert!(matches!(&plan.actions[..], [Step::SlowStart(acts)] if acts.len() == 50));
+    assert!(matches!(&plan.actions[..], [Step::SlowStart { acts, first: 1 }] if acts.len() == 50));
     h.queue.done(&key);
     h.queue.add(key);
     h.settle(400).await;

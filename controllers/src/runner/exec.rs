@@ -1,5 +1,6 @@
 //! Carries out plans: turns actions into requests and outcomes into what the next look must know.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,8 +150,8 @@ impl Executor {
             match step {
                 Step::One(act) => self.batch(std::slice::from_ref(act), &chain, &mut outcome).await,
                 Step::Parallel(acts) => self.batch(acts, &chain, &mut outcome).await,
-                Step::SlowStart(acts) => {
-                    let (mut rest, mut size) = (acts.as_slice(), 1);
+                Step::SlowStart { acts, first } => {
+                    let (mut rest, mut size) = (acts.as_slice(), (*first).max(1));
                     while !rest.is_empty() && outcome.failures.is_empty() {
                         let (now, later) = rest.split_at(size.min(rest.len()));
                         self.batch(now, &chain, &mut outcome).await;
@@ -173,7 +174,7 @@ impl Executor {
         outcome
     }
 
-    async fn batch<A: std::borrow::Borrow<Act>>(
+    async fn batch<A: Borrow<Act> + Clone + Into<Arc<Act>>>(
         &self,
         acts: &[A],
         chain: &Arc<Chain>,
@@ -186,7 +187,7 @@ impl Executor {
                 let writes: Vec<_> = acts
                     .iter()
                     .map(|act| {
-                        let (inner, act, chain) = (self.inner.clone(), act.borrow().clone(), chain.clone());
+                        let (inner, act, chain) = (self.inner.clone(), act.clone().into(), chain.clone());
                         spawned(async move { inner.one(&act, &chain).await })
                     })
                     .collect();

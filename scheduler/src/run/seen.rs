@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hawser_watch::LeanPod;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::watcher::Event as WatchEvent;
 
 use super::Scheduler;
 use crate::framework::ClusterEvent;
-use crate::lean::LeanPod;
 use crate::objects::{Kind, Name, Object};
 use crate::plugins::group_of;
 use crate::pod::PodInfo;
