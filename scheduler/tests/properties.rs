@@ -127,7 +127,7 @@ fn varied(n: usize, (cpu, zone, traits): (u32, u8, u8)) -> k8s_openapi::api::cor
 
 /// A pod that is hard to please, in one of several ways.
 fn picky(cpu: u32, kind: u8) -> Value {
-    let mut pod = pod("picky", (cpu, (kind == 0).then_some(8000), if kind == 1 { 1 } else { 0 }));
+    let mut pod = pod("picky", (cpu, (kind == 0).then_some(8000), u8::from(kind == 1)));
     let near = json!({"requiredDuringSchedulingIgnoredDuringExecution": [
         {"topologyKey": if kind == 2 { "zone" } else { "host" }, "labelSelector": {"matchLabels": {"app": "x"}}}]});
     match kind {

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use hawser_scheduler::{Config, Scheduler};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use kube::Client;
 use kube::client::Body;
@@ -47,18 +48,20 @@ impl Drop for Watching {
     }
 }
 
-async fn answer(request: Request<Body>, world: Arc<World>, told: UnboundedSender<Heard>) -> Response<Body> {
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+async fn answer(request: Request<Body>, world: Arc<World>, told: UnboundedSender<Heard>) -> Answer {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let watch = parts.uri.query().is_some_and(|query| query.contains("watch=true"));
-    let said = |value: Value| Response::new(Body::from(Bytes::from(value.to_string())));
+    let said = |value: Value| Response::new(Full::new(Bytes::from(value.to_string())).boxed_unsync());
     if parts.method != Method::GET {
         let body = body.collect().await.expect("a body").to_bytes();
         let body = serde_json::from_slice(&body).expect("JSON");
         let _ = told.send(Heard::Written(path, body));
         return said(json!({"apiVersion": "v1", "kind": "Status", "status": "Success", "code": 201}));
     }
-    let items = match (path.as_str(), &world.groups) {
+    let items: &[Value] = match (path.as_str(), &world.groups) {
         ("/api/v1/nodes", _) => &world.nodes[..],
         ("/api/v1/pods", _) => &world.pods,
         (GROUPS, Some(groups)) => groups,
@@ -84,7 +87,7 @@ async fn answer(request: Request<Body>, world: Arc<World>, told: UnboundedSender
             let _held = &watching;
             frame
         });
-        return Response::new(Body::wrap_body(StreamBody::new(silence)));
+        return Response::new(StreamBody::new(silence).boxed_unsync());
     }
     said(json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "5"}, "items": items}))
 }
