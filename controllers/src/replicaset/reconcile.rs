@@ -81,7 +81,8 @@ fn manage<K: Replicates>(
         let act = Act::create(&pods::from_template(template, set))
             .ok(Note::normal(about(), "SuccessfulCreate", "Created pod: {name}"))
             .err(Note::warning(about(), "FailedCreate", "Error creating: {error}"));
-        let acts = vec![Arc::new(act); (wanted - pods.len()).min(BURST)];
+        let act = Arc::new(act);
+        let acts = vec![act; (wanted - pods.len()).min(BURST)];
         plan.actions
             .push(Step::warm_start(acts, if view.prior.is_none() { made_lately(pods, now) } else { 0 }));
     } else if pods.len() > wanted {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use hawser_ebpf_common::PROTO_UDP;
+use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
 use hawser_ebpf_common::ct::CT_MASQUERADE;
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS, TUNNEL_SOURCE_MAC};
 use hawser_ebpf_common::metrics::{direction, reason};
@@ -22,6 +22,8 @@ use crate::reject::{reject, too_big};
 
 /// `TC_ACT_SHOT`.
 const DROP: i32 = 2;
+/// What no program returns: a step that has nothing to do with a packet.
+const ELSEWHERE: i32 = i32::MAX;
 
 const IP: u32 = ETH_P_IP_BE as u32;
 const IPV6: u32 = ETH_P_IPV6_BE as u32;
@@ -214,6 +216,13 @@ fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         // The stack knows how to say "time exceeded".
         return PASS;
     }
+    if packet.tuple.protocol == PROTO_TCP && packet.trackable && !packet.opens() {
+        match far::unpack(between_pods::<F>(ctx, packet)) {
+            Ok((ELSEWHERE, _)) => {}
+            Err(why) => return refuse::<F>(ctx, packet, why),
+            delivered => return delivered,
+        }
+    }
     let done = match translate::<F, _>(ctx, packet, Origin::Pod) {
         Ok(Translated::No) => reason::FORWARDED,
         Ok(_) => reason::TRANSLATED,
@@ -222,6 +231,22 @@ fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
     match forward::route::<F>(ctx, packet, done) {
         Err(reason::NO_SERVICE) => reject::<F>(ctx, packet, reason::NO_SERVICE),
         verdict => verdict,
+    }
+}
+
+/// Delivers a packet of a connection that is open to a pod of this node. A Service under that pod's address had been found
+/// when the connection was opened, and would be known.
+#[inline(never)]
+fn between_pods<F: Family>(ctx: &TcContext, packet: &mut Packet<F::Address>) -> u64 {
+    far::pack(between_pods_near::<F>(ctx, packet))
+}
+
+#[inline(always)]
+fn between_pods_near<F: Family>(ctx: &TcContext, packet: &mut Packet<F::Address>) -> Result<Verdict, u32> {
+    let Some(endpoint) = F::endpoint(packet.tuple.daddr_be) else { return Ok((ELSEWHERE, 0)) };
+    match translate_known::<F, _>(ctx, packet, Origin::Pod)? {
+        Seen::Translated(_) => forward::route::<F>(ctx, packet, reason::TRANSLATED),
+        Seen::Unknown | Seen::Tracked => forward::to_endpoint::<F>(ctx, packet, &endpoint, reason::FORWARDED),
     }
 }
 
