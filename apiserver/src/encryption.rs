@@ -114,6 +114,9 @@ pub trait Transformer: Send + Sync {
     /// # Errors
     /// When the value is corrupt, moved, or its key is missing. Never an empty value.
     fn decrypt(&self, context: &[u8], value: Bytes) -> Result<Bytes, EncryptionError>;
+
+    /// Whether a stored value is plain or needs another key than the one that encrypts today.
+    fn is_outdated(&self, value: &[u8]) -> bool;
 }
 
 /// [`Transformer`] with envelope encryption. See the module's text.
@@ -121,6 +124,8 @@ pub struct Envelope {
     kek: HashMap<String, LessSafeKey>,
     /// Prefix, key name and wrapped data key: the same for every value this process writes.
     header: Vec<u8>,
+    /// How much of it is the same for every process that encrypts with that key.
+    named: usize,
     data_key: LessSafeKey,
     /// Data keys of earlier processes, by their wrapped form.
     unwrapped: RwLock<HashMap<[u8; WRAPPED_LEN], LessSafeKey>>,
@@ -151,10 +156,11 @@ impl Envelope {
         // Key names are at most 255 bytes: checked where they are read.
         header.push(u8::try_from(name.len()).map_err(|_| EncryptionError::System)?);
         header.extend_from_slice(name.as_bytes());
+        let named = header.len();
         seal(&aead(first)?, &random, name.as_bytes(), &key, &mut header)?;
         let kek =
             ring.keys.iter().map(|(name, key)| Ok((name.clone(), aead(key)?))).collect::<Result<_, _>>()?;
-        Ok(Self { kek, header, data_key: aead(&key)?, unwrapped: RwLock::default(), random })
+        Ok(Self { kek, header, named, data_key: aead(&key)?, unwrapped: RwLock::default(), random })
     }
 
     fn open_with(
@@ -233,6 +239,10 @@ impl Transformer for Envelope {
         let (wrapped, body) = rest.split_first_chunk::<WRAPPED_LEN>().ok_or(EncryptionError::Corrupt)?;
         self.open_with(name, wrapped, context, body)
     }
+
+    fn is_outdated(&self, value: &[u8]) -> bool {
+        !self.header.get(..self.named).is_some_and(|today| value.starts_with(today))
+    }
 }
 
 #[cfg(test)]
@@ -252,6 +262,8 @@ mod tests {
         let both = KeyRing::parse(&format!("{new}\n{}", old.to_text())).expect("parse");
         let both = Envelope::new(&both).expect("envelope");
         assert_eq!(both.decrypt(b"/secrets/a", stored.clone()).expect("open"), "value");
+        assert!(both.is_outdated(&stored) && both.is_outdated(b"{}") && !again.is_outdated(&stored));
+        assert!(!both.is_outdated(&both.encrypt(b"/secrets/a", b"value").expect("seal")));
         let only_new = Envelope::new(&KeyRing::parse(&new).expect("parse")).expect("envelope");
         assert_eq!(
             only_new.decrypt(b"/secrets/a", stored),

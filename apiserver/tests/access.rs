@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use hawser_apiserver::bootstrap::AccessConfig;
-use hawser_apiserver::encryption::Envelope;
+use hawser_apiserver::encryption::{Envelope, KeyRing, Transformer as _};
 use hawser_apiserver::pki::{Identity, Pki, PkiConfig, server_config};
 use hawser_apiserver::tokens::node_token::NodeToken;
 use hawser_apiserver::{ApiServer, Config};
@@ -447,6 +447,40 @@ async fn secrets_are_not_readable_in_the_store_and_a_restart_keeps_everything() 
     let (_, roles) = again.get("/apis/rbac.authorization.k8s.io/v1/clusterroles").await;
     assert!(roles["items"].as_array().is_some_and(|items| items.len() >= 70));
     stop.cancel();
+}
+
+/// A write of the same Secret is no idle one while the key that it is stored under is not today's; afterwards it is.
+#[tokio::test]
+async fn a_write_brings_a_secret_under_the_key_of_today() {
+    let server = Server::start().await;
+    let (all, one) = ("/api/v1/namespaces/default/secrets", "/api/v1/namespaces/default/secrets/s");
+    server.admin().make(all, json!({"metadata": {"name": "s"}, "stringData": {"a": "b"}})).await;
+    let stored = async || {
+        let list = server.storage.list("/registry/secrets/default/s", hawser_storage::ListOptions::default());
+        list.await.expect("list").items.remove(0).value
+    };
+    let file = server.dir.path().join("pki/encryption.keys");
+    let old = std::fs::read_to_string(&file).expect("keys");
+    let new = KeyRing::generate().expect("a key").to_text().replace("key1:", "newer:");
+    // As the administrator rotates it: the new key first, then the old one below.
+    std::fs::write(&file, new.clone() + &old).expect("written");
+    let (_, address, stop) = start_in(server.dir.path(), server.storage.clone()).await;
+    let again = Client { address, ..server.admin() };
+    let (_, secret) = again.get(one).await;
+    let before = stored().await;
+    let (code, written) = again.send(Method::PUT, one, Some(secret.clone())).await;
+    assert_eq!(code, 200, "{written}");
+    assert_ne!(written["metadata"]["resourceVersion"], secret["metadata"]["resourceVersion"]);
+    let after = stored().await;
+    assert_ne!(before, after);
+    let (_, idle) = again.send(Method::PUT, one, Some(written.clone())).await;
+    assert_eq!(idle["metadata"]["resourceVersion"], written["metadata"]["resourceVersion"]);
+    assert_eq!(stored().await, after);
+    stop.cancel();
+    // The old key is needed no longer for it.
+    let only_new = Envelope::new(&KeyRing::parse(&new).expect("keys")).expect("envelope");
+    let key = b"/registry/secrets/default/s";
+    assert!(only_new.decrypt(key, after).is_ok() && only_new.decrypt(key, before).is_err());
 }
 
 /// A kubelet that wants the API server's certificate, tells logs, and echoes what is sent to exec.

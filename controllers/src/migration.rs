@@ -303,6 +303,8 @@ fn is_passing(failure: &Failure) -> bool {
 /// How far a migration has come in the list of its objects.
 #[derive(Clone, Default)]
 struct Cursor {
+    /// The resource, as discovery told it.
+    resource: Option<Resource>,
     /// Where the page begins that was looked at last, and where it ends.
     begin: Option<String>,
     end: Option<String>,
@@ -352,28 +354,37 @@ impl Migrations {
     async fn page(
         &self,
         migration: &StorageVersionMigration,
-        resource: &Resource,
         again: bool,
     ) -> Result<Option<Vec<Item>>, ViewError> {
         let uid = object::uid(migration).to_owned();
         let mut cursor = self.cursors.lock().get(&uid).cloned().unwrap_or_default();
+        let known = match cursor.resource.take() {
+            Some(resource) => Some(resource),
+            None => self.resource(resource_of(migration)).await?,
+        };
+        // It was there when the migration began; without it nothing is left to be written.
+        let Some(resource) = known else { return Ok(None) };
         if cursor.looked && !again {
             if cursor.end.is_none() {
                 return Ok(None);
             }
             cursor.begin = cursor.end.take();
         }
-        let list = match self.list(resource, PAGE, cursor.begin.as_deref()).await {
+        let list = match self.list(&resource, PAGE, cursor.begin.as_deref()).await {
             // The list is too old to go on with.
             Err(kube::Error::Api(status)) if status.code == 410 => {
                 cursor.begin = None;
-                self.list(resource, PAGE, None).await?
+                self.list(&resource, PAGE, None).await?
+            }
+            // It is gone, or served in another version: discovery tells at the next look, which begins anew.
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.cursors.lock().remove(&uid);
+                return Err(ViewError::NotReady(format!("{} is not served", resource.api.plural)));
             }
             other => other?,
         };
         cursor.end = list.metadata.continue_.filter(|token| !token.is_empty());
         cursor.looked = true;
-        self.cursors.lock().insert(uid, cursor);
         let item = |o: PartialObjectMeta<DynamicObject>| Item {
             target: Target {
                 resource: resource.api.clone(),
@@ -383,7 +394,10 @@ impl Migrations {
             uid: o.metadata.uid.unwrap_or_default(),
             version: o.metadata.resource_version.unwrap_or_default(),
         };
-        Ok(Some(list.items.into_iter().map(item).collect()))
+        let items = list.items.into_iter().map(item).collect();
+        cursor.resource = Some(resource);
+        self.cursors.lock().insert(uid, cursor);
+        Ok(Some(items))
     }
 }
 
@@ -439,12 +453,7 @@ impl Controller for Migrations {
                 }
             }
             Stage::Writing if view.refused.is_some() => {}
-            Stage::Writing => {
-                // It was there when the migration began; without it nothing is left to be written.
-                if let Some(resource) = self.resource(of).await? {
-                    view.page = self.page(&migration, &resource, prior.is_some()).await?;
-                }
-            }
+            Stage::Writing => view.page = self.page(&migration, prior.is_some()).await?,
         }
         Ok(Some(view))
     }

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use hawser_scheduler::cycle::{Attempt, Engine};
+use hawser_scheduler::framework::{ClusterEvent, Framework};
 use hawser_scheduler::plugins::default_profile;
-use hawser_scheduler::pod::Classes;
-use hawser_scheduler::snapshot::{Cache, Slot};
+use hawser_scheduler::pod::{Classes, PodInfo};
+use hawser_scheduler::snapshot::{Cache, NodeChange, Slot};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -105,6 +106,127 @@ proptest! {
                 prop_assert_eq!(ports.iter().collect::<HashSet<_>>().len(), ports.len());
                 let alone = node.residents().iter().filter(|p| p.labels.contains_key("alone")).count();
                 prop_assert!(alone <= 1);
+            }
+        }
+    }
+}
+
+/// A node: CPU, zone, and whether it has the fast disk, the taint, and is cordoned.
+fn varied(n: usize, (cpu, zone, traits): (u32, u8, u8)) -> k8s_openapi::api::core::v1::Node {
+    let has = |bit: u8| traits & (1 << bit) != 0;
+    let mut labels = json!({"zone": format!("z{zone}"), "host": format!("n{n}")});
+    if has(0) {
+        labels["disk"] = json!("fast");
+    }
+    let taints = if has(1) { json!([{"key": "t", "effect": "NoSchedule"}]) } else { json!([]) };
+    let node = json!({"metadata": {"name": format!("n{n}"), "labels": labels},
+        "spec": {"taints": taints, "unschedulable": has(2)},
+        "status": {"allocatable": {"cpu": format!("{cpu}m"), "memory": "8Gi", "pods": "4"}}});
+    serde_json::from_value(node).unwrap()
+}
+
+/// A pod that is hard to please, in one of several ways.
+fn picky(cpu: u32, kind: u8) -> Value {
+    let mut pod = pod("picky", (cpu, (kind == 0).then_some(8000), u8::from(kind == 1)));
+    let near = json!({"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": if kind == 2 { "zone" } else { "host" }, "labelSelector": {"matchLabels": {"app": "x"}}}]});
+    match kind {
+        2 => pod["spec"]["affinity"] = json!({"podAffinity": near}),
+        3 => pod["spec"]["affinity"] = json!({"podAntiAffinity": near}),
+        4 => pod["spec"]["nodeSelector"] = json!({"disk": "fast"}),
+        5 => pod["spec"]["tolerations"] = json!([{"key": "t", "operator": "Exists"}]),
+        _ => {}
+    }
+    pod
+}
+
+/// A pod on a node.
+fn placed(n: usize, on: usize, (cpu, port, x): (u32, bool, bool)) -> Value {
+    let mut pod = pod(&format!("p{n}"), (cpu, port.then_some(8000), 0));
+    pod["metadata"]["labels"] = if x { json!({"app": "x"}) } else { json!({}) };
+    pod["spec"]["nodeName"] = json!(format!("n{on}"));
+    pod
+}
+
+fn fits(framework: &Framework, pod: &PodInfo, cache: &mut Cache) -> Result<(), Vec<&'static str>> {
+    let mut engine = Engine::default();
+    let attempt = engine.attempt(framework, pod, cache.snapshot());
+    if attempt.feasible().is_empty() { Err(attempt.error().plugins) } else { Ok(()) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    /// Queueing hints: as long as no event wakes a pod that fitted nowhere, it fits nowhere.
+    #[test]
+    fn an_event_that_wakes_nobody_helps_nobody(
+        nodes in proptest::collection::vec((500..2500u32, 0..3u8, 0..8u8), 0..5),
+        (cpu, kind) in (0..4u32, 0..6u8),
+        events in proptest::collection::vec(
+            (0..6u8, 0..5usize, 0..8usize, (500..2500u32, 0..3u8, 0..8u8), (0..3u32, any::<bool>(), any::<bool>())), 1..25),
+    ) {
+        let (mut cache, mut classes) = (Cache::default(), Classes::default());
+        let framework = default_profile();
+        let mut class = |pod: Value| Arc::new(classes.pod(serde_json::from_value(pod).unwrap()).unwrap());
+        for (n, node) in nodes.iter().enumerate() {
+            cache.set_node(&varied(n, *node));
+        }
+        let pod = class(picky(cpu * 700, kind));
+        let mut asleep = fits(&framework, &pod, &mut cache);
+        let mut there: BTreeMap<usize, (usize, (u32, bool, bool))> = BTreeMap::new();
+        for (event, n, p, traits, wants) in events {
+            let Err(plugins) = &asleep else { break };
+            let woken = |event: ClusterEvent<'_>, cache: &Cache| {
+                plugins.iter().any(|plugin| framework.wakes(plugin, &pod, &event, cache.view()))
+            };
+            let (name, wants) = (format!("n{n}"), (wants.0 * 600, wants.1, wants.2));
+            let known = cache.view().node(&name).is_some();
+            let woke = match (event, there.get(&p).copied()) {
+                (0 | 1, _) => match cache.set_node(&varied(n, traits)) {
+                    None => continue,
+                    Some(change) => {
+                        let after = cache.view().node(&name).unwrap();
+                        match &change {
+                            NodeChange::Added => woken(ClusterEvent::NodeAdded(after), &cache),
+                            NodeChange::Changed { before } => {
+                                woken(ClusterEvent::NodeChanged { before, after }, &cache)
+                            }
+                        }
+                    }
+                },
+                // A node goes when nothing is on it any more.
+                (2, _) if known && there.values().all(|(on, _)| *on != n) => {
+                    let gone = cache.remove_node(&name).unwrap();
+                    woken(ClusterEvent::NodeGone(&gone), &cache)
+                }
+                (3, None) if known => {
+                    there.insert(p, (n, wants));
+                    let new = class(placed(p, n, wants));
+                    cache.set_pod(new.clone());
+                    let node = cache.view().node(&name).unwrap();
+                    woken(ClusterEvent::PodPlaced { pod: &new, node }, &cache)
+                }
+                (4, Some((on, _))) => {
+                    there.remove(&p);
+                    let gone = cache.remove_pod(&format!("u-p{p}")).unwrap();
+                    let node = cache.view().node(&format!("n{on}")).unwrap();
+                    woken(ClusterEvent::PodGone { pod: &gone, node }, &cache)
+                }
+                // Labels change, and amounts in place; ports do not.
+                (5, Some((on, old))) => {
+                    let new = (wants.0, old.1, wants.2);
+                    there.insert(p, (on, new));
+                    let after = class(placed(p, on, new));
+                    let before = cache.set_pod(after.clone()).unwrap();
+                    let node = cache.view().node(&format!("n{on}")).unwrap();
+                    woken(ClusterEvent::PodChanged { before: &before, after: &after, node }, &cache)
+                }
+                _ => continue,
+            };
+            let now = fits(&framework, &pod, &mut cache);
+            if woke {
+                asleep = now;
+            } else {
+                prop_assert!(now.is_err(), "{:?} did not wake it", plugins);
             }
         }
     }

@@ -1,13 +1,14 @@
-//! The daily work of a kubectl user, by the real kubectl: `scenarios/kubectl.sh` against a sandbox of two nodes.
+//! The daily work of a kubectl user, and rollouts under load, by the real kubectl: scripts in `scenarios` against a sandbox
+//! of two nodes.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use hawser_tests::cluster::Cluster;
+use hawser_tests::cluster::{Cluster, PROGRAM};
 
 #[test]
-fn kubectl_scenario() -> Result<()> {
+fn kubectl_scenarios() -> Result<()> {
     let found = Command::new("kubectl").args(["version", "--client"]).output();
     if !found.is_ok_and(|out| out.status.success()) {
         // Debian has no kubectl that is new enough, so only continuous integration insists on it.
@@ -15,13 +16,22 @@ fn kubectl_scenario() -> Result<()> {
         eprintln!("skipped: no kubectl on this machine");
         return Ok(());
     }
-    let cluster = Cluster::start("kubectl", &hawser_tests::hawser_binary()?, 2, &[], None)?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/kubectl.sh");
+    // The bench's server and steady clients are what the rollouts run and count by.
+    let load = Path::new(env!("CARGO_BIN_EXE_hawser-bench"));
+    let cluster = Cluster::start("kubectl", &hawser_tests::hawser_binary()?, 2, &[], Some(load))?;
+    for script in ["kubectl.sh", "rollout.sh"] {
+        run(&cluster, script)?;
+    }
+    Ok(())
+}
+
+fn run(cluster: &Cluster, script: &str) -> Result<()> {
     let out = Command::new("bash")
-        .arg(script)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join(script))
         .env("KUBECONFIG", cluster.kubeconfig())
+        .env("LOAD_IMAGE", PROGRAM)
         .output()
-        .context("running the scenario")?;
+        .with_context(|| format!("running {script}"))?;
     let transcript =
         String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     ensure!(out.status.success(), "{transcript}\n{}", cluster.logs_tail());

@@ -67,8 +67,8 @@ pub struct Entry {
     pub message: OnceLock<Bytes>,
     /// `apiVersion` of what was stored, where it is not the stored version's and only a webhook can convert it.
     pub stored_as: Option<Box<str>>,
-    /// Whether other bytes are stored: of another version, of an older schema, in another order. A write of the same
-    /// object is no idle one then.
+    /// Whether other bytes are stored: of another version, of an older schema, in another order, under a former key. A
+    /// write of the same object is no idle one then.
     pub rewritten: bool,
 }
 

@@ -103,13 +103,17 @@ struct Loader {
 impl Loader {
     fn entry(&self, prefix: &str, kv: KeyValue) -> Result<Entry, FeedError> {
         let unreadable = |why: String| FeedError::Unreadable { key: kv.key.to_string(), why };
+        let seal = self.seal.as_ref().filter(|_| kv.key.starts_with(SECRETS));
+        let outdated = seal.is_some_and(|seal| seal.is_outdated(&kv.value));
         let value = match &self.seal {
             Some(seal) => seal.decrypt(kv.key.as_bytes(), kv.value).map_err(|e| unreadable(e.to_string()))?,
             None => kv.value,
         };
         let key = kv.key.strip_prefix(prefix).unwrap_or(&kv.key).into();
-        Entry::load(&self.kind, &self.head, key, kv.mod_revision, value)
-            .map_err(|e| unreadable(e.to_string()))
+        let mut entry = Entry::load(&self.kind, &self.head, key, kv.mod_revision, value)
+            .map_err(|e| unreadable(e.to_string()))?;
+        entry.rewritten |= outdated;
+        Ok(entry)
     }
 }
 

@@ -8,7 +8,7 @@ pub mod replicas;
 pub mod target;
 #[cfg(test)]
 mod tests;
-mod words;
+pub(crate) mod words;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

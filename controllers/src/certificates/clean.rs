@@ -22,14 +22,12 @@ const PENDING: i64 = 24 * 3600;
 /// When the request may go: so many seconds from `now`, zero or less for at once.
 fn due_in(csr: &CertificateSigningRequest, now: Timestamp) -> i64 {
     let age = csr.metadata.creation_timestamp.as_ref().map_or(0, |t| object::seconds_since(t, now));
-    let decided = ["Approved", "Denied", "Failed"].iter().filter_map(|kind| condition(csr, kind)).next();
-    match decided {
-        Some(c) if has_certificate(csr) || c.type_ != "Approved" => {
-            let since = c.last_update_time.as_ref().map_or(age, |t| object::seconds_since(t, now));
-            (DECIDED - since).min(certificate_end(csr, now).unwrap_or(i64::MAX))
-        }
-        _ => PENDING - age,
-    }
+    // One that was approved may have failed afterwards.
+    let decided = ["Denied", "Failed", "Approved"].iter().filter_map(|kind| condition(csr, kind)).next();
+    let Some(decided) = decided else { return PENDING - age };
+    let since = decided.last_update_time.as_ref().map_or(age, |t| object::seconds_since(t, now));
+    let limit = if decided.type_ == "Approved" && !has_certificate(csr) { PENDING } else { DECIDED };
+    (limit - since).min(certificate_end(csr, now).unwrap_or(i64::MAX))
 }
 
 /// Seconds until the issued certificate ends.

@@ -47,4 +47,4 @@ fn usages(csr: &CertificateSigningRequest) -> Vec<&str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

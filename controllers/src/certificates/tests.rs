@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequestCondition;
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeStatus};
 use proptest::prelude::*;
 use rcgen::{CertificateParams, DnType, IsCa, KeyPair, SanType};
@@ -18,7 +19,8 @@ use crate::object::Key;
 use crate::runner::Controller;
 use crate::testing::Harness;
 
-fn ca() -> SigningCa {
+/// A CA of the tests' own.
+pub fn ca() -> SigningCa {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -79,6 +81,11 @@ fn csr(ask: Ask) -> CertificateSigningRequest {
     csr.spec.groups = Some(ask.groups.into_iter().map(str::to_owned).collect());
     csr.spec.usages = Some(ask.usages.into_iter().map(str::to_owned).collect());
     csr
+}
+
+/// The first request of a kubelet, as JSON.
+pub fn of_a_kubelet() -> serde_json::Value {
+    serde_json::to_value(csr(client())).unwrap()
 }
 
 fn node() -> Node {
@@ -223,6 +230,24 @@ fn a_ca_must_fit_its_key() {
     let (a, b) = (ca(), ca());
     let mixed = SigningCa { certificate_pem: a.certificate_pem, key_pem: b.key_pem };
     assert!(Ca::new(&mixed).is_err());
+}
+
+/// What was approved and could not be signed goes as what was refused does, and no sooner than decided.
+#[tokio::test(start_paused = true)]
+async fn a_failed_request_stays_as_long_as_a_denied_one() {
+    let mut h = Harness::new(|caches, _| Cleaner::new(caches));
+    let mut failed = approved(csr(client()));
+    let conditions = failed.status.as_mut().unwrap().conditions.as_mut().unwrap();
+    let failure = CertificateSigningRequestCondition { type_: "Failed".into(), ..conditions[0].clone() };
+    conditions.push(failure);
+    h.model.lock().put(&failed);
+    h.settle(20).await;
+    tokio::time::advance(Duration::from_secs(59 * 60)).await;
+    h.settle(20).await;
+    assert_eq!(h.model.lock().list::<CertificateSigningRequest>().len(), 1);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    h.settle(20).await;
+    assert!(h.model.lock().list::<CertificateSigningRequest>().is_empty());
 }
 
 proptest! {

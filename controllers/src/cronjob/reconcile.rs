@@ -8,7 +8,7 @@ use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use super::schedule::Schedule;
+use super::schedule::{self, Schedule};
 use crate::job::ended;
 use crate::object;
 use crate::plan::{Act, DeleteOptions, Note, Plan, Propagation, Target};
@@ -34,13 +34,18 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     let mut plan = Plan::new();
     let cron = view.cron.as_ref();
     let spec = &cron.spec;
-    if object::is_deleting(cron) {
-        return plan;
-    }
     let mut updated = cron.clone();
     follow(&mut plan, &mut updated, view);
     clean_up(&mut plan, cron, spec, &view.jobs);
+    let unknown_zone = spec.time_zone.as_deref().and_then(|zone| Some((zone, schedule::zone(zone).err()?)));
     let due = match Schedule::parse(&spec.schedule, spec.time_zone.as_deref()) {
+        // One that goes is followed, and starts nothing any more.
+        _ if object::is_deleting(cron) => None,
+        _ if let Some((zone, why)) = unknown_zone => {
+            let message = format!("invalid timeZone: {zone:?}: {why}");
+            plan.events.push(Note::warning(object::reference(cron), "UnknownTimeZone", message));
+            None
+        }
         _ if spec.suspend.unwrap_or(false) => None,
         Err(why) => {
             let message = format!("unparseable schedule: {:?} : {why}", spec.schedule);
@@ -89,6 +94,15 @@ fn follow(plan: &mut Plan, updated: &mut CronJob, view: &View) {
         }
     }
     let mut at_work: Vec<&Arc<Job>> = view.jobs.iter().filter(|j| ended(j).is_none()).collect();
+    // Ours is told of in the status only once it is seen.
+    let last = cron.status.as_ref().and_then(|s| s.last_schedule_time.as_ref()).map(|t| job_name(cron, t.0));
+    for job in &at_work {
+        let name = object::name(job.as_ref());
+        if !before.iter().any(|r| r.uid == job.metadata.uid) && last.as_deref() != Some(name) {
+            let message = format!("Saw a job that the controller did not create or forgot: {name}");
+            plan.events.push(Note::warning(object::reference(cron), "UnexpectedJob", message));
+        }
+    }
     at_work.sort_by_key(|j| (j.metadata.creation_timestamp.clone(), j.metadata.name.clone()));
     let active: Vec<ObjectReference> = at_work
         .into_iter()
@@ -162,7 +176,10 @@ fn due(
         let floor = now.checked_sub(deadline).unwrap_or(earliest);
         if missed < floor {
             // The time is written down nowhere, so this is told once per look that has another cause.
-            let message = format!("Missed scheduled time to start a job: {missed}");
+            let message = format!(
+                "Missed scheduled time to start a job: {}",
+                missed.strftime("%a, %d %b %Y %H:%M:%S +0000")
+            );
             plan.events.push(Note::warning(object::reference(cron), "MissSchedule", message));
             return None;
         }
@@ -184,6 +201,11 @@ fn due(
     Some(missed)
 }
 
+/// The name of the Job for a time.
+fn job_name(cron: &CronJob, at: Timestamp) -> String {
+    format!("{}-{}", object::name(cron), at.as_second().div_euclid(60))
+}
+
 /// Starts the Job for a time, as far as others that still run allow.
 fn start(
     plan: &mut Plan,
@@ -195,7 +217,7 @@ fn start(
 ) {
     let cron = view.cron.as_ref();
     let about = || object::reference(cron);
-    let name = format!("{}-{}", object::name(cron), at.as_second().div_euclid(60));
+    let name = job_name(cron, at);
     let mark = |updated: &mut CronJob| {
         updated.status.get_or_insert_default().last_schedule_time = Some(object::time(at));
     };
@@ -229,8 +251,8 @@ fn start(
         status: None,
     };
     let local = at.to_zoned(schedule.zone().clone());
-    let stamp =
-        local.strftime(if spec.time_zone.is_some() { "%Y-%m-%dT%H:%M:%S%:z" } else { "%Y-%m-%dT%H:%M:%SZ" });
+    let utc = local.offset().is_zero();
+    let stamp = local.strftime(if utc { "%Y-%m-%dT%H:%M:%SZ" } else { "%Y-%m-%dT%H:%M:%S%:z" });
     object::set_annotation(&mut job.metadata, SCHEDULED_AT, stamp.to_string());
     plan.push(
         Act::create(&job)

@@ -35,6 +35,11 @@ pub struct Schedule {
     zone: TimeZone,
 }
 
+/// A time zone by its name.
+pub fn zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name).map_err(|_| format!("unknown time zone {name}"))
+}
+
 fn field(text: &str, low: u64, high: u64, names: &[&str]) -> Result<Field, String> {
     let number = |t: &str| -> Result<u64, String> {
         let lower = t.to_ascii_lowercase();
@@ -85,7 +90,7 @@ impl Schedule {
     pub fn parse(text: &str, zone: Option<&str>) -> Result<Self, String> {
         let zone = match zone {
             None => TimeZone::UTC,
-            Some(name) => TimeZone::get(name).map_err(|_| format!("unknown time zone {name}"))?,
+            Some(name) => self::zone(name)?,
         };
         let text = text.trim();
         let spelled = match text {

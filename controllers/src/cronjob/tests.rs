@@ -84,6 +84,31 @@ async fn jobs_come_in_time_and_history_is_kept_short() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn zones_strangers_and_what_was_missed_are_told_in_kubernetes_words() {
+    let now = "2026-01-01T00:05:00Z".parse().unwrap();
+    let told = |cron: &CronJob, jobs: Vec<Arc<Job>>| -> Vec<(&'static str, String)> {
+        let view = View { cron: Arc::new(cron.clone()), jobs, prior: None };
+        reconcile::reconcile(&view, now).events.into_iter().map(|n| (n.reason, n.message)).collect()
+    };
+    let mut lost = cron("Allow");
+    lost.spec.time_zone = Some("Nowhere/At".into());
+    let message = "invalid timeZone: \"Nowhere/At\": unknown time zone Nowhere/At";
+    assert_eq!(told(&lost, Vec::new()), [("UnknownTimeZone", message.to_owned())]);
+    let mut stranger = Job::default();
+    stranger.metadata.name = Some("by-hand".into());
+    stranger.metadata.uid = Some("u".into());
+    let message = "Saw a job that the controller did not create or forgot: by-hand";
+    let suspended =
+        CronJob { spec: CronJobSpec { suspend: Some(true), ..cron("Allow").spec }, ..cron("Allow") };
+    assert_eq!(told(&suspended, vec![Arc::new(stranger)]), [("UnexpectedJob", message.to_owned())]);
+    let mut late = cron("Allow");
+    late.metadata.creation_timestamp = Some(object::time("2025-12-31T23:55:00Z".parse().unwrap()));
+    late.spec.starting_deadline_seconds = Some(60);
+    let message = "Missed scheduled time to start a job: Thu, 01 Jan 2026 00:00:00 +0000";
+    assert_eq!(told(&late, Vec::new()), [("MissSchedule", message.to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn policies_for_jobs_that_still_run() {
     for (policy, want) in [("Allow", 3), ("Forbid", 1), ("Replace", 1)] {
         let mut h = harness();

@@ -152,6 +152,11 @@ fn end_of(job: &Job, spec: &JobSpec, tally: &Tally, own: &[Arc<Pod>], now: Times
         let message = "Job has exceeded the specified maximal number of failed indexes";
         return End::failure("MaxFailedIndexesExceeded", message);
     }
+    // Failures are judged before successes.
+    let failed = i32::try_from(tally.failed_indexes.as_ref().map_or(0, BTreeSet::len)).unwrap_or(i32::MAX);
+    if failed > 0 && completions.is_some_and(|wanted| tally.succeeded.saturating_add(failed) >= wanted) {
+        return End::failure("FailedIndexes", "Job has failed indexes");
+    }
     if let Some(met) = policy::success(job, &tally.done, completions.unwrap_or(0)) {
         return End::success("SuccessPolicy", met);
     }
@@ -162,15 +167,7 @@ fn end_of(job: &Job, spec: &JobSpec, tally: &Tally, own: &[Arc<Pod>], now: Times
             (tally.succeeded > 0 && !at_work).then(|| End::success("CompletionsReached", reached)).flatten()
         }
         Some(completions) => {
-            let failed = tally.failed_indexes.as_ref().map_or(0, BTreeSet::len);
-            let failed = i32::try_from(failed).unwrap_or(i32::MAX);
-            if tally.succeeded >= completions {
-                End::success("CompletionsReached", reached)
-            } else if failed > 0 && tally.succeeded.saturating_add(failed) >= completions {
-                End::failure("FailedIndexes", "Job has failed indexes")
-            } else {
-                None
-            }
+            (tally.succeeded >= completions).then(|| End::success("CompletionsReached", reached)).flatten()
         }
     }
 }
@@ -231,6 +228,11 @@ fn finish(
     let about = object::reference(job);
     if end.success {
         status.completion_time = Some(object::time(now));
+        let wanted = job.spec.as_ref().and_then(|spec| spec.completions);
+        if wanted.is_some_and(|wanted| status.succeeded > Some(wanted)) {
+            let message = "Too many succeeded pods running after completion count reached";
+            notes.push(Note::warning(about.clone(), "TooManySucceededPods", message));
+        }
         notes.push(Note::normal(about, "Completed", "Job completed"));
     } else {
         let reason = match end.reason.as_str() {

@@ -29,6 +29,7 @@ use crate::cronjob::CronJobs;
 use crate::daemonset::DaemonSets;
 use crate::deployment::Deployments;
 use crate::disruption::Disruption;
+use crate::disruption::stale::StaleTargets;
 use crate::endpoints::EndpointsController;
 use crate::endpointslice::EndpointSlices;
 use crate::endpointslice::mirror::Mirror;
@@ -88,8 +89,8 @@ struct Table {
     client: Client,
     caches: Arc<Caches>,
     recorder: Recorder,
-    /// Everything that can be run once all controllers are wired.
-    starts: Vec<Start>,
+    /// Everything that can be run once all controllers are wired, with its name.
+    starts: Vec<(&'static str, Start)>,
 }
 
 type Start = Box<dyn FnOnce(&[Arc<dyn AnyStore>], CancellationToken) -> BoxFuture<'static, ()> + Send>;
@@ -110,15 +111,17 @@ impl Table {
         }
         let client = self.client(account);
         let controller = Arc::new(make(self, &client));
-        debug_assert_eq!(controller.name(), name);
+        let own_name = controller.name();
+        debug_assert_eq!(own_name, name);
         let queue = Arc::new(Queue::new());
         controller.clone().wire(&queue);
         let recorder = self.recorder.for_component(controller.component());
-        self.starts.push(Box::new(move |stores, stop| {
+        let start: Start = Box::new(move |stores, stop| {
             let executor = Executor::new(client, stores, recorder);
             let clock: Clock = Arc::new(Timestamp::now);
             Runner::new(controller, executor, queue, clock).run(stop).boxed()
-        }));
+        });
+        self.starts.push((own_name, start));
     }
 }
 
@@ -232,6 +235,7 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         Protection::<VolumeAttributesClass>::new(&t.caches)
     });
     t.add("disruption", "disruption-controller", |t, client| Disruption::new(&t.caches, client));
+    t.add("disruption-stale-targets", "disruption-controller", |t, _| StaleTargets::new(&t.caches));
     t.add("validatingadmissionpolicy-status", "validatingadmissionpolicy-status-controller", |t, client| {
         PolicyStatus::new(&t.caches, client)
     });
@@ -244,6 +248,13 @@ fn table(config: Config, client: Client, caches: Arc<Caches>, recorder: Recorder
         GarbageCollector::new(&t.caches, client, &t.client)
     });
     Ok(t)
+}
+
+/// The names of the controllers that a configuration runs.
+#[cfg(test)]
+pub fn names(config: Config, client: Client) -> Result<Vec<&'static str>, Error> {
+    let table = table(config, client, Caches::new(), Recorder::channel().0)?;
+    Ok(table.starts.iter().map(|(name, _)| *name).collect())
 }
 
 impl ControllerManager {
@@ -288,7 +299,7 @@ impl ControllerManager {
                 () = caches.synced() => {}
                 () = stop.cancelled() => return,
             }
-            let runs = table.starts.into_iter().map(|start| start(&stores, stop.clone()));
+            let runs = table.starts.into_iter().map(|(_, start)| start(&stores, stop.clone()));
             futures::future::join_all(runs).await;
         };
         tokio::join!(work, caches.feed(&client, &stop), write_events(client.clone(), notes, stop.clone()));

@@ -375,8 +375,23 @@ fn retain(plan: &mut Plan, view: &View, shape: &Shape, condemned: &BTreeMap<i32,
         } else {
             with_set.then(|| pod::retention_owner(set))
         };
+        // Whose claim is another controller's is left to that one.
+        let foreign = |r: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| {
+            let namesake = r.kind == "StatefulSet" && r.name == object::name(set);
+            !ours(r) && (namesake || r.controller == Some(true))
+        };
+        let is_foreign = (with_set || with_pod) && owners.iter().any(foreign);
+        if is_foreign {
+            let message = format!(
+                "PersistentVolumeClaim {} has a conflicting OwnerReference that acts as a manging controller, the \
+                 retention policy is ignored for this claim",
+                object::name(claim.as_ref())
+            );
+            plan.events.push(Note::warning(object::reference(set), "ConflictingController", message));
+        }
+        let wanted = wanted.filter(|_| !is_foreign);
         // A condemned pod that is gone already has taken its claim with it, or will.
-        if with_pod && !inside && wanted.is_none() {
+        if with_pod && !inside && wanted.is_none() && !is_foreign {
             continue;
         }
         let held: Vec<_> = owners.iter().filter(|r| ours(r)).cloned().collect();

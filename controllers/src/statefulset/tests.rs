@@ -10,7 +10,7 @@ use k8s_openapi::api::apps::v1::{
 use k8s_openapi::api::core::v1::{
     Container, PersistentVolumeClaim, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use proptest::prelude::*;
 
 use super::*;
@@ -201,6 +201,21 @@ async fn claims_follow_the_retention_policy() {
         claim.metadata.owner_references.unwrap_or_default().iter().map(|r| r.kind.clone()).collect::<Vec<_>>()
     };
     assert_eq!(owner(&h, "data-db-0"), ["StatefulSet"]);
+    // Whose claim is another controller's is left to that one.
+    let foreign = object::new_controller_ref(&h.model.lock().get::<Pod>("ns", "db-1").unwrap());
+    let foreign = OwnerReference { kind: "Thing".into(), uid: "thing".into(), ..foreign };
+    h.model.lock().edit::<PersistentVolumeClaim>("ns", "data-db-0", |claim| {
+        claim.metadata.owner_references = Some(vec![foreign]);
+    });
+    h.model.lock().edit::<StatefulSet>("ns", "db", |s| s.metadata.labels = None);
+    settle(&mut h).await;
+    assert_eq!(owner(&h, "data-db-0"), ["Thing"]);
+    let told = "Warning ConflictingController PersistentVolumeClaim data-db-0 has a conflicting OwnerReference that acts \
+                as a manging controller, the retention policy is ignored for this claim";
+    assert!(h.notes().iter().any(|n| n == told));
+    h.model.lock().edit::<PersistentVolumeClaim>("ns", "data-db-0", |claim| {
+        claim.metadata.owner_references = None;
+    });
     h.model.lock().edit::<StatefulSet>("ns", "db", |s| s.spec.as_mut().unwrap().replicas = Some(1));
     settle(&mut h).await;
     assert_eq!(owner(&h, "data-db-1"), ["Pod"], "it goes with its pod");

@@ -263,6 +263,7 @@ fn give(caches: &Caches, event: &Logged) {
         "ipaddresses" => feed(&caches.addresses, event),
         "validatingadmissionpolicies" => feed(&caches.validating_policies, event),
         "clusterroles" => feed(&caches.cluster_roles, event),
+        "storageversionmigrations" => feed(&caches.migrations, event),
         _ => {}
     }
 }

@@ -380,6 +380,7 @@ fn has_status(kind: &Kind) -> bool {
             | "resourcequotas"
             | "services"
             | "validatingadmissionpolicies"
+            | "storageversionmigrations"
     )
 }
 

@@ -92,8 +92,9 @@ enum Command {
     Steady {
         #[arg(long)]
         target: SocketAddr,
+        /// For so long; else until its input ends
         #[arg(long)]
-        seconds: u64,
+        seconds: Option<u64>,
     },
     /// The load generator's client: a round for each line of its input
     Load {
@@ -110,7 +111,7 @@ async fn main() -> Result<()> {
         Command::Run { binary, sizes, parts } => run(binary, &sizes, &parts).await,
         Command::Serve { port } => load::serve(port).await,
         Command::Ask { target } => load::ask(target).await,
-        Command::Steady { target, seconds } => steady::run(target, Duration::from_secs(seconds)).await,
+        Command::Steady { target, seconds } => steady::run(target, seconds.map(Duration::from_secs)).await,
         Command::Load { target, mode } => load::load(target, mode, lanes::SPAN).await,
     }
 }

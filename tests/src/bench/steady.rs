@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
+use tokio_util::sync::CancellationToken;
 
 use crate::load::{ANSWER_TIMEOUT, CLOSING, MESSAGE, connect};
 
@@ -39,16 +40,21 @@ pub struct Counts {
     pub texts: Vec<String>,
 }
 
-/// Makes requests of `target` for `span` and prints a line of JSON.
-pub async fn run(target: SocketAddr, span: Duration) -> Result<()> {
+/// Makes requests of `target` for `span`, or until the standard input ends, and prints a line of JSON.
+pub async fn run(target: SocketAddr, span: Option<Duration>) -> Result<()> {
     let counts = Arc::new(Mutex::new(Counts::default()));
-    let until = Instant::now() + span;
+    let stop = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
     for (kind, clients) in CLIENTS {
         for _ in 0..clients {
-            tasks.spawn(client(kind, target, until, counts.clone()));
+            tasks.spawn(client(kind, target, stop.clone(), counts.clone()));
         }
     }
+    match span {
+        Some(span) => tokio::time::sleep(span).await,
+        None => drop(tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await?),
+    }
+    stop.cancel();
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
@@ -56,11 +62,16 @@ pub async fn run(target: SocketAddr, span: Duration) -> Result<()> {
     Ok(())
 }
 
-async fn client(kind: Kind, target: SocketAddr, until: Instant, counts: Arc<Mutex<Counts>>) -> Result<()> {
+async fn client(
+    kind: Kind,
+    target: SocketAddr,
+    stop: CancellationToken,
+    counts: Arc<Mutex<Counts>>,
+) -> Result<()> {
     let datagrams = UdpSocket::bind(("0.0.0.0", 0)).await?;
     let mut kept = None;
     let mut number = 0u64;
-    while Instant::now() < until {
+    while !stop.is_cancelled() {
         number += 1;
         let request = async {
             match kind {

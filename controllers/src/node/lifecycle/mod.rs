@@ -38,10 +38,23 @@ pub struct Times {
     pub period: Duration,
 }
 
+/// What has to be told of a node itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It was not there before.
+    New,
+    /// Nothing.
+    Told,
+    /// It is not there any more.
+    Gone,
+}
+
 /// What a decision about a node rests on.
 pub struct View {
-    /// The node.
+    /// The node; as it was, if it is gone.
     pub node: Arc<Node>,
+    /// Whether it is new to us, or gone, and nobody was told yet.
+    pub known: Known,
     /// When it last gave a sign of life, by our clock.
     pub last_sign: Timestamp,
     /// Its pods that count as ready, where those are to be marked.
@@ -98,7 +111,17 @@ fn grace(conditions: &[NodeCondition], times: &Times) -> Duration {
 pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     let mut plan = Plan::new();
     let node = view.node.as_ref();
-    if object::is_deleting(node) {
+    let name = object::name(node);
+    let (reason, what) = match view.known {
+        Known::New => ("RegisteredNode", format!("Registered Node {name} in Controller")),
+        Known::Gone => ("RemovingNode", format!("Removing Node {name} from Controller")),
+        Known::Told => ("", String::new()),
+    };
+    if view.known != Known::Told {
+        let message = format!("Node {name} event: {what}");
+        plan.events.push(Note::normal(object::reference(node), reason, message));
+    }
+    if object::is_deleting(node) || view.known == Known::Gone {
         return plan;
     }
     let before = node.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
@@ -109,7 +132,6 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
         let patch = json!({"metadata": {"resourceVersion": version}, "status": {"conditions": conditions}});
         plan.push(Act::patch(node, Some("status"), patch).may_be_absent());
         if was == "True" && is != "True" {
-            let name = object::name(node);
             let message = format!("Node {name} status is now: NodeNotReady");
             plan.events.push(Note::normal(object::reference(node), "NodeNotReady", message));
         }
@@ -194,6 +216,10 @@ struct Noted {
     signs: HashMap<String, Timestamp>,
     /// Nodes that ceased to be ready and whose pods are still to be marked.
     unmarked: HashSet<String>,
+    /// Nodes that were told of as new.
+    told: HashSet<String>,
+    /// Those of them that are gone, and were not told of as such.
+    gone: HashMap<String, Arc<Node>>,
     zones: Zones,
 }
 
@@ -208,7 +234,13 @@ pub struct NodeLifecycle {
 impl NodeLifecycle {
     /// A controller on these caches.
     pub fn new(caches: &Arc<Caches>, times: Times, rates: Rates, clock: Clock) -> Self {
-        let noted = Noted { signs: HashMap::new(), unmarked: HashSet::new(), zones: Zones::new(rates) };
+        let noted = Noted {
+            signs: HashMap::new(),
+            unmarked: HashSet::new(),
+            told: HashSet::new(),
+            gone: HashMap::new(),
+            zones: Zones::new(rates),
+        };
         Self { caches: caches.clone(), times, clock, noted: Mutex::new(noted) }
     }
 
@@ -220,7 +252,9 @@ impl NodeLifecycle {
             noted.zones.count(name, None);
             noted.signs.remove(name);
             noted.unmarked.remove(name);
-            return false;
+            let Some(old) = old.filter(|_| noted.told.remove(name)) else { return false };
+            noted.gone.insert(name.to_owned(), old.clone());
+            return true;
         };
         let is = conditions(node);
         let ready = taints::ready_status(&is) == "True";
@@ -283,9 +317,23 @@ impl Controller for NodeLifecycle {
     }
 
     async fn view(&self, key: &Key, prior: Option<&Failure>) -> Result<Option<View>, ViewError> {
-        let Some(node) = self.caches.nodes.get(key) else { return Ok(None) };
+        let node = self.caches.nodes.get(key);
         let now = (self.clock)();
         let mut noted = self.noted.lock();
+        let gone = noted.gone.remove(&key.name);
+        let Some(node) = node else {
+            let view = |node| View {
+                node,
+                known: Known::Gone,
+                last_sign: now,
+                ready_pods: Vec::new(),
+                may_evict: Err(None),
+                all_disrupted: false,
+                times: self.times,
+            };
+            return Ok(gone.map(view));
+        };
+        let known = if noted.told.insert(key.name.clone()) { Known::New } else { Known::Told };
         let last_sign = *noted.signs.entry(key.name.clone()).or_insert(now);
         let conditions = judged(&node, last_sign, &self.times, now);
         let ready = taints::ready_status(&conditions);
@@ -301,7 +349,7 @@ impl Controller for NodeLifecycle {
             ready_pods = self.caches.pods.by_index(BY_NODE, &key.name);
             ready_pods.retain(|pod| pods::is_ready(pod) && !pods::is_terminal(pod));
         }
-        Ok(Some(View { node, last_sign, ready_pods, may_evict, all_disrupted, times: self.times }))
+        Ok(Some(View { node, known, last_sign, ready_pods, may_evict, all_disrupted, times: self.times }))
     }
 
     fn reconcile(&self, view: &View, now: Timestamp) -> Plan {

@@ -113,6 +113,8 @@ async fn a_silent_node_becomes_unknown_and_tainted_and_recovers() {
     assert_eq!(c.message.as_deref(), Some("Kubelet stopped posting node status."));
     assert!(!pods::is_ready(&held(&h.model.lock().get::<Pod>("ns", "p").unwrap())));
     let notes = h.notes();
+    let told = "Normal RegisteredNode Node b event: Registered Node b in Controller";
+    assert_eq!(notes.iter().filter(|n| *n == told).count(), 1, "{notes:?}");
     assert!(notes.contains(&"Normal NodeNotReady Node b status is now: NodeNotReady".into()), "{notes:?}");
     assert!(notes.contains(&"Warning NodeNotReady Node is not ready".into()), "{notes:?}");
 

@@ -1,4 +1,7 @@
-//! PodDisruptionBudgets: how many of the pods they cover may be evicted now.
+//! PodDisruptionBudgets: how many of the pods they cover may be evicted now. `stale` takes back what was said to a pod
+//! whose disruption never came.
+
+pub mod stale;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Client;
 use kube::core::Request;
 
+use crate::autoscaler::words;
 use crate::cache::{BY_LABEL, BY_SELECTOR, Caches, Pod};
 use crate::deployment::resolve;
 use crate::discovery::discover;
@@ -24,6 +28,8 @@ use crate::runner::{Controller, Failure, Queue, ViewError};
 
 /// How long an evicted pod may take to begin its end before the eviction is forgotten, in seconds.
 const PATIENCE: i64 = 120;
+/// When what could not be found out is asked again.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 /// What a decision about a budget rests on.
 pub struct View {
@@ -33,6 +39,9 @@ pub struct View {
     pub pods: Vec<Arc<Pod>>,
     /// How many pods their controllers want together, where that matters; or why it is not known.
     pub scale: Result<i32, String>,
+    /// Those of the pods that other budgets cover, too, each with the name of one of these. Told where this budget is not
+    /// that one.
+    pub shared: Vec<(Arc<Pod>, String)>,
 }
 
 /// Whether the budget needs to know what controllers want.
@@ -53,12 +62,37 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     let mut status = old.clone();
     status.observed_generation = budget.metadata.generation;
     let about = || object::reference(budget);
+    if view.pods.is_empty() {
+        plan.events.push(Note::normal(about(), "NoPods", "No matching pods found"));
+    }
+    if needs_scale(budget) && view.pods.iter().any(|pod| object::controller_ref(&pod.metadata).is_none()) {
+        let message = format!(
+            "Pods selected by this PodDisruptionBudget (selector: {}) were found to be unmanaged. As a result, the \
+             status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for \
+             these pods please set \".spec.minAvailable\" field of the PDB to an integer value.",
+            words::selector(spec.selector.as_ref())
+        );
+        plan.events.push(Note::warning(about(), "UnmanagedPods", message));
+    }
+    for (pod, chosen) in &view.shared {
+        let message = format!(
+            "Pod {:?}/{:?} matches multiple PodDisruptionBudgets.  Chose {chosen:?} arbitrarily.",
+            object::namespace(pod.as_ref()),
+            object::name(pod.as_ref())
+        );
+        plan.events.push(Note::warning(
+            object::reference(pod.as_ref()),
+            "MultiplePodDisruptionBudgets",
+            message,
+        ));
+    }
     match &view.scale {
         Err(why) => {
             // What is not known must not be disrupted.
             let message = format!("Failed to calculate the number of expected pods: {why}");
             plan.events.push(Note::warning(about(), "CalculateExpectedPodCountFailed", message));
             status.disruptions_allowed = Some(0);
+            plan.requeue(LOOK_AGAIN);
             set_condition(&mut status, budget, false, "SyncFailed", why.clone(), now);
         }
         Ok(scale) => {
@@ -170,10 +204,28 @@ impl Disruption {
         pods
     }
 
+    /// The pods for which another budget comes first, by name.
+    fn shared(&self, budget: &PodDisruptionBudget, pods: &[Arc<Pod>]) -> Vec<(Arc<Pod>, String)> {
+        let namespace = object::namespace(budget);
+        let first = |pod: &Arc<Pod>| {
+            let buckets = object::label_buckets(namespace, &pod.metadata.labels);
+            let others = buckets.iter().flat_map(|bucket| self.caches.budgets.by_index(BY_SELECTOR, bucket));
+            let covering = others.filter(|other| {
+                let selector = other.spec.as_ref().and_then(|s| object::selector(s.selector.as_ref()?));
+                selector.is_some_and(|selector| object::matches(&selector, &pod.metadata.labels))
+            });
+            let name = covering.map(|other| object::name(other.as_ref()).to_owned()).min();
+            name.filter(|name| name.as_str() < object::name(budget))
+        };
+        pods.iter().filter_map(|pod| Some((pod.clone(), first(pod)?))).collect()
+    }
+
     /// How many pods the controllers of `pods` want together.
     async fn scale(&self, namespace: &str, pods: &[Arc<Pod>]) -> Result<Result<i32, String>, ViewError> {
         let mut wanted: BTreeMap<String, i32> = BTreeMap::new();
-        for owner in pods.iter().filter_map(|pod| object::controller_ref(&pod.metadata)) {
+        for pod in pods {
+            let Some(owner) = object::controller_ref(&pod.metadata) else { continue };
+            let lost = || Ok(Err(format!("found no controllers for pod {:?}", object::name(pod.as_ref()))));
             if wanted.contains_key(&owner.uid) {
                 continue;
             }
@@ -183,7 +235,7 @@ impl Disruption {
                     let Some(set) =
                         self.caches.replica_sets.get(&key).filter(|s| object::uid(s.as_ref()) == owner.uid)
                     else {
-                        continue;
+                        return lost();
                     };
                     let above = object::controller_ref(&set.metadata).filter(|r| r.kind == "Deployment");
                     let above =
@@ -199,7 +251,7 @@ impl Disruption {
                     let Some(set) =
                         self.caches.stateful_sets.get(&key).filter(|s| object::uid(s.as_ref()) == owner.uid)
                     else {
-                        continue;
+                        return lost();
                     };
                     (owner.uid.clone(), set.spec.as_ref().and_then(|s| s.replicas))
                 }
@@ -271,7 +323,8 @@ impl Controller for Disruption {
         let Some(budget) = self.caches.budgets.get(key) else { return Ok(None) };
         let pods = self.pods_of(&budget);
         let scale = if needs_scale(&budget) { self.scale(&key.namespace, &pods).await? } else { Ok(0) };
-        Ok(Some(View { budget, pods, scale }))
+        let shared = self.shared(&budget, &pods);
+        Ok(Some(View { budget, pods, scale, shared }))
     }
 
     fn reconcile(&self, view: &View, now: Timestamp) -> Plan {
@@ -383,6 +436,54 @@ mod tests {
         h.settle(100).await;
         assert_eq!(status(&h).disruptions_allowed, Some(2));
         assert!(h.notes().iter().any(|n| n.starts_with("Warning NotDeleted")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_are_none_nobodys_or_of_several_budgets_are_told() {
+        let mut h = setup(None, Some(IntOrString::Int(1)), 1);
+        let mut first = budget(Some(IntOrString::Int(1)), None);
+        first.metadata.name = Some("another".into());
+        h.model.lock().put(&first);
+        let mut empty = budget(Some(IntOrString::Int(1)), None);
+        empty.metadata.name = Some("empty".into());
+        empty.spec.as_mut().unwrap().selector = Some(LabelSelector::default());
+        empty.metadata.namespace = Some("elsewhere".into());
+        h.model.lock().put(&empty);
+        h.model.lock().put(&Pod { metadata: meta("alone"), spec: None, status: ready(true) });
+        h.settle(100).await;
+        let notes = h.notes();
+        let has = |note: &str| assert!(notes.iter().any(|n| n == note), "{note} is not among {notes:?}");
+        has("Normal NoPods No matching pods found");
+        has(
+            "Warning MultiplePodDisruptionBudgets Pod \"ns\"/\"p0\" matches multiple PodDisruptionBudgets.  Chose \
+             \"another\" arbitrarily.",
+        );
+        has("Warning UnmanagedPods Pods selected by this PodDisruptionBudget (selector: \
+             &LabelSelector{MatchLabels:map[string]string{app: web,},MatchExpressions:[]LabelSelectorRequirement{},}) \
+             were found to be unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may \
+             result in undefined behavior. To account for these pods please set \".spec.minAvailable\" field of the PDB \
+             to an integer value.");
+    }
+
+    /// A set that the cache does not show is unknown, and not of size nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_controller_that_is_not_there_allows_nothing_until_it_is() {
+        let mut h = setup(None, Some(IntOrString::Int(1)), 2);
+        h.model.lock().delete_as_user::<ReplicaSet>("ns", "set");
+        h.settle(100).await;
+        let s = status(&h);
+        let condition = &s.conditions.unwrap()[0];
+        assert_eq!((s.disruptions_allowed, condition.reason.as_str()), (Some(0), "SyncFailed"));
+        assert_eq!(condition.message, "found no controllers for pod \"p0\"");
+        let owner = h.model.lock().list::<Pod>()[0].metadata.owner_references.clone().unwrap().remove(0);
+        let mut again = ReplicaSet { metadata: meta("set"), ..ReplicaSet::default() };
+        again.metadata.uid = Some(owner.uid);
+        again.spec = Some(ReplicaSetSpec { replicas: Some(2), ..ReplicaSetSpec::default() });
+        h.model.lock().put(&again);
+        h.settle(100).await;
+        tokio::time::advance(LOOK_AGAIN).await;
+        h.settle(100).await;
+        assert_eq!(status(&h).disruptions_allowed, Some(1));
     }
 
     #[tokio::test(start_paused = true)]
