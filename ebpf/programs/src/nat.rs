@@ -198,7 +198,19 @@ pub fn translate<F: Family, P: Frame>(
     packet: &mut Packet<F::Address>,
     origin: Origin,
 ) -> Result<Translated, u32> {
-    match translate_known::<F, P>(frame, packet, origin)? {
+    let seen = translate_known::<F, P>(frame, packet, origin)?;
+    translate_seen::<F, P>(frame, packet, origin, seen)
+}
+
+/// The second half of [`translate`]: of a packet whose flow is not known, to a frontend.
+#[inline(always)]
+pub fn translate_seen<F: Family, P: Frame>(
+    frame: &P,
+    packet: &mut Packet<F::Address>,
+    origin: Origin,
+    seen: Seen,
+) -> Result<Translated, u32> {
+    match seen {
         Seen::Translated(flags) if flags & CT_MASQUERADE != 0 => Ok(Translated::Unmasqueraded),
         Seen::Translated(flags) => Ok(yes::<F>(packet, flags)),
         Seen::Tracked => Ok(Translated::No),

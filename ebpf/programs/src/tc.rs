@@ -16,7 +16,7 @@ use crate::far;
 use crate::forward::{self, NEXT, Verdict, config};
 use crate::frame::Frame;
 use crate::lb::{V4, V6};
-use crate::nat::{Origin, Seen, Translated, masquerade, translate, translate_known};
+use crate::nat::{Origin, Seen, Translated, masquerade, translate, translate_known, translate_seen};
 use crate::packet::{ETH_P_ARP_BE, ETH_P_IP_BE, ETH_P_IPV6_BE, Packet, Part, parse_aside};
 use crate::reject::{reject, too_big};
 
@@ -216,14 +216,23 @@ fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         // The stack knows how to say "time exceeded".
         return PASS;
     }
-    if packet.tuple.protocol == PROTO_TCP && packet.trackable && !packet.opens() {
-        match far::unpack(between_pods::<F>(ctx, packet)) {
+    let seen = match translate_known::<F, _>(ctx, packet, Origin::Pod) {
+        Ok(seen) => seen,
+        Err(why) => return refuse::<F>(ctx, packet, why),
+    };
+    // What follows in a connection between two pods asks for no Service: one under the pod's address had been found when
+    // the connection was opened, and would be known.
+    if !matches!(seen, Seen::Translated(_))
+        && packet.tuple.protocol == PROTO_TCP
+        && packet.trackable
+        && !packet.opens()
+    {
+        match far::unpack(to_neighbour::<F>(ctx, packet)) {
             Ok((ELSEWHERE, _)) => {}
-            Err(why) => return refuse::<F>(ctx, packet, why),
             delivered => return delivered,
         }
     }
-    let done = match translate::<F, _>(ctx, packet, Origin::Pod) {
+    let done = match translate_seen::<F, _>(ctx, packet, Origin::Pod, seen) {
         Ok(Translated::No) => reason::FORWARDED,
         Ok(_) => reason::TRANSLATED,
         Err(why) => return refuse::<F>(ctx, packet, why),
@@ -234,20 +243,13 @@ fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
     }
 }
 
-/// Delivers a packet of a connection that is open to a pod of this node. A Service under that pod's address had been found
-/// when the connection was opened, and would be known.
+/// Delivers a packet as it is if it is for a pod of this node.
 #[inline(never)]
-fn between_pods<F: Family>(ctx: &TcContext, packet: &mut Packet<F::Address>) -> u64 {
-    far::pack(between_pods_near::<F>(ctx, packet))
-}
-
-#[inline(always)]
-fn between_pods_near<F: Family>(ctx: &TcContext, packet: &mut Packet<F::Address>) -> Result<Verdict, u32> {
-    let Some(endpoint) = F::endpoint(packet.tuple.daddr_be) else { return Ok((ELSEWHERE, 0)) };
-    match translate_known::<F, _>(ctx, packet, Origin::Pod)? {
-        Seen::Translated(_) => forward::route::<F>(ctx, packet, reason::TRANSLATED),
-        Seen::Unknown | Seen::Tracked => forward::to_endpoint::<F>(ctx, packet, &endpoint, reason::FORWARDED),
-    }
+fn to_neighbour<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u64 {
+    far::pack(match F::endpoint(packet.tuple.daddr_be) {
+        Some(endpoint) => forward::to_endpoint::<F>(ctx, packet, &endpoint, reason::FORWARDED),
+        None => Ok((ELSEWHERE, 0)),
+    })
 }
 
 /// fe80::/10.
