@@ -56,25 +56,24 @@ impl Waiting {
     fn add(&mut self, report: Report) {
         let (Report::Scheduled { pod, .. } | Report::Failed { pod, .. }) = &report;
         let uid = pod.key.uid.clone();
+        let kind = std::mem::discriminant(&report);
         let order = if matches!(report, Report::Failed { .. }) { &mut self.failed } else { &mut self.bound };
-        order.push_back(uid.clone());
-        self.reports.insert(uid, report);
+        // Who waits in that order already is told of with the newest.
+        if self.reports.insert(uid.clone(), report).is_none_or(|old| std::mem::discriminant(&old) != kind) {
+            order.push_back(uid);
+        }
     }
 
     /// The next one, when `running` are under way.
     fn next(&mut self, running: usize) -> Option<Report> {
-        while running < MAX_REPORTS
-            && let Some(uid) = self.failed.pop_front()
-        {
-            if let Some(report) = self.reports.remove(&uid) {
-                return Some(report);
-            }
-        }
-        while running < (1 + self.bound.len() / PATIENCE).min(MAX_REPORTS)
-            && let Some(uid) = self.bound.pop_front()
-        {
-            if let Some(report) = self.reports.remove(&uid) {
-                return Some(report);
+        let patience = (1 + self.bound.len() / PATIENCE).min(MAX_REPORTS);
+        for (order, most) in [(&mut self.failed, MAX_REPORTS), (&mut self.bound, patience)] {
+            while running < most
+                && let Some(uid) = order.pop_front()
+            {
+                if let Some(report) = self.reports.remove(&uid) {
+                    return Some(report);
+                }
             }
         }
         None
@@ -222,6 +221,7 @@ mod tests {
         assert!(
             matches!(waiting.next(MAX_REPORTS - 1), Some(Report::Failed { message, .. }) if message == "new")
         );
+        assert!(waiting.failed.is_empty(), "a pod waits once");
         assert!(waiting.next(1).is_none(), "one event at a time");
         assert!(matches!(waiting.next(0), Some(Report::Scheduled { .. })));
         assert!(waiting.next(0).is_none());
