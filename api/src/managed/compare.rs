@@ -101,14 +101,10 @@ fn whole(node: Node<'_>, value: &Value) -> Result<FieldSet, Unkeyed> {
 }
 
 impl Walk {
-    fn leaf(&mut self, old: Option<&Value>, new: Option<&Value>, trail: Option<&Trail<'_>>) {
-        let set = match (old, new) {
-            (None, Some(_)) => &mut self.out.added,
-            (Some(_), None) => &mut self.out.removed,
-            (Some(a), Some(b)) if !same(a, b) => &mut self.out.modified,
-            _ => return,
-        };
-        place(set, trail).member = true;
+    fn leaf(&mut self, old: &Value, new: &Value, trail: Option<&Trail<'_>>) {
+        if !same(old, new) {
+            place(&mut self.out.modified, trail).member = true;
+        }
     }
 
     fn node(
@@ -122,7 +118,8 @@ impl Walk {
         let (set, value) = match (old, new) {
             (Some(value), None) => (&mut self.out.removed, value),
             (None, Some(value)) => (&mut self.out.added, value),
-            _ => return self.both(node, old, new, trail),
+            (Some(old), Some(new)) => return self.both(node, old, new, trail),
+            (None, None) => return Ok(()),
         };
         let all = whole(node, value)?;
         place(set, trail).union(all);
@@ -132,17 +129,14 @@ impl Walk {
     fn both(
         &mut self,
         node: Node<'_>,
-        old: Option<&Value>,
-        new: Option<&Value>,
+        old: &Value,
+        new: &Value,
         trail: Option<&Trail<'_>>,
     ) -> Result<(), Unkeyed> {
-        let look = node.look(new.or(old));
+        let (before, look) = (node.look(Some(old)), node.look(Some(new)));
         // A value that has become one of another form is both: what was in it is gone, and it has changed as a whole.
-        if let (Some(old_value), Some(_)) = (old, new) {
-            let before = node.look(Some(old_value));
-            if std::mem::discriminant(&before) != std::mem::discriminant(&look) {
-                self.form(before, old, new, trail)?;
-            }
+        if std::mem::discriminant(&before) != std::mem::discriminant(&look) {
+            self.form(before, old, new, trail)?;
         }
         self.form(look, old, new, trail)
     }
@@ -150,36 +144,27 @@ impl Walk {
     fn form(
         &mut self,
         look: Look<'_>,
-        old: Option<&Value>,
-        new: Option<&Value>,
+        old: &Value,
+        new: &Value,
         trail: Option<&Trail<'_>>,
     ) -> Result<(), Unkeyed> {
         match look {
             Look::Map(map) if !map.atomic => {
-                let (o, n) = (old.and_then(Value::as_object), new.and_then(Value::as_object));
-                if o.is_none_or(Map::is_empty) && n.is_none_or(Map::is_empty) {
-                    self.leaf(old, new, trail);
-                    return Ok(());
+                let (o, n) = (old.as_object(), new.as_object());
+                if o.is_some_and(|o| !o.is_empty()) || n.is_some_and(|n| !n.is_empty()) {
+                    return self.fields(map, o, n, trail);
                 }
-                self.fields(map, o, n, trail)?;
             }
             Look::List(list) if list.relation != ListType::Atomic => {
-                let items = |v: Option<&'_ Value>| v.and_then(Value::as_array).is_none_or(Vec::is_empty);
-                if items(old) && items(new) {
-                    self.leaf(old, new, trail);
-                    return Ok(());
+                let (o, n) = (old.as_array(), new.as_array());
+                let (o, n) = (o.map_or(&[][..], Vec::as_slice), n.map_or(&[][..], Vec::as_slice));
+                if !o.is_empty() || !n.is_empty() {
+                    return self.items(list, o, n, trail);
                 }
-                let (o, n) = (old.and_then(Value::as_array), new.and_then(Value::as_array));
-                self.items(list, o.map_or(&[], Vec::as_slice), n.map_or(&[], Vec::as_slice), trail)?;
             }
-            _ => {
-                self.leaf(old, new, trail);
-                return Ok(());
-            }
+            _ => {}
         }
-        if old.is_none() || new.is_none() {
-            self.leaf(old, new, trail);
-        }
+        self.leaf(old, new, trail);
         Ok(())
     }
 
