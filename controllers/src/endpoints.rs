@@ -81,7 +81,11 @@ pub fn reconcile(view: &View, _now: Timestamp) -> Plan {
     }
     match view.stored.as_deref() {
         Some(stored) => {
-            plan.update(stored, &new);
+            let message = format!("Failed to update endpoint {}: {{error}}", view.key);
+            if *stored != new {
+                let note = Note::warning(object::reference(stored), "FailedToUpdateEndpoint", message);
+                plan.push(Act::update(&new).err(note));
+            }
         }
         None => {
             let about = object::reference(service);
@@ -244,6 +248,7 @@ impl Controller for EndpointsController {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::refused_update;
     use crate::testing::{Harness, held};
     use k8s_openapi::api::core::v1::{
         Pod, PodCondition, PodIP, PodSpec, PodStatus, ServicePort, ServiceSpec,
@@ -305,6 +310,20 @@ mod tests {
         h.model.lock().delete_as_user::<Service>("ns", "web");
         h.settle(50).await;
         assert!(h.model.lock().get::<Endpoints>("ns", "web").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_update_is_told() {
+        let mut h = Harness::new(|caches, _| EndpointsController::new(caches));
+        h.model.lock().put(&service());
+        h.settle(50).await;
+        h.model.lock().faults.push(refused_update("endpoints"));
+        h.model.lock().put(&pod(1, true));
+        h.settle(50).await;
+        let told = "Warning FailedToUpdateEndpoint Failed to update endpoint ns/web: ";
+        assert!(h.notes().iter().any(|note| note.starts_with(told)), "{:?}", h.notes());
+        let e: Endpoints = h.model.lock().get("ns", "web").unwrap();
+        assert_eq!(e.subsets.unwrap().len(), 1, "and tried again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::cache::{BY_RANGE, Caches};
 use crate::object::{self, Key};
-use crate::plan::{Act, Plan};
+use crate::plan::{Act, Note, Plan};
 use crate::runner::{Controller, Failure, Queue, ViewError};
 
 /// What holds a ServiceCIDR.
@@ -96,7 +96,12 @@ fn say(plan: &mut Plan, range: &ServiceCIDR, ready: bool, reason: &str, message:
     };
     let others = conditions.into_iter().filter(|c| c.type_ != "Ready");
     new.status.get_or_insert_default().conditions = Some(others.chain([condition]).collect());
-    plan.status = Some(Box::new(Act::update_sub(&new, "status").may_be_absent()));
+    let mut act = Act::update_sub(&new, "status").may_be_absent();
+    if ready {
+        let message = "The ServiceCIDR Status can not be set to Ready=True";
+        act = act.err(Note::warning(object::reference(range), "KubernetesServiceCIDRError", message));
+    }
+    plan.status = Some(Box::new(act));
 }
 
 /// The index value of addresses: all of them, since ranges have no fixed length to look them up by. They are looked
@@ -189,7 +194,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
-    use crate::testing::Harness;
+    use crate::testing::{Harness, refused_update};
 
     fn range(name: &str, cidr: &str) -> ServiceCIDR {
         ServiceCIDR {
@@ -238,5 +243,18 @@ mod tests {
         tokio::time::advance(GRACE).await;
         h.settle(50).await;
         assert_eq!(ready(&h, "b"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_condition_is_told() {
+        let mut h = Harness::new(|caches, _| ServiceCidrs::new(caches));
+        h.model.lock().faults.push(refused_update("servicecidrs"));
+        let mut held = range("a", "10.0.0.0/24");
+        held.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+        h.model.lock().put(&held);
+        h.settle(50).await;
+        let told = "Warning KubernetesServiceCIDRError The ServiceCIDR Status can not be set to Ready=True";
+        assert!(h.notes().iter().any(|note| note == told), "{:?}", h.notes());
+        assert_eq!(ready(&h, "a").as_deref(), Some("True"), "and tried again");
     }
 }

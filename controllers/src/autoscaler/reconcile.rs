@@ -84,7 +84,7 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
             plan.events.push(Note::warning(about(), "FailedGetScale", error.clone()));
             let message = format!("the HPA controller was unable to get the target's current scale: {error}");
             set(status, now, "AbleToScale", (false, "FailedGetScale", &message));
-            plan.update_status(hpa, &updated);
+            write_status(&mut plan, hpa, &updated);
             return plan;
         }
     };
@@ -96,19 +96,19 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     status.current_metrics =
         view.proposal.as_ref().map(|p| p.statuses.clone()).filter(|statuses| !statuses.is_empty());
     let Some((desired, reason)) = decided else {
-        plan.update_status(hpa, &updated);
+        write_status(&mut plan, hpa, &updated);
         return plan;
     };
     if desired == current {
         status.desired_replicas = current;
-        plan.update_status(hpa, &updated);
+        write_status(&mut plan, hpa, &updated);
         return plan;
     }
     if let Some(failure) = view.prior.as_ref().filter(|f| is_scaling(f, target)) {
         let message =
             format!("the HPA controller was unable to update the target scale: {}", failure.message);
         set(status, now, "AbleToScale", (false, "FailedUpdateScale", &message));
-        plan.update_status(hpa, &updated);
+        write_status(&mut plan, hpa, &updated);
         return plan;
     }
     let done = format!("the HPA controller was able to update the target scale to {desired}");
@@ -122,8 +122,21 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
             .err(Note::warning(about(), "FailedRescale", format!("{note}; error: {{error}}"))),
     );
     // A step, and not the plan's status: that would be written also when the scale is refused.
-    plan.push(Act::update_sub(&updated, "status"));
+    plan.push(status_write(&updated));
     plan
+}
+
+/// The write of a status; that it failed is told.
+fn status_write(updated: &HorizontalPodAutoscaler) -> Act {
+    let note = Note::warning(object::reference(updated), "FailedUpdateStatus", "{error}");
+    Act::update_sub(updated, "status").err(note)
+}
+
+/// Sets the plan's status write if there is anything new.
+fn write_status(plan: &mut Plan, hpa: &HorizontalPodAutoscaler, updated: &HorizontalPodAutoscaler) {
+    if hpa != updated {
+        plan.status = Some(Box::new(status_write(updated)));
+    }
 }
 
 /// Replicas and why, or none when nothing can be told.

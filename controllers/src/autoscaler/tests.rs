@@ -658,6 +658,17 @@ async fn run_with_load(load: i64, start: i32, max: i32, lag: u64) -> Vec<i32> {
     seen
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_refused_status_is_told() {
+    let mut h = Harness::new(|caches, client| {
+        Autoscalers::new(caches, client, crate::testing::clock(), Settings::default())
+    });
+    h.model.lock().faults.push(crate::testing::refused_update("horizontalpodautoscalers"));
+    h.model.lock().put(&hpa(json!({"maxReplicas": 3})));
+    h.settle(50).await;
+    assert!(h.notes().iter().any(|note| note.starts_with("Warning FailedUpdateStatus ")), "{:?}", h.notes());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 

@@ -52,12 +52,19 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
             plan.events.push(Note::warning(object::reference(cron), "UnparseableSchedule", message));
             None
         }
-        Ok(schedule) => {
-            if let Some(next) = schedule.next(now) {
+        Ok(schedule) => match schedule.next(now) {
+            Some(next) => {
                 plan.requeue(next.duration_since(now).unsigned_abs() + Duration::from_millis(50));
+                due(&mut plan, cron, spec, &schedule, now).map(|at| (schedule, at))
             }
-            due(&mut plan, cron, spec, &schedule, now).map(|at| (schedule, at))
-        }
+            // A day that no month has. The words are those of what Kubernetes notices of it.
+            None => {
+                let why = "time difference between two schedules is less than 1 second";
+                let message = format!("invalid schedule: {} : {why}", spec.schedule);
+                plan.events.push(Note::warning(object::reference(cron), "InvalidSchedule", message));
+                None
+            }
+        },
     };
     if let Some((schedule, at)) = due {
         start(&mut plan, &mut updated, view, spec, &schedule, at);

@@ -148,6 +148,22 @@ async fn an_unreadable_schedule_is_told() {
     assert!(h.notes()[0].starts_with("Warning UnparseableSchedule unparseable schedule: \"every day\""));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_day_that_never_comes_is_told() {
+    let mut h = harness();
+    let mut c = cron("Allow");
+    c.spec.schedule = "59 23 31 2 *".into();
+    h.model.lock().put(&c);
+    h.settle(50).await;
+    assert_eq!(
+        h.notes(),
+        [
+            "Warning InvalidSchedule invalid schedule: 59 23 31 2 * : time difference between two schedules is less than \
+          1 second"
+        ]
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 

@@ -10,6 +10,11 @@ pub use harness::{Harness, clock, lag};
 pub use http::client;
 pub use model::{Fault, Model, Shared, merge};
 
+/// A refusal of the next update of a kind.
+pub fn refused_update(plural: &'static str) -> Fault {
+    Fault { verb: "update", plural, times: 1, code: 500, reason: "InternalError" }
+}
+
 /// A pod as caches hold it.
 pub fn held(pod: &k8s_openapi::api::core::v1::Pod) -> crate::cache::Pod {
     crate::cache::Pod::of(pod.clone())

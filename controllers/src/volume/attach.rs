@@ -35,6 +35,8 @@ pub struct Needed {
     pub pods: Vec<Arc<Pod>>,
     /// Other nodes that it is attached to, and that keep it from this one.
     pub elsewhere: Vec<String>,
+    /// The pods there that use it.
+    pub users: Vec<Arc<Pod>>,
 }
 
 /// What a decision about a node rests on.
@@ -117,6 +119,25 @@ fn may_detach(view: &View, attachment: &VolumeAttachment, now: Timestamp) -> Res
     }
 }
 
+/// What keeps a pod's volume on another node. Pods of other namespaces are none of its users' business, so they are counted
+/// and not named.
+fn in_the_way(pod: &Pod, users: &[Arc<Pod>]) -> String {
+    let (near, far): (Vec<_>, Vec<_>) =
+        users.iter().partition(|user| object::namespace(user.as_ref()) == object::namespace(pod));
+    let names: Vec<&str> = near.iter().map(|user| object::name(user.as_ref())).collect();
+    match (names.is_empty(), far.len()) {
+        (true, 0) => {
+            "Volume is already exclusively attached to one node and can't be attached to another".to_owned()
+        }
+        (true, others) => format!("Volume is already used by {others} pod(s) in different namespaces"),
+        (false, 0) => format!("Volume is already used by pod(s) {}", names.join(", ")),
+        (false, others) => format!(
+            "Volume is already used by pod(s) {} and {others} pod(s) in different namespaces",
+            names.join(", ")
+        ),
+    }
+}
+
 /// Decides about a node's volumes.
 pub fn reconcile(view: &View, now: Timestamp) -> Plan {
     let mut plan = Plan::new();
@@ -129,16 +150,10 @@ pub fn reconcile(view: &View, now: Timestamp) -> Plan {
         }
         let volume = object::name(needed.volume.as_ref());
         if !needed.elsewhere.is_empty() {
-            let why = format!(
-                "Multi-Attach error for volume {volume:?} Volume is already exclusively attached to one node and can't be \
-                 attached to another"
-            );
             for pod in &needed.pods {
-                plan.events.push(Note::warning(
-                    object::reference(pod.as_ref()),
-                    "FailedAttachVolume",
-                    why.clone(),
-                ));
+                let why =
+                    format!("Multi-Attach error for volume {volume:?} {}", in_the_way(pod, &needed.users));
+                plan.events.push(Note::warning(object::reference(pod.as_ref()), "FailedAttachVolume", why));
             }
             plan.requeue(RETRY);
             continue;
@@ -243,7 +258,8 @@ impl Attacher {
                 let name = attachment_name(handle, driver, node);
                 let held = needed.entry(name).or_insert_with(|| {
                     let elsewhere = self.elsewhere(&volume, node);
-                    Needed { volume: volume.clone(), pods: Vec::new(), elsewhere }
+                    let users = self.users(&volume, &elsewhere);
+                    Needed { volume: volume.clone(), pods: Vec::new(), elsewhere, users }
                 });
                 held.pods.push(pod.clone());
             }
@@ -260,6 +276,22 @@ impl Attacher {
         let of = self.caches.attachments.by_index(BY_REFERENCE, object::name(volume));
         of.iter().map(|a| a.spec.node_name.clone()).filter(|n| n != node).collect()
     }
+
+    /// Pods on some nodes that use a volume.
+    fn users(&self, volume: &PersistentVolume, nodes: &[String]) -> Vec<Arc<Pod>> {
+        if nodes.is_empty() {
+            return Vec::new();
+        }
+        let pods = claim_of(volume).map(|claim| self.caches.pods.by_index(BY_CLAIM, &claim.to_string()));
+        let there = |pod: &Arc<Pod>| nodes.iter().any(|n| n == pods::node(pod)) && !pods::is_terminal(pod);
+        pods.into_iter().flatten().filter(there).collect()
+    }
+}
+
+/// The claim that a volume is bound to.
+fn claim_of(volume: &PersistentVolume) -> Option<Key> {
+    let claim = volume.spec.as_ref()?.claim_ref.as_ref()?;
+    Some(Key::new(claim.namespace.clone().unwrap_or_default(), claim.name.clone().unwrap_or_default()))
 }
 
 /// Index: attachments by node.
@@ -303,11 +335,8 @@ impl Controller for Attacher {
             let Some(gone) = change.old.filter(|_| change.new.is_none()) else { return };
             let volume = gone.spec.source.persistent_volume_name.as_deref().unwrap_or_default();
             let volume = this.caches.volumes.get(&Key::cluster(volume));
-            let reference = volume.as_ref().and_then(|v| v.spec.as_ref()?.claim_ref.as_ref());
-            let Some(claim) = reference else { return };
-            let key =
-                Key::new(claim.namespace.clone().unwrap_or_default(), claim.name.clone().unwrap_or_default());
-            for pod in this.caches.pods.by_index(BY_CLAIM, &key.to_string()) {
+            let Some(claim) = volume.as_deref().and_then(claim_of) else { return };
+            for pod in this.caches.pods.by_index(BY_CLAIM, &claim.to_string()) {
                 q.add(Key::cluster(pods::node(&pod)));
             }
         });

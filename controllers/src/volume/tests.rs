@@ -504,6 +504,43 @@ fn attachment(attached: bool) -> Arc<VolumeAttachment> {
 }
 
 #[test]
+fn who_keeps_a_volume_is_named_to_their_own_namespace() {
+    let pod = |namespace: &str, name: &str| -> Arc<_> {
+        let pod: Pod = typed(json!({"metadata": {"name": name, "namespace": namespace}}), &json!({}));
+        Arc::new(held(&pod))
+    };
+    let cases = [
+        (vec![pod("ns", "a"), pod("ns", "b")], "Volume is already used by pod(s) a, b"),
+        (vec![pod("else", "a")], "Volume is already used by 1 pod(s) in different namespaces"),
+        (
+            vec![pod("ns", "a"), pod("else", "b")],
+            "Volume is already used by pod(s) a and 1 pod(s) in different namespaces",
+        ),
+    ];
+    for (users, why) in cases {
+        let needed = attach::Needed {
+            volume: Arc::new(csi_volume()),
+            pods: vec![pod("ns", "p")],
+            elsewhere: vec!["m".into()],
+            users,
+        };
+        let plan = attach::reconcile(
+            &attach::View {
+                node: Some(node(json!({}))),
+                name: "n".into(),
+                needed: BTreeMap::from([(attach::attachment_name("h", "d", "n"), needed)]),
+                attachments: vec![],
+                unready_since: None,
+                names: BTreeMap::new(),
+            },
+            now(),
+        );
+        let told: Vec<&str> = plan.events.iter().map(|note| note.message.as_str()).collect();
+        assert_eq!(told, [format!("Multi-Attach error for volume \"vol\" {why}")]);
+    }
+}
+
+#[test]
 fn attachments_are_named_as_the_csi_plugin_names_them() {
     // sha256("hdn")
     let name = attach::attachment_name("h", "d", "n");
@@ -521,6 +558,7 @@ fn volumes_are_attached_reported_and_detached() {
             volume: Arc::new(csi_volume()),
             pods: vec![pod.clone()],
             elsewhere: elsewhere.iter().map(|s| (*s).to_owned()).collect(),
+            users: Vec::new(),
         };
         BTreeMap::from([(name.clone(), needed)])
     };
