@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
+use crate::devices::extended::{self, Asking};
 use crate::resources::Amounts;
 use crate::selector::{self, Labels, NodeTerm, NodeTerms};
 
@@ -107,6 +108,8 @@ pub struct Class {
     pub group: Option<Box<str>>,
     /// `spec.resourceClaims`.
     pub resource_claims: Vec<PodResourceClaim>,
+    /// The containers that ask for resources that may be devices (KEP-5004).
+    pub extended: Vec<Asking>,
     /// Features that a node must declare (KEP-5328).
     pub features: Vec<&'static str>,
 }
@@ -368,6 +371,7 @@ fn build(id: u64, namespace: &str, labels: Labels, owner: Option<OwnerReference>
         volumes: volumes.into_iter().filter(|v| v.image.is_none()).collect(),
         group: spec.scheduling_group.as_ref().and_then(|g| g.pod_group_name.as_deref()).map(Into::into),
         resource_claims: spec.resource_claims.clone().unwrap_or_default(),
+        extended: extended::asking(spec),
         features: features(spec),
         labels,
     }

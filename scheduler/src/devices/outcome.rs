@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
+use hawser_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::api::resource::v1::{
     AllocationResult, DeviceAllocationConfiguration, DeviceAllocationResult, DeviceRequestAllocationResult,
     ResourceClaim,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
+use super::capacity::Amounts;
 use super::request::Wanted;
 use super::slice::{Device, Reach, Slice};
 
@@ -18,7 +21,12 @@ pub struct Chosen<'a> {
     pub admin_access: bool,
     pub slice: &'a Slice,
     pub device: &'a Device,
+    /// What is taken of a device that is shared.
+    pub share: Option<Amounts>,
 }
+
+/// Stands for a share's id until the allocation is written: it is drawn at random then.
+pub const SHARE: &str = "";
 
 /// The allocation of a claim on a node.
 ///
@@ -39,6 +47,15 @@ pub fn write_down(
             device: choice.device.id.device.to_string(),
             admin_access: choice.admin_access.then_some(true),
             tolerations: wanted.tolerations.clone(),
+            share_id: choice.share.as_ref().map(|_| SHARE.to_owned()),
+            consumed_capacity: choice.share.as_ref().filter(|share| !share.is_empty()).map(|share| {
+                let written = |(name, amount): (&Box<str>, &Quantity)| {
+                    (name.to_string(), ApiQuantity(amount.to_string()))
+                };
+                share.iter().map(written).collect()
+            }),
+            binding_conditions: choice.device.binding_conditions.clone(),
+            binding_failure_conditions: choice.device.failure_conditions.clone(),
             ..DeviceRequestAllocationResult::default()
         }
     });
