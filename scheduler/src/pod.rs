@@ -166,13 +166,16 @@ impl PodInfo {
 
     /// The claims that its volumes name, and whether each is made for the pod itself (an ephemeral volume's).
     pub fn claims(&self) -> impl Iterator<Item = (std::borrow::Cow<'_, str>, bool)> {
-        self.class.volumes.iter().filter_map(|volume| {
-            match (&volume.persistent_volume_claim, &volume.ephemeral) {
-                (Some(claim), _) => Some((claim.claim_name.as_str().into(), false)),
-                (None, Some(_)) => Some((format!("{}-{}", self.key.name, volume.name).into(), true)),
-                (None, None) => None,
-            }
-        })
+        self.class.volumes.iter().filter_map(|volume| self.claim_of(volume))
+    }
+
+    /// The claim that a volume of it names, and whether it is made for the pod itself.
+    pub fn claim_of<'a>(&self, volume: &'a Volume) -> Option<(std::borrow::Cow<'a, str>, bool)> {
+        match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(claim), _) => Some((claim.claim_name.as_str().into(), false)),
+            (None, Some(_)) => Some((format!("{}-{}", self.key.name, volume.name).into(), true)),
+            (None, None) => None,
+        }
     }
 }
 
@@ -304,6 +307,9 @@ fn matters(volume: &Volume) -> bool {
         || volume.image.is_some()
         || volume.gce_persistent_disk.is_some()
         || volume.aws_elastic_block_store.is_some()
+        || volume.azure_disk.is_some()
+        || volume.cinder.is_some()
+        || volume.portworx_volume.is_some()
         || volume.iscsi.is_some()
         || volume.rbd.is_some()
 }
