@@ -42,11 +42,14 @@ pub fn made_for(claim: &ResourceClaim) -> Option<&str> {
     owners.find(|owner| marked && owner.controller == Some(true)).map(|owner| &*owner.uid)
 }
 
+/// When a class was made, the newest first, and its name.
+type Entry = (Reverse<Timestamp>, Box<str>);
+
 /// Which class stands for which resource.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// Classes that name a resource; of several the newest one counts, of those of one time the first by name.
-    explicit: HashMap<Box<str>, BTreeSet<(Reverse<Timestamp>, Box<str>)>>,
+    explicit: HashMap<Box<str>, BTreeSet<Entry>>,
     all: BTreeSet<Box<str>>,
     version: u64,
 }

@@ -1,8 +1,7 @@
 //! What was found, as the claim's status has it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use hawser_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::api::resource::v1::{
     AllocationResult, DeviceAllocationConfiguration, DeviceAllocationResult, DeviceRequestAllocationResult,
@@ -48,15 +47,9 @@ pub fn write_down(
             admin_access: choice.admin_access.then_some(true),
             tolerations: wanted.tolerations.clone(),
             share_id: choice.share.as_ref().map(|_| SHARE.to_owned()),
-            consumed_capacity: choice.share.as_ref().filter(|share| !share.is_empty()).map(|share| {
-                let written = |(name, amount): (&Box<str>, &Quantity)| {
-                    (name.to_string(), ApiQuantity(amount.to_string()))
-                };
-                share.iter().map(written).collect()
-            }),
+            consumed_capacity: choice.share.as_ref().filter(|share| !share.is_empty()).map(in_api),
             binding_conditions: choice.device.binding_conditions.clone(),
             binding_failure_conditions: choice.device.failure_conditions.clone(),
-            ..DeviceRequestAllocationResult::default()
         }
     });
     let results: Vec<_> = results.collect();
@@ -69,6 +62,11 @@ pub fn write_down(
         node_selector: node_selector(claim, chosen, node)?,
         allocation_timestamp: None,
     })
+}
+
+/// Amounts as the API has them.
+fn in_api(amounts: &Amounts) -> BTreeMap<String, ApiQuantity> {
+    amounts.iter().map(|(name, amount)| (name.to_string(), ApiQuantity(amount.to_string()))).collect()
 }
 
 /// The configuration of the classes, each once, then that of the claim.

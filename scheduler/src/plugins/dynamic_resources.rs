@@ -257,6 +257,10 @@ impl Plugin for DynamicResources {
             ClusterEvent::Object {
                 after: Some(Object::DeviceClass(_) | Object::ResourceSlice(_)), ..
             } => true,
+            // An older class may stand for a resource now.
+            ClusterEvent::Object { before: Some(Object::DeviceClass(_)), .. } => {
+                extended::concerns(pod, &snapshot.objects.devices)
+            }
             _ => false,
         }
     }

@@ -108,8 +108,9 @@ impl Plugin for NodeResourcesFit {
     fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, snapshot: &Snapshot) -> bool {
         let devices = &snapshot.objects.devices;
         match event {
-            // Another class may stand for a resource that no node has.
-            ClusterEvent::Object { after: Some(Object::DeviceClass(_)), .. } => {
+            // Another class may stand for a resource that no node has, also when the one that did is gone.
+            ClusterEvent::Object { after: Some(Object::DeviceClass(_)), .. }
+            | ClusterEvent::Object { before: Some(Object::DeviceClass(_)), .. } => {
                 extended::concerns(pod, devices)
             }
             ClusterEvent::PodGone { node, .. } if snapshot.awaits(node.slot) => {
