@@ -71,4 +71,5 @@ pub fn references(pod: &Value, see: &mut dyn FnMut(Reference<'_>)) {
     for status in pod.items_at("status.resourceClaimStatuses") {
         give(Reference::ResourceClaim(status.str_at("resourceClaimName")));
     }
+    give(Reference::ResourceClaim(pod.str_at("status.extendedResourceClaimStatus.resourceClaimName")));
 }

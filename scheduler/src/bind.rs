@@ -77,6 +77,10 @@ async fn one(client: &Client, pod: &PodKey, write: Write) -> Result<(), String> 
         Write::ResourceClaim { claim, allocation, consumer } => {
             return claim::reserve(client, &claim, allocation.as_deref(), &consumer).await;
         }
+        Write::ExtendedClaim { plan, allocation, consumer } => {
+            return claim::make(client, pod, &plan, &allocation, &consumer).await;
+        }
+        Write::DeleteClaim(claim) => claim::delete(client, &claim).await,
         Write::Unreserve(claim, pod) => claim::unreserve(client, &claim, &pod).await,
         Write::Deallocate(claim) => claim::deallocate(client, &claim).await,
     };

@@ -1,11 +1,17 @@
 //! What is written to ResourceClaims: devices and the pods that may use them.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodExtendedResourceClaimStatus};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::json;
+use uuid::Uuid;
+
+use crate::devices::SHARE;
+use crate::devices::extended::Plan;
+use crate::pod::PodKey;
 
 /// Keeps a claim with devices from going before they are given back.
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
@@ -85,7 +91,7 @@ async fn reserve_once(
     }
     let status = claim.status.get_or_insert_default();
     if let Some(allocation) = allocation {
-        status.allocation = Some(allocation.clone());
+        status.allocation = Some(with_shares(allocation.clone(), &mut || Uuid::new_v4().to_string()));
     }
     if let Some(allocation) = &mut status.allocation {
         allocation.allocation_timestamp.get_or_insert_with(|| Time(Timestamp::now()));
@@ -94,6 +100,84 @@ async fn reserve_once(
     let what = if allocation.is_some() { "allocation and reservation" } else { "reservation" };
     let written = api.replace_status(&name, &PostParams::default(), &claim).await;
     written.map(|_| ()).map_err(refused(format!("add {what} to claim {full}")))
+}
+
+/// Names the shares of an allocation.
+fn with_shares(mut allocation: AllocationResult, draw: &mut impl FnMut() -> String) -> AllocationResult {
+    let results = allocation.devices.iter_mut().flat_map(|devices| devices.results.iter_mut().flatten());
+    for share in results.filter_map(|result| result.share_id.as_mut()).filter(|share| *share == SHARE) {
+        *share = draw();
+    }
+    allocation
+}
+
+/// Makes the claim for a pod's extended resources, gives it its devices and tells the pod of it. What was made is deleted
+/// if that does not work out.
+///
+/// # Errors
+/// If any of it is refused.
+pub async fn make(
+    client: &Client,
+    pod: &PodKey,
+    plan: &Plan,
+    allocation: &AllocationResult,
+    consumer: &ResourceClaimConsumerReference,
+) -> Result<(), String> {
+    let created = claims(client, &plan.claim).create(&PostParams::default(), &plan.claim).await;
+    let claim = created.map_err(|e| format!("create claim for extended resources: {e}"))?;
+    let given = match reserve(client, &claim, Some(allocation), consumer).await {
+        Ok(()) => tell(client, pod, plan, name(&claim)).await,
+        refused => refused,
+    };
+    if given.is_err()
+        && let Err(error) = delete(client, &claim).await
+    {
+        // The next attempt finds it.
+        tracing::warn!(%error, namespace = %pod.namespace, claim = name(&claim), "claim not deleted");
+    }
+    given
+}
+
+/// Says in a pod's status which claim has the devices that it asks for as extended resources.
+async fn tell(client: &Client, pod: &PodKey, plan: &Plan, claim: &str) -> Result<(), String> {
+    let status = PodExtendedResourceClaimStatus {
+        request_mappings: plan.mappings.clone(),
+        resource_claim_name: claim.to_owned(),
+    };
+    let patch = json!({"metadata": {"uid": *pod.uid}, "status": {"extendedResourceClaimStatus": status}});
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let told = pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    let what = || format!("update pod {}/{} ExtendedResourceClaimStatus", pod.namespace, pod.name);
+    told.map(|_| ()).map_err(|e| format!("{}: {e}", what()))
+}
+
+/// Deletes a claim that the scheduler made. One that is gone is as good.
+pub async fn delete(client: &Client, claim: &ResourceClaim) -> Result<(), kube::Error> {
+    let (api, mut latest) = (claims(client, claim), claim.clone());
+    for attempt in 1.. {
+        let guarded = latest.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER);
+        if !guarded {
+            break;
+        }
+        latest.metadata.finalizers.get_or_insert_default().retain(|f| f != FINALIZER);
+        match api.replace(name(claim), &PostParams::default(), &latest).await {
+            Ok(_) => break,
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 && attempt < TRIES => {
+                match api.get_opt(name(claim)).await? {
+                    Some(read) if read.metadata.uid == claim.metadata.uid => latest = read,
+                    _ => return Ok(()),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let of = Preconditions { uid: claim.metadata.uid.clone(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(of), ..DeleteParams::default() };
+    match api.delete(name(claim), &params).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        deleted => deleted.map(|_| ()),
+    }
 }
 
 /// Reserves a claim no longer for the pod with this uid.

@@ -77,6 +77,8 @@ pub(crate) struct Kept {
     pub(crate) dry_runs: DryRuns,
     /// When it was used last.
     used: u64,
+    /// Which classes stood for extended resources then: nodes are judged by it.
+    names: u64,
 }
 
 /// What lasts from one cycle to the next.
@@ -97,7 +99,9 @@ impl Engine {
         snapshot: &'a Snapshot,
     ) -> Attempt<'a> {
         self.cycles += 1;
-        let kept = self.kept.remove(&pod.class.id).unwrap_or_default();
+        let names = snapshot.objects.devices.names_version();
+        let kept = self.kept.remove(&pod.class.id).filter(|kept| kept.names == names);
+        let kept = kept.unwrap_or_else(|| Kept { names, ..Kept::default() });
         let mut attempt = Attempt {
             framework,
             pod,

@@ -45,6 +45,17 @@ impl Notice {
         }
     }
 
+    /// Of a pod that waits for devices before it is bound.
+    pub fn waits(node: &str) -> Self {
+        Notice {
+            warning: false,
+            reason: "BindingConditionsPending",
+            action: "Scheduling",
+            note: format!("waiting for binding conditions for device on node {node}"),
+            related: None,
+        }
+    }
+
     /// Of a pod that could not be placed.
     pub fn failed(message: &str) -> Self {
         let mut note = message.to_owned();

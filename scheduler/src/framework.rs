@@ -13,6 +13,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference};
 
+use crate::devices::extended::Plan;
 use crate::objects::{Name, Object, Objects};
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Slot, Snapshot};
@@ -307,15 +308,35 @@ pub enum Write {
     Unreserve(Arc<ResourceClaim>, Arc<str>),
     /// Takes a claim's devices away.
     Deallocate(Arc<ResourceClaim>),
+    /// Makes a claim for a pod's extended resources, with these devices, and tells of it in the pod's status.
+    ExtendedClaim {
+        plan: Arc<Plan>,
+        allocation: Arc<AllocationResult>,
+        consumer: ResourceClaimConsumerReference,
+    },
+    /// Deletes such a claim.
+    DeleteClaim(Arc<ResourceClaim>),
 }
 
 /// Whether what was written has taken effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
     Ready,
-    /// Asked again when one of these objects changes; given up after the time.
-    Wait(Vec<Name>, Duration),
+    Wait(Wait),
     Failed(Reason),
+}
+
+/// What is waited for before a pod is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The plugin is asked again when one of these changes.
+    pub objects: Vec<Name>,
+    /// After this it is given up.
+    pub longest: Duration,
+    /// What is told then.
+    pub late: Cow<'static, str>,
+    /// It is devices that are waited for, which may take long: that is told at once.
+    pub for_devices: bool,
 }
 
 /// What must be written, and take effect, before a pod is bound.

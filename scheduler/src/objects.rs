@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use hawser_api::selector::LabelSelector;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use k8s_openapi::api::storage::v1::{CSIStorageCapacity, StorageClass};
@@ -130,6 +131,8 @@ pub struct Objects {
     pub budgets: HashMap<Box<str>, BTreeMap<Name, Budget>>,
     pub groups: HashMap<Name, Group>,
     pub devices: Inventory,
+    /// When the cycle began, or a choice was looked at again: plugins read no clock.
+    pub now: Timestamp,
     /// What this process has decided and not seen in the API yet.
     pub assumed_claims: HashMap<Name, Arc<PersistentVolumeClaim>>,
     pub assumed_volumes: HashMap<Name, Arc<PersistentVolume>>,
@@ -237,7 +240,7 @@ impl Objects {
             }
             Object::PodGroup(group) => self.groups.insert(name, group).map(Object::PodGroup),
             Object::ResourceClaim(claim) => self.devices.set_claim(name, claim).map(Object::ResourceClaim),
-            Object::DeviceClass(class) => self.devices.classes.insert(name, class).map(Object::DeviceClass),
+            Object::DeviceClass(class) => self.devices.set_class(name, class).map(Object::DeviceClass),
             Object::ResourceSlice(slice) => self.devices.set_slice(name, slice).map(Object::ResourceSlice),
         }
     }
@@ -273,7 +276,7 @@ impl Objects {
             }
             Kind::PodGroup => self.groups.remove(name).map(Object::PodGroup),
             Kind::ResourceClaim => self.devices.remove_claim(name).map(Object::ResourceClaim),
-            Kind::DeviceClass => self.devices.classes.remove(name).map(Object::DeviceClass),
+            Kind::DeviceClass => self.devices.remove_class(name).map(Object::DeviceClass),
             Kind::ResourceSlice => self.devices.remove_slice(name).map(Object::ResourceSlice),
         }
     }

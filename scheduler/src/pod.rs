@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
+use crate::devices::extended::{self, Asking};
 use crate::resources::Amounts;
 use crate::selector::{self, Labels, NodeTerm, NodeTerms};
 
@@ -107,6 +108,8 @@ pub struct Class {
     pub group: Option<Box<str>>,
     /// `spec.resourceClaims`.
     pub resource_claims: Vec<PodResourceClaim>,
+    /// The containers that ask for resources that may be devices (KEP-5004).
+    pub extended: Vec<Asking>,
     /// Features that a node must declare (KEP-5328).
     pub features: Vec<&'static str>,
 }
@@ -163,13 +166,16 @@ impl PodInfo {
 
     /// The claims that its volumes name, and whether each is made for the pod itself (an ephemeral volume's).
     pub fn claims(&self) -> impl Iterator<Item = (std::borrow::Cow<'_, str>, bool)> {
-        self.class.volumes.iter().filter_map(|volume| {
-            match (&volume.persistent_volume_claim, &volume.ephemeral) {
-                (Some(claim), _) => Some((claim.claim_name.as_str().into(), false)),
-                (None, Some(_)) => Some((format!("{}-{}", self.key.name, volume.name).into(), true)),
-                (None, None) => None,
-            }
-        })
+        self.class.volumes.iter().filter_map(|volume| self.claim_of(volume))
+    }
+
+    /// The claim that a volume of it names, and whether it is made for the pod itself.
+    pub fn claim_of<'a>(&self, volume: &'a Volume) -> Option<(std::borrow::Cow<'a, str>, bool)> {
+        match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(claim), _) => Some((claim.claim_name.as_str().into(), false)),
+            (None, Some(_)) => Some((format!("{}-{}", self.key.name, volume.name).into(), true)),
+            (None, None) => None,
+        }
     }
 }
 
@@ -301,6 +307,9 @@ fn matters(volume: &Volume) -> bool {
         || volume.image.is_some()
         || volume.gce_persistent_disk.is_some()
         || volume.aws_elastic_block_store.is_some()
+        || volume.azure_disk.is_some()
+        || volume.cinder.is_some()
+        || volume.portworx_volume.is_some()
         || volume.iscsi.is_some()
         || volume.rbd.is_some()
 }
@@ -368,6 +377,7 @@ fn build(id: u64, namespace: &str, labels: Labels, owner: Option<OwnerReference>
         volumes: volumes.into_iter().filter(|v| v.image.is_none()).collect(),
         group: spec.scheduling_group.as_ref().and_then(|g| g.pod_group_name.as_deref()).map(Into::into),
         resource_claims: spec.resource_claims.clone().unwrap_or_default(),
+        extended: extended::asking(spec),
         features: features(spec),
         labels,
     }

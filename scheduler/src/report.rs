@@ -23,6 +23,8 @@ const PATIENCE: usize = 4096;
 pub enum Report {
     /// It was bound.
     Scheduled { pod: Arc<PodInfo>, node: Arc<str> },
+    /// It has a node, and waits for devices there.
+    Waits { pod: Arc<PodInfo>, node: Arc<str> },
     /// It could not be placed.
     Failed {
         pod: Arc<PodInfo>,
@@ -54,7 +56,8 @@ struct Waiting {
 
 impl Waiting {
     fn add(&mut self, report: Report) {
-        let (Report::Scheduled { pod, .. } | Report::Failed { pod, .. }) = &report;
+        let (Report::Scheduled { pod, .. } | Report::Waits { pod, .. } | Report::Failed { pod, .. }) =
+            &report;
         let uid = pod.key.uid.clone();
         let kind = std::mem::discriminant(&report);
         let order = if matches!(report, Report::Failed { .. }) { &mut self.failed } else { &mut self.bound };
@@ -111,6 +114,9 @@ async fn tell(client: Client, recorder: Recorder, report: Report) {
     match report {
         Report::Scheduled { pod, node } => {
             recorder.publish(Notice::scheduled(&pod.key, &node), &pod.scheduler_name, &pod.key).await;
+        }
+        Report::Waits { pod, node } => {
+            recorder.publish(Notice::waits(&node), &pod.scheduler_name, &pod.key).await;
         }
         Report::Failed { pod, reason, message, nominated } => {
             let told = set_condition(client, &pod, reason, &message, nominated, Timestamp::now()).await;

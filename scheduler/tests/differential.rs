@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use hawser_scheduler::config::Config;
 use hawser_scheduler::cycle::{Attempt, Engine, told};
+use hawser_scheduler::devices::SHARE;
+use hawser_scheduler::devices::extended::plan;
 use hawser_scheduler::framework::Framework;
 use hawser_scheduler::objects::Object;
 use hawser_scheduler::plugins::{Registry, default_profile};
@@ -21,7 +23,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 const RECORDED: &str = include_str!("data/situations.jsonl");
-/// The same for pods with resource claims: with the devices that each node would have given them.
+/// The same for pods with resource claims, or with resources that may be devices: with the devices that each node would
+/// have given them.
 const DEVICES: &str = include_str!("data/devices.jsonl");
 
 fn list<T: DeserializeOwned>(situation: &Value, field: &str) -> Vec<T> {
@@ -55,6 +58,8 @@ fn cluster(situation: &Value, classes: &mut Classes) -> (Cache, PodInfo) {
         cache.nominate(pod, &node);
     }
     let objects = cache.objects();
+    // Between the times that the situations speak of.
+    objects.now = "2026-06-01T00:00:00Z".parse().unwrap();
     for o in list::<core::Namespace>(situation, "namespaces") {
         objects.set(name(&o.metadata), Object::Namespace(o.metadata.labels.unwrap_or_default()));
     }
@@ -153,6 +158,9 @@ fn answer(situation: &Value) -> Value {
             .filter(|(_, claims)| claims.as_object().is_some_and(|claims| !claims.is_empty()))
             .collect();
         said["allocations"] = json!(allocations);
+        let extended: BTreeMap<String, Value> =
+            slots.iter().filter_map(|slot| Some((node(*slot), extended(&pod, snapshot, *slot)?))).collect();
+        said["extended"] = json!(extended);
     }
     said
 }
@@ -165,14 +173,27 @@ fn allocations(framework: &Framework, pod: &PodInfo, snapshot: &Snapshot, slot: 
         plugin.reserve(pod, node, &mut objects).unwrap();
     }
     for (name, pending) in objects.devices.all_pending() {
-        let name = name.trim_start_matches("default/");
-        found[name] = without_empty(&serde_json::to_value(&*pending.allocation).unwrap());
+        let name = name.trim_start_matches("default/").trim_end_matches("/uid-x");
+        let mut allocation = (*pending.allocation).clone();
+        let results = allocation.devices.iter_mut().flat_map(|d| d.results.iter_mut().flatten());
+        for share in results.filter_map(|result| result.share_id.as_mut()) {
+            assert_eq!(share, SHARE);
+            *share = "share".into();
+        }
+        found[name] = without_empty(&serde_json::to_value(allocation).unwrap());
     }
     for plugin in &framework.reserves {
         plugin.unreserve(pod, &node.name, &mut objects);
     }
     assert_eq!(objects.devices.all_pending().count(), 0, "everything is given back");
     found
+}
+
+/// What the claim for a pod's extended resources asks for on a node, and which container uses what of it.
+fn extended(pod: &PodInfo, snapshot: &Snapshot, slot: usize) -> Option<Value> {
+    let plan = plan(pod, snapshot.at(slot).unwrap(), &snapshot.objects.devices).unwrap()?;
+    let requests = plan.claim.spec.devices.and_then(|devices| devices.requests);
+    Some(json!({"requests": requests, "mappings": plan.mappings}))
 }
 
 /// Without lists that are empty, which Go leaves out.
@@ -212,6 +233,7 @@ fn differences(recorded: &Value, said: &Value) -> Vec<String> {
     let or_none = |all: &Value, field: &str| without_empty(all.get(field).unwrap_or(&none));
     differ("reasons", &or_none(recorded, "reasons"), &or_none(said, "reasons"));
     differ("allocations", &or_none(recorded, "allocations"), &or_none(said, "allocations"));
+    differ("extended", &or_none(recorded, "extended"), &or_none(said, "extended"));
     if said.get("message").is_some() {
         differ("message", &recorded["message"], &said["message"]);
         // Of nodes that are equally good kube-scheduler takes any.

@@ -192,6 +192,9 @@ impl NodeRestriction {
         if old.at("status.resourceClaimStatuses") != new.at("status.resourceClaimStatuses") {
             return refuse(format!("node {quoted} cannot update resource claim statuses"));
         }
+        if old.at("status.extendedResourceClaimStatus") != new.at("status.extendedResourceClaimStatus") {
+            return refuse(format!("node {quoted} cannot update extended resource claim status"));
+        }
         Ok(())
     }
 

@@ -243,6 +243,8 @@ fn needed_of_pod(object: &ObjectRef) -> Result<Option<Value>, serde_json::Error>
     struct Claims {
         #[serde(default)]
         resource_claim_statuses: Value,
+        #[serde(default)]
+        extended_resource_claim_status: Value,
     }
     #[derive(Default, Deserialize, Serialize)]
     #[serde(default)]

@@ -130,6 +130,8 @@ pub struct Status {
     pub containers: Box<[Container]>,
     /// Which claims were made for it.
     pub resource_claim_statuses: Option<Arc<Vec<PodResourceClaimStatus>>>,
+    /// The claim that the scheduler made for its extended resources.
+    pub extended_resource_claim: Option<Box<str>>,
 }
 
 /// A condition: what it says is the same for many pods, its times are not.
@@ -295,6 +297,7 @@ fn status(status: PodStatus, pool: &Pools) -> Status {
             .resource_claim_statuses
             .filter(|claims| !claims.is_empty())
             .map(|claims| pool.claims.share(claims)),
+        extended_resource_claim: status.extended_resource_claim_status.map(|s| s.resource_claim_name.into()),
     }
 }
 

@@ -78,12 +78,12 @@ pub fn owner(claim: &ResourceClaim) -> Vec<String> {
 /// Index: pods by `namespace/claim` of the resource claims that they use.
 pub fn claims_of(pod: &Pod) -> Vec<String> {
     let entries = pod.spec.iter().flat_map(|s| s.resource_claims.iter().flatten());
-    entries
-        .filter_map(|entry| match meant(pod, entry) {
-            Meant::Claim { name, .. } => Some(format!("{}/{name}", object::namespace(pod))),
-            _ => None,
-        })
-        .collect()
+    let named = entries.filter_map(|entry| match meant(pod, entry) {
+        Meant::Claim { name, .. } => Some(name),
+        _ => None,
+    });
+    let names = named.chain(pod.status.extended_resource_claim.as_deref());
+    names.map(|name| format!("{}/{name}", object::namespace(pod))).collect()
 }
 
 /// Index: pods by `namespace/template` of templates of which they still need a claim.

@@ -153,3 +153,24 @@ async fn what_was_made_for_a_pod_that_is_done_goes_and_other_claims_stay() {
     let left: Vec<String> = claims(&h).iter().map(|c| object::name(c).to_owned()).collect();
     assert_eq!(left, ["own"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_for_extended_resources_goes_with_its_pod() {
+    let mut h = Harness::new(Claims::new);
+    let mut pod: Pod =
+        typed(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"containers": []}}));
+    pod.status = typed(json!({"phase": "Running", "extendedResourceClaimStatus": {"resourceClaimName": "c",
+        "requestMappings": [{"containerName": "a", "resourceName": "example.com/gpu", "requestName": "r"}]}}));
+    let pod = h.model.lock().put(&pod);
+    let mut claim = used_by(&[&pod]);
+    claim.metadata.owner_references = Some(vec![object::new_controller_ref(&pod)]);
+    h.model.lock().put(&claim);
+    h.settle(50).await;
+    assert_eq!(claims(&h).len(), 1);
+    // Nothing names the claim but the pod's status.
+    h.model.lock().edit::<Pod>("ns", "p", |p| {
+        p.status.get_or_insert_default().phase = Some("Succeeded".into());
+    });
+    h.settle(50).await;
+    assert!(claims(&h).is_empty(), "{:?}", claims(&h));
+}

@@ -27,6 +27,7 @@ pub(super) fn build(view: &View<'_>) -> PodStatus {
         host_ips: Some(node.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         nominated_node_name: base.nominated_node_name.clone(),
         resource_claim_statuses: base.resource_claim_statuses.clone(),
+        extended_resource_claim_status: base.extended_resource_claim_status.clone(),
         ..PodStatus::default()
     };
     let of = |roles: &[Role]| -> Option<Vec<ContainerStatus>> {

@@ -183,6 +183,7 @@ pub(super) fn adopt_foreign(status: &mut PodStatus, api: Option<&PodStatus>) {
     status.conditions = Some(list);
     status.nominated_node_name = api.nominated_node_name.clone();
     status.resource_claim_statuses = api.resource_claim_statuses.clone();
+    status.extended_resource_claim_status = api.extended_resource_claim_status.clone();
     let terminal = |p: &Option<String>| matches!(p.as_deref(), Some("Failed" | "Succeeded"));
     if terminal(&api.phase) && !terminal(&status.phase) {
         status.phase = api.phase.clone();

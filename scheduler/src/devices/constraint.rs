@@ -12,7 +12,12 @@ pub struct Constraint {
     attribute: String,
     /// All values are the same, or else all differ.
     same: bool,
-    values: Vec<Attribute>,
+    /// How many devices were chosen.
+    devices: usize,
+    /// The value of the first one.
+    first: Option<Attribute>,
+    /// The value of the last one of each request: kube-scheduler, too, compares with these alone.
+    last: Vec<(String, Attribute)>,
 }
 
 impl Constraint {
@@ -24,13 +29,13 @@ impl Constraint {
             (None, None) => return None,
         };
         let requests = constraint.requests.clone().unwrap_or_default();
-        Some(Constraint { requests, attribute: attribute.clone(), same, values: Vec::new() })
+        let attribute = attribute.clone();
+        Some(Constraint { requests, attribute, same, devices: 0, first: None, last: Vec::new() })
     }
 
     /// `request` is `request` or `request/alternative`.
     fn concerns(&self, request: &str) -> bool {
-        let base = request.split('/').next().unwrap_or_default();
-        self.requests.is_empty() || self.requests.iter().any(|name| name == request || name == base)
+        self.requests.is_empty() || self.requests.iter().any(|name| name == request || name == base(request))
     }
 
     /// Chooses a device for a request, if that may be.
@@ -40,19 +45,36 @@ impl Constraint {
         }
         let Some(value) = device.attribute(&self.attribute) else { return false };
         let fits = match self.same {
-            true => self.values.first().is_none_or(|first| first == value),
-            false => !self.values.contains(value),
+            _ if self.devices == 0 => true,
+            true => self.first.as_ref() == Some(value),
+            false => self.last.iter().all(|(_, other)| other != value),
         };
-        if fits {
-            self.values.push(value.clone());
+        if !fits {
+            return false;
         }
-        fits
+        if self.devices == 0 {
+            self.first = Some(value.clone());
+        }
+        self.devices += 1;
+        self.forget(request);
+        self.last.push((base(request).to_owned(), value.clone()));
+        true
     }
 
-    /// Takes back the choice of a device, the last one that was added.
+    /// Takes back the choice of a device.
     pub fn remove(&mut self, request: &str) {
         if self.concerns(request) {
-            self.values.pop();
+            self.devices -= 1;
+            self.forget(request);
         }
     }
+
+    fn forget(&mut self, request: &str) {
+        self.last.retain(|(name, _)| name != base(request));
+    }
+}
+
+/// The request without its alternative.
+fn base(request: &str) -> &str {
+    request.split('/').next().unwrap_or_default()
 }

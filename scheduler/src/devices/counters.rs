@@ -19,7 +19,7 @@ impl Left {
         let left = self.0.entry(at).or_insert_with(|| {
             let mut left = pool.counters.clone();
             let devices = pool.all.iter().flat_map(|slice| &slice.devices);
-            for used in devices.filter(|device| inventory.is_in_use(&device.id)) {
+            for used in devices.filter(|device| inventory.is_held(&device.id)) {
                 change(&mut left, used, false);
             }
             left

@@ -5,11 +5,14 @@
 //! node can use; `request` is what a claim asks for; `search` finds devices for all claims of a pod, with `constraint` and
 //! `counters`; `outcome` writes down what was found.
 //!
-//! Not allocated: devices that several claims share by capacity (KEP-5075) and devices with binding conditions (KEP-5007).
-//! A claim that asks for capacity is told so.
+//! `capacity` is what is taken of devices that several claims share; `conditions` what must come true of devices before a
+//! pod is bound; `extended` the claim of a pod that asks for devices as for an extended resource.
 
+mod capacity;
+pub mod conditions;
 mod constraint;
 mod counters;
+pub mod extended;
 mod inventory;
 mod outcome;
 mod pool;
@@ -20,6 +23,7 @@ mod slice;
 use std::sync::Arc;
 
 pub use inventory::{Inventory, Pending};
+pub use outcome::SHARE;
 pub use search::{Failure, allocate};
 pub use slice::Slice;
 

@@ -1,13 +1,15 @@
 //! What was found, as the claim's status has it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::api::resource::v1::{
     AllocationResult, DeviceAllocationConfiguration, DeviceAllocationResult, DeviceRequestAllocationResult,
     ResourceClaim,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
+use super::capacity::Amounts;
 use super::request::Wanted;
 use super::slice::{Device, Reach, Slice};
 
@@ -18,7 +20,12 @@ pub struct Chosen<'a> {
     pub admin_access: bool,
     pub slice: &'a Slice,
     pub device: &'a Device,
+    /// What is taken of a device that is shared.
+    pub share: Option<Amounts>,
 }
+
+/// Stands for a share's id until the allocation is written: it is drawn at random then.
+pub const SHARE: &str = "";
 
 /// The allocation of a claim on a node.
 ///
@@ -39,7 +46,10 @@ pub fn write_down(
             device: choice.device.id.device.to_string(),
             admin_access: choice.admin_access.then_some(true),
             tolerations: wanted.tolerations.clone(),
-            ..DeviceRequestAllocationResult::default()
+            share_id: choice.share.as_ref().map(|_| SHARE.to_owned()),
+            consumed_capacity: choice.share.as_ref().filter(|share| !share.is_empty()).map(in_api),
+            binding_conditions: choice.device.binding_conditions.clone(),
+            binding_failure_conditions: choice.device.failure_conditions.clone(),
         }
     });
     let results: Vec<_> = results.collect();
@@ -52,6 +62,11 @@ pub fn write_down(
         node_selector: node_selector(claim, chosen, node)?,
         allocation_timestamp: None,
     })
+}
+
+/// Amounts as the API has them.
+fn in_api(amounts: &Amounts) -> BTreeMap<String, ApiQuantity> {
+    amounts.iter().map(|(name, amount)| (name.to_string(), ApiQuantity(amount.to_string()))).collect()
 }
 
 /// The configuration of the classes, each once, then that of the claim.

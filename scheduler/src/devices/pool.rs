@@ -21,7 +21,8 @@ pub struct Pool<'a> {
     pub counters: Counters,
 }
 
-/// The pools that have something for a node, by driver and name: that is the order in which devices are tried.
+/// The pools that have something for a node, by driver and name, those with binding conditions last: that is the order in
+/// which devices are tried.
 pub fn gather<'a>(inventory: &'a Inventory, node: &NodeInfo) -> Vec<Pool<'a>> {
     let mut found: BTreeMap<PoolId, Vec<&'a Arc<Slice>>> = BTreeMap::new();
     for slice in inventory.slices_for(&node.name).filter(|slice| slice.concerns(node)) {
@@ -34,7 +35,18 @@ pub fn gather<'a>(inventory: &'a Inventory, node: &NodeInfo) -> Vec<Pool<'a>> {
             of_pool.push(slice);
         }
     }
-    found.into_iter().filter_map(|(id, slices)| pool(inventory, id, slices)).collect()
+    let pools = found.into_iter().filter_map(|(id, slices)| pool(inventory, id, slices));
+    let (mut pools, waiting): (Vec<_>, Vec<_>) = pools.partition(|pool| !pool.has_conditions());
+    pools.extend(waiting);
+    pools
+}
+
+impl Pool<'_> {
+    /// Whether a pod that gets one of its devices may have to wait for it.
+    fn has_conditions(&self) -> bool {
+        let mut devices = self.slices.iter().flat_map(|slice| &slice.devices);
+        !self.incomplete && !self.invalid && devices.any(|device| device.binding_conditions.is_some())
+    }
 }
 
 /// `None`: all that the node could use is out of date.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use hawser_api::cel::device::Selector;
 use k8s_openapi::api::resource::v1::{
-    DeviceClass, DeviceRequest, DeviceSelector, DeviceToleration, ResourceClaim,
+    CapacityRequirements, DeviceClass, DeviceRequest, DeviceSelector, DeviceToleration, ResourceClaim,
 };
 
 use super::Inventory;
+use super::capacity::{Amounts, amounts};
 use super::slice::Device;
 
 /// How many devices.
@@ -28,6 +29,8 @@ pub struct Wanted {
     pub count: Count,
     pub admin_access: bool,
     pub tolerations: Option<Vec<DeviceToleration>>,
+    /// What of a device's capacity it wants; `None`: what is the default.
+    pub asked: Option<Amounts>,
     /// The class' and its own, with the place that messages name.
     selectors: Vec<(String, Result<Selector, String>)>,
 }
@@ -46,7 +49,7 @@ struct Parts<'a> {
     mode: Option<&'a str>,
     count: Option<i64>,
     admin_access: bool,
-    capacity: bool,
+    capacity: Option<&'a CapacityRequirements>,
     selectors: Option<&'a [DeviceSelector]>,
     tolerations: Option<&'a Vec<DeviceToleration>>,
 }
@@ -74,7 +77,7 @@ fn alternatives(
             mode: exact.allocation_mode.as_deref(),
             count: exact.count,
             admin_access: exact.admin_access == Some(true),
-            capacity: exact.capacity.is_some(),
+            capacity: exact.capacity.as_ref(),
             selectors: exact.selectors.as_deref(),
             tolerations: exact.tolerations.as_ref(),
         });
@@ -87,7 +90,7 @@ fn alternatives(
             mode: alternative.allocation_mode.as_deref(),
             count: alternative.count,
             admin_access: false,
-            capacity: alternative.capacity.is_some(),
+            capacity: alternative.capacity.as_ref(),
             selectors: alternative.selectors.as_deref(),
             tolerations: alternative.tolerations.as_ref(),
         });
@@ -97,10 +100,7 @@ fn alternatives(
 
 fn wanted(claim: &ResourceClaim, parts: Parts<'_>, inventory: &Inventory) -> Result<Wanted, String> {
     let (of, name) = (name_of(claim), parts.own_name);
-    if parts.capacity {
-        return Err(format!("claim {of}, request {name}: this scheduler does not share devices by capacity"));
-    }
-    let class = inventory.classes.get(parts.class).ok_or_else(|| {
+    let class = inventory.class(parts.class).ok_or_else(|| {
         let missing =
             format!("deviceclass.resource.k8s.io {} not found", hawser_api::text::quote(parts.class));
         format!("claim {of}, request {name}: could not retrieve device class {}: {missing}", parts.class)
@@ -134,6 +134,7 @@ fn wanted(claim: &ResourceClaim, parts: Parts<'_>, inventory: &Inventory) -> Res
         count,
         admin_access: parts.admin_access,
         tolerations: parts.tolerations.cloned(),
+        asked: parts.capacity.and_then(|capacity| capacity.requests.as_ref()).map(amounts),
         selectors,
     })
 }

@@ -7,12 +7,13 @@ use std::collections::HashMap;
 
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
+use super::capacity::{self, Taken};
 use super::constraint::Constraint;
 use super::counters::Left;
 use super::outcome::{Chosen, write_down};
 use super::pool::{Pool, gather};
 use super::request::{Count, Wanted, name_of, requests};
-use super::slice::{Device, Reach, Slice};
+use super::slice::{Device, Slice};
 use super::{DeviceId, Inventory};
 use crate::snapshot::NodeInfo;
 
@@ -95,6 +96,8 @@ struct Search<'a> {
     /// The claims for which a device is chosen.
     taken: HashMap<&'a DeviceId, Vec<usize>>,
     left: Left,
+    /// What is chosen of devices that are shared.
+    shares: Taken,
     /// By claim.
     chosen: Vec<Vec<Chosen<'a>>>,
     steps: usize,
@@ -141,6 +144,7 @@ impl<'a> Search<'a> {
             selected: HashMap::new(),
             taken: HashMap::new(),
             left: Left::default(),
+            shares: Taken::default(),
             chosen: claims.iter().map(|_| Vec::new()).collect(),
             steps: 0,
         };
@@ -187,7 +191,7 @@ impl<'a> Search<'a> {
         }
         let mut all = Vec::new();
         for candidate in 0..self.candidates.len() {
-            if self.selects(key, candidate)? {
+            if self.selects(key, candidate)? && self.has_capacity(key, candidate) {
                 all.push(candidate);
             }
         }
@@ -253,6 +257,7 @@ impl<'a> Search<'a> {
         for candidate in from..self.candidates.len() {
             if self.is_free(key, candidate)
                 && self.selects(key, candidate).map_err(Stop::Failed)?
+                && self.has_capacity(key, candidate)
                 && self.choose(at, alternative, candidate, false)?
             {
                 return Ok(true);
@@ -262,60 +267,77 @@ impl<'a> Search<'a> {
     }
 
     /// Chooses a device and goes on; takes the choice back if that leads nowhere.
+    ///
+    /// Where a device is passed over, kube-scheduler does not give back what was counted for it before, and neither does
+    /// this: with devices that consume counters or are shared it decides what is found.
     fn choose(&mut self, at: At, alternative: usize, index: usize, must: bool) -> Result<bool, Stop> {
         let key = (at.claim, at.request, alternative);
-        let candidate = self.candidates[index];
-        let pool = &self.pools[candidate.pool];
-        if !self.is_free(key, index)
-            || !self.left.take(candidate.pool, pool, candidate.device, self.inventory)
-        {
+        let Candidate { pool, slice, device } = self.candidates[index];
+        if !self.is_free(key, index) {
+            return Ok(false);
+        }
+        let shared_already = device.shared
+            && (self.inventory.taken(&device.id).is_some() || self.shares.of(&device.id).is_some());
+        if !shared_already && !self.left.take(pool, &self.pools[pool], device, self.inventory) {
             return Ok(false);
         }
         let wanted = &self.requests[at.claim][at.request][alternative];
+        if !wanted.tolerates(device) {
+            return Ok(false);
+        }
         let (name, admin_access) = (wanted.name.clone(), wanted.admin_access);
-        let tolerated = wanted.tolerates(candidate.device);
         let constraints = &mut self.constraints[at.claim];
-        let met = match tolerated {
-            true => constraints.iter_mut().position(|c| !c.add(&name, candidate.device)),
-            false => Some(0),
-        };
-        let met = met.unwrap_or(constraints.len());
-        if !tolerated || met < constraints.len() {
-            constraints[..met].iter_mut().for_each(|c| c.remove(&name));
-            self.left.give_back(candidate.pool, candidate.device);
-            if tolerated && must {
+        if let Some(unmet) = constraints.iter_mut().position(|c| !c.add(&name, device)) {
+            constraints[..unmet].iter_mut().for_each(|c| c.remove(&name));
+            if must {
                 return Err(Stop::Failed(format!(
                     "claim {}, request {}: cannot add device {} because a claim constraint would not be satisfied",
                     name_of(self.claims[at.claim]),
                     self.wanted(key).own_name,
-                    candidate.device.id
+                    device.id
                 )));
             }
             return Ok(false);
         }
-        self.taken.entry(&candidate.device.id).or_default().push(at.claim);
-        let chosen = Chosen {
-            request: at.request,
-            alternative,
-            admin_access,
-            slice: candidate.slice,
-            device: candidate.device,
-        };
+        // Of "all" devices one may have been shared since they were counted.
+        if must && !self.has_capacity(key, index) {
+            return Ok(false);
+        }
+        let share = device.shared.then(|| capacity::taken(&device.capacity, self.wanted(key).asked.as_ref()));
+        match &share {
+            Some(share) => self.shares.add(device.id.clone(), share),
+            None => self.taken.entry(&device.id).or_default().push(at.claim),
+        }
+        let chosen = Chosen { request: at.request, alternative, admin_access, slice, device, share };
         self.chosen[at.claim].push(chosen);
         let found = self.device(At { devices: at.devices + 1, ..at }, Some(alternative), index + 1);
         if matches!(found, Ok(true)) {
             return found;
         }
-        self.chosen[at.claim].pop();
-        if let Some(claims) = self.taken.get_mut(&candidate.device.id) {
-            claims.pop();
-        }
+        let share = self.chosen[at.claim].pop().and_then(|chosen| chosen.share);
         self.constraints[at.claim].iter_mut().for_each(|c| c.remove(&name));
-        self.left.give_back(candidate.pool, candidate.device);
+        match share {
+            Some(share) if share.is_empty() => {}
+            Some(share) => self.shares.remove(&device.id, &share),
+            None => {
+                if let Some(claims) = self.taken.get_mut(&device.id) {
+                    claims.pop();
+                }
+                self.left.give_back(pool, device);
+            }
+        }
         found
     }
 
-    /// Whether a device can be had. Administration takes what others use, but once for a claim.
+    /// Whether a device is large enough for a request, with what is left of it.
+    fn has_capacity(&self, key: (usize, usize, usize), index: usize) -> bool {
+        let device = self.candidates[index].device;
+        let used = [self.inventory.taken(&device.id), self.shares.of(&device.id)];
+        capacity::fits(&device.capacity, self.wanted(key).asked.as_ref(), &used)
+    }
+
+    /// Whether a device can be had. Administration takes what others use, but once for a claim. Who has a share of a
+    /// device does not keep others from theirs.
     fn is_free(&self, key: (usize, usize, usize), index: usize) -> bool {
         let device = &self.candidates[index].device.id;
         let taken = self.taken.get(device).map(Vec::as_slice).unwrap_or_default();
@@ -331,9 +353,8 @@ impl<'a> Search<'a> {
             return Ok(*known);
         }
         let candidate = self.candidates[index];
-        let here =
-            !matches!(candidate.slice.reach, Reach::PerDevice) || candidate.device.reach.has(self.node);
-        let selects = candidate.device.supported && self.wanted(key).selects(candidate.device)? && here;
+        let here = candidate.slice.offers(candidate.device, self.node);
+        let selects = self.wanted(key).selects(candidate.device)? && here;
         self.selected.insert(place, selects);
         Ok(selects)
     }

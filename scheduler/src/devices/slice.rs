@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::NodeSelector;
 use k8s_openapi::api::resource::v1::{Device as ApiDevice, DeviceAttribute, DeviceTaint, ResourceSlice};
 
 use super::DeviceId;
+use super::capacity::{Capacities, Capacity, quantity};
 use crate::selector::NodeTerms;
 use crate::snapshot::NodeInfo;
 
@@ -55,14 +56,17 @@ pub struct Device {
     pub attributes: BTreeMap<Box<str>, Attribute>,
     /// The first attribute that cannot be read, and why.
     pub unreadable: Option<String>,
-    pub capacity: BTreeMap<Box<str>, Quantity>,
+    pub capacity: Capacities,
     pub taints: Vec<DeviceTaint>,
     pub consumes: Counters,
     /// Where it can be used, if its slice leaves that to it.
     pub reach: Reach,
     pub binds_to_node: bool,
-    /// It can be allocated at all: it has no part that is not known here.
-    pub supported: bool,
+    /// Several claims can have it at once, each a share of its capacity.
+    pub shared: bool,
+    /// What must come true of it before a pod that uses it is bound, and what says that it will not (KEP-5007).
+    pub binding_conditions: Option<Vec<String>>,
+    pub failure_conditions: Option<Vec<String>>,
 }
 
 /// A slice.
@@ -124,6 +128,14 @@ impl Slice {
         }
     }
 
+    /// Whether a node can use one of its devices.
+    pub fn offers(&self, device: &Device, node: &NodeInfo) -> bool {
+        match &self.reach {
+            Reach::PerDevice => device.reach.has(node),
+            reach => reach.has(node),
+        }
+    }
+
     /// Whether a node needs it to use the pool.
     pub fn concerns(&self, node: &NodeInfo) -> bool {
         match &self.reach {
@@ -156,13 +168,14 @@ impl Device {
             id,
             attributes,
             unreadable,
-            capacity: capacity.map(|(name, c)| (name.as_str().into(), quantity(&c.value.0))).collect(),
+            capacity: capacity.map(|(name, c)| (name.as_str().into(), Capacity::new(c))).collect(),
             taints: device.taints.clone().unwrap_or_default(),
             consumes,
             reach: Reach::new(device.node_name.as_deref(), device.all_nodes, device.node_selector.as_ref()),
             binds_to_node: device.binds_to_node == Some(true),
-            supported: device.allow_multiple_allocations != Some(true)
-                && device.binding_conditions.as_ref().is_none_or(Vec::is_empty),
+            shared: device.allow_multiple_allocations == Some(true),
+            binding_conditions: device.binding_conditions.clone().filter(|list| !list.is_empty()),
+            failure_conditions: device.binding_failure_conditions.clone().filter(|list| !list.is_empty()),
         }
     }
 
@@ -179,15 +192,10 @@ impl Device {
         device::Device {
             driver: &self.id.driver,
             attributes: self.attributes.iter().map(|(name, value)| (&**name, value.clone())).collect(),
-            capacity: self.capacity.iter().map(|(name, amount)| (&**name, *amount)).collect(),
-            allow_multiple_allocations: false,
+            capacity: self.capacity.iter().map(|(name, amount)| (&**name, amount.value)).collect(),
+            allow_multiple_allocations: self.shared,
         }
     }
-}
-
-/// The API server has checked it.
-fn quantity(text: &str) -> Quantity {
-    text.parse().unwrap_or_else(|_| Quantity::from_int(0))
 }
 
 fn attribute(value: &DeviceAttribute) -> Result<Attribute, String> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 
+use super::migration;
 use crate::objects::{Objects, class_of_claim};
 use crate::pod::PodInfo;
 use crate::selector::NodeTerms;
@@ -64,14 +65,23 @@ pub fn waits_for_consumer(claim: &PersistentVolumeClaim, objects: &Objects) -> R
     }
 }
 
-/// The driver and the handle of a claim's volume, which nodes limit the number of; `None` if it is not CSI's.
-pub fn csi_volume(claim: &Arc<PersistentVolumeClaim>, objects: &Objects) -> Option<(Box<str>, String)> {
+/// The driver and the handle of a claim's volume, which nodes limit the number of; `None` if it is not CSI's. `migrated`:
+/// CSI drivers have taken the place of those that were built in.
+pub fn csi_volume(
+    claim: &Arc<PersistentVolumeClaim>,
+    objects: &Objects,
+    migrated: bool,
+) -> Option<migration::CsiVolume> {
     if let Some(volume) = objects.volumes.get(volume_name(claim)) {
-        let source = volume.spec.as_ref()?.csi.as_ref()?;
-        return Some((source.driver.as_str().into(), source.volume_handle.clone()));
+        return match volume.spec.as_ref()?.csi.as_ref() {
+            Some(source) => Some((source.driver.as_str().into(), source.volume_handle.clone())),
+            None => migration::of_volume(volume).filter(|_| migrated),
+        };
     }
     let class = objects.classes.get(class_of_claim(claim))?;
+    let driver = migration::driver(&class.provisioner)
+        .filter(|_| migrated || !migration::is_built_in(&class.provisioner))?;
     let (namespace, name) = (claim.metadata.namespace.as_deref()?, claim.metadata.name.as_deref()?);
     // Not provisioned yet: a handle that no volume has.
-    Some((class.provisioner.as_str().into(), format!("?{namespace}/{name}")))
+    Some((driver.into(), format!("?{namespace}/{name}")))
 }

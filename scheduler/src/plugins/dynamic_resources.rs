@@ -5,14 +5,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference};
 
 use super::normalize_by_highest;
-use crate::devices::{self, Failure, Pending};
+use crate::devices::{self, Failure, Inventory, Pending, conditions, extended};
 use crate::framework::{
     ClusterEvent, Filter, Plugin, PostFilter, PreBind, PreEnqueue, Prepared, Readiness, Reason, Rejection,
-    Remedy, Reserve, Score, State, Write, state,
+    Remedy, Reserve, Score, State, Wait, Write, state,
 };
 use crate::objects::{Name, Object, Objects};
 use crate::pod::PodInfo;
@@ -21,16 +22,34 @@ use crate::snapshot::{NodeInfo, Slot, Snapshot};
 
 /// Most alternatives of a request.
 const MAX_ALTERNATIVES: usize = 8;
+/// Most pods of a claim.
+const MAX_CONSUMERS: usize = 256;
+/// How long devices that have binding conditions are waited for if the configuration says nothing.
+const BINDING_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a claim that was made is waited for.
+const SEEN_TIMEOUT: Duration = Duration::from_secs(120);
 const ELSEWHERE: &str = "resourceclaim not available on the node";
 
-/// Allocations for the claims of a pod that have none, in their order.
-type Allocations = Arc<[Arc<AllocationResult>]>;
+/// What a pod gets on a node: allocations for its claims that have none, in their order, the last one of them for the
+/// claim that is made for its extended resources.
+#[derive(Default)]
+struct Found {
+    allocations: Vec<Arc<AllocationResult>>,
+    plan: Option<Arc<extended::Plan>>,
+}
 
 /// The plugin, with what it found for the pod whose cycle is under way: the filter looks for devices on a node, and the
 /// score and the reservation, which follow it, go by what it found.
-#[derive(Default)]
 pub struct DynamicResources {
+    /// How long devices that have binding conditions are waited for.
+    pub binding_timeout: Duration,
     under_way: Mutex<UnderWay>,
+}
+
+impl Default for DynamicResources {
+    fn default() -> Self {
+        DynamicResources { binding_timeout: BINDING_TIMEOUT, under_way: Mutex::default() }
+    }
 }
 
 /// Between the beginning of a pod's cycle and its reservation no claim, slice or node changes.
@@ -38,7 +57,7 @@ pub struct DynamicResources {
 struct UnderWay {
     /// The pod's uid.
     pod: Option<Arc<str>>,
-    found: HashMap<Slot, Allocations>,
+    found: HashMap<Slot, Arc<Found>>,
 }
 
 /// A pod's claims, and whether one of them leaves a choice of alternatives.
@@ -113,9 +132,25 @@ fn claims(pod: &PodInfo, objects: &Objects) -> Result<Vec<Known>, String> {
     Ok(found)
 }
 
+/// Whether a pod has anything to do with devices.
+fn concerns(pod: &PodInfo, inventory: &Inventory) -> bool {
+    !pod.resource_claims.is_empty() || extended::concerns(pod, inventory)
+}
+
+/// Whether a pod asks for nothing that could be a device.
+fn is_plain(pod: &PodInfo) -> bool {
+    pod.resource_claims.is_empty() && pod.extended.is_empty()
+}
+
 /// Checks what holds for all nodes.
 fn check(pod: &PodInfo, objects: &Objects) -> Result<Vec<Known>, String> {
     let known = claims(pod, objects)?;
+    for Known { claim, .. } in known.iter().filter(|known| known.is_allocated()) {
+        let consumers = claim.status.iter().flat_map(|s| s.reserved_for.iter().flatten()).count();
+        if consumers >= MAX_CONSUMERS && !is_reserved_for(claim, pod) {
+            return Err("resourceclaim in use".into());
+        }
+    }
     for Known { name, claim, .. } in known.iter().filter(|known| !known.is_allocated()) {
         if objects.devices.pending(name).is_some_and(|pending| *pending.pod != *pod.key.uid) {
             return Err(format!("resource claim {name} is in the process of being allocated"));
@@ -128,7 +163,7 @@ fn check(pod: &PodInfo, objects: &Objects) -> Result<Vec<Known>, String> {
             let mut any = false;
             for (request, class) in exact.chain(alternatives) {
                 any = true;
-                if !objects.devices.classes.contains_key(class.as_str()) {
+                if objects.devices.class(class).is_none() {
                     return Err(format!("request {request}: device class {class} does not exist"));
                 }
             }
@@ -140,17 +175,20 @@ fn check(pod: &PodInfo, objects: &Objects) -> Result<Vec<Known>, String> {
     Ok(known)
 }
 
-fn allocate(known: &[Known], node: &NodeInfo, objects: &Objects) -> Result<Allocations, Rejection> {
-    let open: Vec<&ResourceClaim> = known.iter().filter(|k| !k.is_allocated()).map(|k| &*k.claim).collect();
+/// Looks for devices on a node.
+fn allocate(pod: &PodInfo, known: &[Known], node: &NodeInfo, objects: &Objects) -> Result<Found, Rejection> {
+    let plan = extended::plan(pod, node, &objects.devices).map_err(Rejection::lasting)?;
+    let open = known.iter().filter(|k| !k.is_allocated()).map(|k| &*k.claim);
+    let open: Vec<&ResourceClaim> = open.chain(plan.iter().map(|plan| &plan.claim)).collect();
     if open.is_empty() {
-        return Ok(Arc::default());
+        return Ok(Found::default());
     }
     let found = devices::allocate(&objects.devices, node, &open).map_err(|failure| match failure {
         Failure::Node(None) => Rejection::lasting("cannot allocate all claims"),
         Failure::Node(Some(text)) => Rejection::lasting(text),
         Failure::Fatal(text) => Rejection::failure(text),
     })?;
-    Ok(found.into_iter().map(Arc::new).collect())
+    Ok(Found { allocations: found.into_iter().map(Arc::new).collect(), plan: plan.map(Arc::new) })
 }
 
 impl DynamicResources {
@@ -159,26 +197,33 @@ impl DynamicResources {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Allocations on a node, as they were found before in the pod's cycle, or found now.
-    fn allocations(
+    /// What there is on a node, as it was found before in the pod's cycle, or is found now.
+    fn found(
         &self,
         pod: &PodInfo,
         known: &[Known],
         node: &NodeInfo,
         objects: &Objects,
-    ) -> Result<Allocations, Rejection> {
+    ) -> Result<Arc<Found>, Rejection> {
         let own = |under_way: &UnderWay| under_way.pod.as_ref() == Some(&pod.key.uid);
         if let Some(found) =
             Some(self.under_way()).filter(|u| own(u)).and_then(|u| u.found.get(&node.slot).cloned())
         {
             return Ok(found);
         }
-        let found = allocate(known, node, objects)?;
+        let found = Arc::new(allocate(pod, known, node, objects)?);
         let mut under_way = self.under_way();
         if own(&under_way) {
             under_way.found.insert(node.slot, found.clone());
         }
         Ok(found)
+    }
+
+    /// Whether a claim with devices cannot be used on a node: it is elsewhere, or its devices failed.
+    fn is_unavailable(&self, known: &Known, node: &NodeInfo, objects: &Objects) -> bool {
+        let elsewhere = |nodes: &NodeTerms| !nodes.matches(&node.name, &node.labels);
+        known.nodes.as_ref().is_some_and(elsewhere)
+            || known.is_allocated() && conditions::is_lost(&known.claim, self.binding_timeout, objects.now)
     }
 }
 
@@ -205,9 +250,17 @@ impl Plugin for DynamicResources {
                 let own = known.iter().any(|known| *known.name == **name);
                 own && before.is_none_or(|before| before.status != after.status)
             }
+            // It leaves its devices, or was in the way of a new one for the pod's extended resources.
+            ClusterEvent::Object { before: Some(Object::ResourceClaim(gone)), after: None, .. } => {
+                allocated(gone) || extended::made_for(gone) == Some(&*pod.key.uid)
+            }
             ClusterEvent::Object {
                 after: Some(Object::DeviceClass(_) | Object::ResourceSlice(_)), ..
             } => true,
+            // An older class may stand for a resource now.
+            ClusterEvent::Object { before: Some(Object::DeviceClass(_)), .. } => {
+                extended::concerns(pod, &snapshot.objects.devices)
+            }
             _ => false,
         }
     }
@@ -224,13 +277,14 @@ impl PreEnqueue for DynamicResources {
 
 impl Filter for DynamicResources {
     fn prepare(&self, pod: &PodInfo, snapshot: &Snapshot, _: Option<Box<dyn State>>) -> Prepared {
-        if pod.resource_claims.is_empty() {
+        let objects = &snapshot.objects;
+        if !concerns(pod, &objects.devices) {
             return Prepared::Skip;
         }
         *self.under_way() = UnderWay { pod: Some(pod.key.uid.clone()), found: HashMap::new() };
-        match check(pod, &snapshot.objects) {
+        match check(pod, objects) {
             Err(text) => Prepared::Reject(Rejection::lasting(text)),
-            Ok(known) if known.is_empty() => Prepared::Skip,
+            Ok(known) if known.is_empty() && !extended::concerns(pod, &objects.devices) => Prepared::Skip,
             Ok(known) => Prepared::Look(Box::new(known)),
         }
     }
@@ -242,10 +296,13 @@ impl Filter for DynamicResources {
         node: &NodeInfo,
         snapshot: &Snapshot,
     ) -> Result<(), Rejection> {
-        let known = state::<Vec<Known>>(known);
-        self.allocations(pod, known, node, &snapshot.objects)?;
-        let usable = |k: &Known| k.nodes.as_ref().is_none_or(|nodes| nodes.matches(&node.name, &node.labels));
-        if !known.iter().all(usable) {
+        let (known, objects) = (state::<Vec<Known>>(known), &snapshot.objects);
+        if extended::concerns(pod, &objects.devices) && objects.devices.made_for(&pod.key.uid).is_some() {
+            // It is of an attempt before; nobody knows whether its devices are still right.
+            return Err(Rejection::lasting("cannot schedule extended resource claim"));
+        }
+        self.found(pod, known, node, objects)?;
+        if known.iter().any(|known| self.is_unavailable(known, node, objects)) {
             return Err(Rejection::lasting(ELSEWHERE));
         }
         Ok(())
@@ -259,22 +316,29 @@ impl Filter for DynamicResources {
 impl PostFilter for DynamicResources {
     /// Devices that nobody uses and that keep the pod from every node are given up.
     fn remedy(&self, pod: &PodInfo, rejected: &[(Slot, &Rejection)], snapshot: &Snapshot) -> Remedy {
-        let known = check(pod, &snapshot.objects).unwrap_or_default();
-        if known.is_empty() {
+        let objects = &snapshot.objects;
+        let known = check(pod, objects).ok();
+        let extended = extended::concerns(pod, &objects.devices);
+        let Some(known) = known.filter(|known| !known.is_empty() || extended) else {
             return Remedy { text: "no new claims to deallocate", write: None };
-        }
+        };
         let elsewhere = rejected.iter().filter(|(_, r)| r.reasons.iter().any(|reason| reason.0 == ELSEWHERE));
         let nodes: Vec<&NodeInfo> = elsewhere.filter_map(|(slot, _)| snapshot.at(*slot)).collect();
         let idle = known.iter().find(|known| {
             let consumers = known.claim.status.iter().flat_map(|s| s.reserved_for.iter().flatten());
             let idle = { consumers }.all(|consumer| *consumer.uid == *pod.key.uid);
-            let terms = known.nodes.as_ref().filter(|_| idle);
-            terms.is_some_and(|terms| nodes.iter().any(|node| !terms.matches(&node.name, &node.labels)))
+            idle && nodes.iter().any(|node| self.is_unavailable(known, node, objects))
         });
-        match idle {
-            Some(known) => Remedy {
+        if let Some(known) = idle {
+            return Remedy {
                 text: "deallocation of ResourceClaim completed",
                 write: Some(Write::Deallocate(known.claim.clone())),
+            };
+        }
+        match objects.devices.made_for(&pod.key.uid).filter(|_| extended) {
+            Some((_, claim)) => Remedy {
+                text: "deletion of ResourceClaim completed",
+                write: Some(Write::DeleteClaim(claim.clone())),
             },
             None => Remedy { text: "still not schedulable", write: None },
         }
@@ -306,8 +370,8 @@ impl Score for DynamicResources {
         if !has_choice {
             return 0;
         }
-        let Ok(new) = self.allocations(pod, known, node, &snapshot.objects) else { return 0 };
-        let mut new = new.iter();
+        let Ok(found) = self.found(pod, known, node, &snapshot.objects) else { return 0 };
+        let mut new = found.allocations.iter();
         let mut score = 0;
         for Known { claim, .. } in known {
             let allocation = match claim.status.as_ref().and_then(|status| status.allocation.as_ref()) {
@@ -337,59 +401,104 @@ impl Score for DynamicResources {
 
 impl Reserve for DynamicResources {
     fn reserve(&self, pod: &PodInfo, node: &NodeInfo, objects: &mut Objects) -> Result<(), Rejection> {
-        if pod.resource_claims.is_empty() {
+        if !concerns(pod, &objects.devices) {
             return Ok(());
         }
         let known = check(pod, objects).map_err(Rejection::lasting)?;
-        let allocations = self.allocations(pod, &known, node, objects)?;
+        let found = self.found(pod, &known, node, objects)?;
         // What is decided now changes what is there.
         *self.under_way() = UnderWay::default();
-        let open = known.into_iter().filter(|known| !known.is_allocated());
-        for (known, allocation) in open.zip(allocations.iter()) {
-            let pending = Pending { pod: pod.key.uid.clone(), allocation: allocation.clone() };
-            objects.devices.decide(known.name, pending);
+        let open = known.into_iter().filter(|known| !known.is_allocated()).map(|known| (known.name, None));
+        let made = found.plan.iter().map(|plan| (in_memory_name(pod), Some(plan.clone())));
+        for ((name, plan), allocation) in open.chain(made).zip(&found.allocations) {
+            let pending = Pending { pod: pod.key.uid.clone(), allocation: allocation.clone(), plan };
+            objects.devices.decide(name, pending);
         }
         Ok(())
     }
 
     fn unreserve(&self, pod: &PodInfo, _: &str, objects: &mut Objects) {
-        for known in claims(pod, objects).unwrap_or_default() {
-            objects.devices.give_back(&known.name, &pod.key.uid);
-        }
+        objects.devices.give_back(&pod.key.uid);
     }
 }
 
 impl PreBind for DynamicResources {
     fn writes(&self, pod: &PodInfo, _: &str, objects: &Objects) -> Vec<Write> {
-        if pod.resource_claims.is_empty() {
+        if is_plain(pod) {
             return Vec::new();
         }
         let known = claims(pod, objects).unwrap_or_default();
         let open = known.into_iter().filter(|known| !is_reserved_for(&known.claim, pod));
+        let consumer = || ResourceClaimConsumerReference {
+            api_group: None,
+            resource: "pods".into(),
+            name: pod.key.name.to_string(),
+            uid: pod.key.uid.to_string(),
+        };
         let write = |known: Known| Write::ResourceClaim {
             allocation: objects.devices.pending(&known.name).map(|pending| pending.allocation.clone()),
             claim: known.claim,
-            consumer: ResourceClaimConsumerReference {
-                api_group: None,
-                resource: "pods".into(),
-                name: pod.key.name.to_string(),
-                uid: pod.key.uid.to_string(),
-            },
+            consumer: consumer(),
         };
-        open.map(write).collect()
+        let made = objects.devices.pending(&in_memory_name(pod));
+        let made = made.and_then(|pending| {
+            let (plan, allocation) = (pending.plan.clone()?, pending.allocation.clone());
+            Some(Write::ExtendedClaim { plan, allocation, consumer: consumer() })
+        });
+        open.map(write).chain(made).collect()
     }
 
-    fn ready(&self, _: &PodInfo, _: &NodeInfo, _: &Objects) -> Readiness {
+    /// The claim that was made must have been seen, so that it is known what to take back; and devices must be there.
+    fn ready(&self, pod: &PodInfo, _: &NodeInfo, objects: &Objects) -> Readiness {
+        if is_plain(pod) {
+            return Readiness::Ready;
+        }
+        let own = in_memory_name(pod);
+        if objects.devices.pending(&own).is_some() {
+            let late = "claim for extended resources was not seen".into();
+            let (objects, longest) = (vec![own], SEEN_TIMEOUT);
+            return Readiness::Wait(Wait { objects, longest, late, for_devices: false });
+        }
+        let known = claims(pod, objects).unwrap_or_default();
+        let made = objects.devices.made_for(&pod.key.uid).map(|(name, claim)| (name.clone(), claim.clone()));
+        for (name, claim) in known.into_iter().map(|known| (known.name, known.claim)).chain(made) {
+            let seen = claim.status.as_ref().and_then(|status| status.allocation.as_ref());
+            let pending = objects.devices.pending(&name).map(|pending| &*pending.allocation);
+            let Some(allocation) = seen.or(pending).filter(|allocation| conditions::any(allocation)) else {
+                continue;
+            };
+            let claim_name = claim.metadata.name.as_deref().unwrap_or_default();
+            let late: Reason = Reason::new(format!("device binding timeout: claim={claim_name}"));
+            match conditions::state(&claim) {
+                conditions::State::Ready => {}
+                conditions::State::Failed(text) => return Readiness::Failed(Reason::new(text)),
+                conditions::State::Pending => {
+                    match conditions::time_left(allocation, self.binding_timeout, objects.now) {
+                        None => return Readiness::Failed(late),
+                        Some(longest) => {
+                            let (objects, late) = (vec![name], late.0);
+                            return Readiness::Wait(Wait { objects, longest, late, for_devices: true });
+                        }
+                    }
+                }
+            }
+        }
         Readiness::Ready
     }
 
     fn undo(&self, pod: &PodInfo, objects: &Objects) -> Vec<Write> {
-        if pod.resource_claims.is_empty() {
+        if is_plain(pod) {
             return Vec::new();
         }
         let known = claims(pod, objects).unwrap_or_default();
         let reserved =
             known.into_iter().filter(|known| known.is_allocated() && is_reserved_for(&known.claim, pod));
-        reserved.map(|known| Write::Unreserve(known.claim, pod.key.uid.clone())).collect()
+        let made = objects.devices.made_for(&pod.key.uid).map(|(_, claim)| Write::DeleteClaim(claim.clone()));
+        reserved.map(|known| Write::Unreserve(known.claim, pod.key.uid.clone())).chain(made).collect()
     }
+}
+
+/// The key of what was decided about the claim that is made for a pod.
+fn in_memory_name(pod: &PodInfo) -> Name {
+    extended::in_memory(&pod.key.namespace, &pod.key.uid)
 }

@@ -6,6 +6,7 @@ mod dynamic_resources;
 mod gang_scheduling;
 mod image_locality;
 mod inter_pod_affinity;
+mod migration;
 mod node_affinity;
 mod node_name;
 mod node_ports;

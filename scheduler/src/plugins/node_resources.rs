@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 
+use crate::devices::Inventory;
+use crate::devices::extended::{self, is_left_to_devices};
 use crate::framework::{ClusterEvent, Filter, MAX_SCORE, Plugin, Reason, Rejection, Score, State, state};
+use crate::objects::Object;
 use crate::pod::PodInfo;
 use crate::resources::Resources;
 use crate::snapshot::{NodeInfo, Slot, Snapshot};
@@ -53,7 +56,7 @@ impl Default for NodeResourcesFit {
 }
 
 impl NodeResourcesFit {
-    fn fits(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+    fn fits(&self, pod: &PodInfo, node: &NodeInfo, devices: &Inventory) -> Result<(), Rejection> {
         let mut short: Vec<Reason> = Vec::new();
         let mut resolvable = true;
         if node.residents().len() as i64 + 1 > node.allowed_pods {
@@ -76,6 +79,10 @@ impl NodeResourcesFit {
             used.ephemeral_storage,
         );
         for (name, amount) in wanted.scalar.iter().filter(|(name, _)| !self.is_ignored(name)) {
+            // DynamicResources looks after it.
+            if is_left_to_devices(name, node, devices) {
+                continue;
+            }
             let of = |list: &Resources| list.scalar.get(name).copied().unwrap_or(0);
             check(&|| Reason::new(format!("Insufficient {name}")), *amount, of(has), of(used));
         }
@@ -99,24 +106,30 @@ impl Plugin for NodeResourcesFit {
 
     /// Kubernetes wakes for any pod that leaves; here the pod must fit on the node then.
     fn wakes(&self, pod: &PodInfo, event: &ClusterEvent<'_>, snapshot: &Snapshot) -> bool {
+        let devices = &snapshot.objects.devices;
         match event {
+            // Another class may stand for a resource that no node has, also when the one that did is gone.
+            ClusterEvent::Object { after: Some(Object::DeviceClass(_)), .. }
+            | ClusterEvent::Object { before: Some(Object::DeviceClass(_)), .. } => {
+                extended::concerns(pod, devices)
+            }
             ClusterEvent::PodGone { node, .. } if snapshot.awaits(node.slot) => {
                 // The room may be another pod's.
                 let mut node = NodeInfo::clone(node);
                 for other in snapshot.nominated(&node.name.clone(), pod) {
                     node.add_pod(other);
                 }
-                self.fits(pod, &node).is_ok()
+                self.fits(pod, &node, devices).is_ok()
             }
             ClusterEvent::NodeAdded(node) | ClusterEvent::PodGone { node, .. } => {
-                self.fits(pod, node).is_ok()
+                self.fits(pod, node, devices).is_ok()
             }
             ClusterEvent::NodeChanged { before, after } => {
                 (before.allocatable != after.allocatable || before.allowed_pods != after.allowed_pods)
-                    && self.fits(pod, after).is_ok()
+                    && self.fits(pod, after, devices).is_ok()
             }
             ClusterEvent::PodChanged { before, after, node } => {
-                before.amounts() != after.amounts() && self.fits(pod, node).is_ok()
+                before.amounts() != after.amounts() && self.fits(pod, node, devices).is_ok()
             }
             _ => false,
         }
@@ -124,8 +137,14 @@ impl Plugin for NodeResourcesFit {
 }
 
 impl Filter for NodeResourcesFit {
-    fn filter(&self, _: &dyn State, pod: &PodInfo, node: &NodeInfo, _: &Snapshot) -> Result<(), Rejection> {
-        self.fits(pod, node)
+    fn filter(
+        &self,
+        _: &dyn State,
+        pod: &PodInfo,
+        node: &NodeInfo,
+        snapshot: &Snapshot,
+    ) -> Result<(), Rejection> {
+        self.fits(pod, node, &snapshot.objects.devices)
     }
 }
 
@@ -153,6 +172,7 @@ fn shares<'a>(
     resources: &'a [Weighted],
     asked: &'a [i64],
     counted: bool,
+    devices: &'a Inventory,
 ) -> impl Iterator<Item = (&'a Weighted, i64, i64, i64)> {
     resources.iter().zip(asked).filter_map(move |(resource, asked)| {
         if *asked == 0 && is_scalar(&resource.name) {
@@ -160,7 +180,8 @@ fn shares<'a>(
         }
         let capacity = of(&node.allocatable, &resource.name);
         if capacity == 0 {
-            return None;
+            let (all, used) = of_devices(&resource.name, node, devices)?;
+            return Some((resource, used, used + asked, all));
         }
         let used = match &*resource.name {
             "cpu" if counted => node.counted.0,
@@ -169,6 +190,17 @@ fn shares<'a>(
         };
         Some((resource, used, used + asked, capacity))
     })
+}
+
+/// How many devices a node has for a resource that it leaves to them, and how many of them are in use.
+fn of_devices(resource: &str, node: &NodeInfo, devices: &Inventory) -> Option<(i64, i64)> {
+    let class = devices.class_for(resource).filter(|_| extended::is_extended(resource))?;
+    devices.devices_of(class, node).ok().filter(|(all, _)| *all > 0)
+}
+
+/// Whether all that is counted is the node's own, and not devices of ResourceSlices.
+fn is_of_nodes(resources: &[Weighted]) -> bool {
+    !resources.iter().any(|resource| extended::is_extended(&resource.name))
 }
 
 impl Score for NodeResourcesFit {
@@ -183,12 +215,14 @@ impl Score for NodeResourcesFit {
     }
 
     fn is_local(&self) -> bool {
-        true
+        is_of_nodes(&self.resources)
     }
 
-    fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
+    fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64 {
+        let devices = &snapshot.objects.devices;
         let (mut sum, mut weights) = (0i64, 0i64);
-        for (resource, _, wanted, capacity) in shares(node, &self.resources, state::<Vec<i64>>(known), true) {
+        let asked = state::<Vec<i64>>(known);
+        for (resource, _, wanted, capacity) in shares(node, &self.resources, asked, true, devices) {
             let score = match &self.strategy {
                 Strategy::LeastAllocated if wanted > capacity => 0,
                 Strategy::LeastAllocated => share(capacity - wanted, capacity),
@@ -263,11 +297,12 @@ impl Score for BalancedAllocation {
     }
 
     fn is_local(&self) -> bool {
-        true
+        is_of_nodes(&self.resources)
     }
 
-    fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
-        let shares = || shares(node, &self.resources, state::<Vec<i64>>(known), false);
+    fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64 {
+        let devices = &snapshot.objects.devices;
+        let shares = || shares(node, &self.resources, state::<Vec<i64>>(known), false, devices);
         let with = balance(|| shares().map(|(_, _, wanted, capacity)| (wanted, capacity)));
         let without = balance(|| shares().map(|(_, used, _, capacity)| (used, capacity)));
         MAX_SCORE / 2 + (MAX_SCORE / 2 + with - without) / 2

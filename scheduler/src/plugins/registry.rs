@@ -174,10 +174,8 @@ impl Registry {
         registry.plain("NodeDeclaredFeatures", || Built::new(NodeDeclaredFeatures).filter().done());
         registry.plain("GangScheduling", || Built::new(GangScheduling).pre_enqueue().done());
         registry.add("DynamicResources", |args| {
-            // How long a search, and a binding, may take; here a search is limited by its steps.
-            let _: DynamicResourcesArgs = read(args)?;
-            let built = Built::new(DynamicResources::default()).pre_enqueue().filter().post_filter().score();
-            Ok(built.reserve().pre_bind().done())
+            let built = Built::new(dynamic_resources(read(args)?)?).pre_enqueue().filter().post_filter();
+            Ok(built.score().reserve().pre_bind().done())
         });
         registry
             .add("NodeAffinity", |args| Ok(Built::new(node_affinity(read(args)?)).filter().score().done()));
@@ -300,10 +298,32 @@ struct DefaultPreemptionArgs {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "read so that what is unknown is refused")]
 struct DynamicResourcesArgs {
+    /// Only checked: a search is limited by its steps.
     filter_timeout: Option<String>,
     binding_timeout: Option<String>,
+}
+
+fn dynamic_resources(args: DynamicResourcesArgs) -> Result<DynamicResources, String> {
+    let nanos = |name: &str, text: Option<&String>| {
+        let read = |text: &String| {
+            hawser_api::time::parse_go_duration(text)
+                .ok_or(format!("{name}: time: invalid duration {text:?}"))
+        };
+        text.map(read).transpose()
+    };
+    if nanos("filterTimeout", args.filter_timeout.as_ref())?.is_some_and(|nanos| nanos < 0) {
+        return Err("filterTimeout: must be zero or positive".into());
+    }
+    let mut plugin = DynamicResources::default();
+    if let Some(nanos) = nanos("bindingTimeout", args.binding_timeout.as_ref())? {
+        let longest = u64::try_from(nanos).map(Duration::from_nanos).unwrap_or_default();
+        if longest < Duration::from_secs(1) {
+            return Err("bindingTimeout: must be at least 1 second".into());
+        }
+        plugin.binding_timeout = longest;
+    }
+    Ok(plugin)
 }
 
 #[derive(Default, Deserialize)]

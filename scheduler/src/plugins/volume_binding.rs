@@ -14,8 +14,8 @@ use super::claims::{
     claim_name, is_bound, made_for, made_for_other, not_found, reachable, volume_name, waits_for_consumer,
 };
 use crate::framework::{
-    ClusterEvent, Filter, Plugin, PreBind, Prepared, Readiness, Reason, Rejection, Reserve, State, Write,
-    state,
+    ClusterEvent, Filter, Plugin, PreBind, Prepared, Readiness, Reason, Rejection, Reserve, State, Wait,
+    Write, state,
 };
 use crate::objects::{Kind, Name, Object, Objects, Reserved, class_of_claim, class_of_volume};
 use crate::pod::PodInfo;
@@ -424,6 +424,10 @@ impl PreBind for VolumeBinding {
             all &= is_bound(claim);
             waiting.push(key.as_str().into());
         }
-        if all { Readiness::Ready } else { Readiness::Wait(waiting, self.timeout) }
+        if all {
+            return Readiness::Ready;
+        }
+        let late = "binding volumes: context deadline exceeded".into();
+        Readiness::Wait(Wait { objects: waiting, longest: self.timeout, late, for_devices: false })
     }
 }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::Scheduler;
 use super::held::{Held, Stage};
 use crate::bind::{self, Bound};
 use crate::cycle::FitError;
-use crate::framework::{Permission, Readiness, Rejection, Write};
+use crate::framework::{Permission, Readiness, Rejection, Wait, Write};
 use crate::plugins::group_of;
 use crate::pod::{PodInfo, PodKey};
 use crate::report::Report;
@@ -60,7 +62,7 @@ impl Scheduler {
             None => self.prepare_binding(profile, pod, node, now),
             Some(longest) => {
                 let deadline = deadline.unwrap_or(now + longest);
-                self.held.insert(Held { pod, node, deadline, stage: Stage::Permit });
+                self.held.insert(Held { pod, node, deadline, stage: Stage::Permit, told: false });
             }
         }
     }
@@ -86,13 +88,15 @@ impl Scheduler {
         let objects = &self.cache.view().objects;
         let plugins = &self.profiles[profile].pre_binds;
         let writes: Vec<_> = plugins.iter().flat_map(|p| p.writes(&pod, &node, objects)).collect();
-        if writes.is_empty() {
-            self.bind(pod, node);
-            return;
-        }
         // No deadline yet: it begins when all is written.
         let deadline = now + Duration::from_secs(3600);
-        self.held.insert(Held { pod: pod.clone(), node: node.clone(), deadline, stage: Stage::Writing });
+        let stage = Stage::Writing;
+        let held = Held { pod: pod.clone(), node: node.clone(), deadline, stage, told: false };
+        if writes.is_empty() {
+            self.when_ready(held);
+            return;
+        }
+        self.held.insert(held);
         self.bindings.spawn(bind::write(self.client.clone(), pod, node, writes));
     }
 
@@ -100,38 +104,53 @@ impl Scheduler {
     pub(super) fn when_ready(&mut self, held: Held) {
         let now = Instant::now();
         let Some(profile) = self.profile(&held.pod) else { return };
+        self.cache.objects().now = Timestamp::now();
         let Some(node) = self.cache.view().node(&held.node) else {
             self.give_back(&held.pod, &held.node);
             self.queue.failed(&held.pod.key, now);
             return;
         };
-        let mut waiting = Vec::new();
+        let (mut waiting, mut for_any_device) = (Vec::new(), false);
         let mut deadline = held.deadline;
         for plugin in &self.profiles[profile].pre_binds {
             match plugin.ready(&held.pod, node, &self.cache.view().objects) {
                 Readiness::Ready => {}
-                Readiness::Wait(names, longest) => {
-                    waiting.extend(names);
+                Readiness::Wait(Wait { objects, longest, late, for_devices }) => {
                     if held.stage == Stage::Writing {
                         deadline = now + longest;
+                    } else if deadline <= now {
+                        let (plugin, pod, node) = (plugin.name(), held.pod, held.node);
+                        self.not_prepared(plugin, pod, &node, &late);
+                        return;
                     }
+                    for_any_device |= for_devices;
+                    waiting.extend(objects);
                 }
                 Readiness::Failed(reason) => {
-                    let message = format!("running PreBind plugin \"{}\": {}", plugin.name(), reason.0);
-                    self.give_back(&held.pod, &held.node);
-                    self.queue.failed(&held.pod.key, now);
-                    let (pod, reason) = (held.pod, "SchedulerError");
-                    self.reports.add(Report::Failed { pod, reason, message, nominated: None });
+                    let (plugin, pod, node) = (plugin.name(), held.pod, held.node);
+                    self.not_prepared(plugin, pod, &node, &reason.0);
                     return;
                 }
             }
         }
         if waiting.is_empty() {
             self.bind(held.pod, held.node);
-        } else {
-            let stage = Stage::Effect(waiting);
-            self.held.insert(Held { deadline, stage, ..held });
+            return;
         }
+        if for_any_device && !held.told {
+            self.reports.add(Report::Waits { pod: held.pod.clone(), node: held.node.clone() });
+        }
+        let stage = Stage::Effect(waiting);
+        self.held.insert(Held { deadline, stage, told: held.told || for_any_device, ..held });
+    }
+
+    /// What a pod needs before it is bound is not there, and will not be.
+    fn not_prepared(&mut self, plugin: &str, pod: Arc<PodInfo>, node: &str, why: &str) {
+        let message = format!("running PreBind plugin \"{plugin}\": {why}");
+        self.give_back(&pod, node);
+        self.queue.failed(&pod.key, Instant::now());
+        let reason = "SchedulerError";
+        self.reports.add(Report::Failed { pod, reason, message, nominated: None });
     }
 
     pub(super) fn give_back(&mut self, pod: &PodInfo, node: &str) {

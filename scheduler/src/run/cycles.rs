@@ -27,6 +27,7 @@ impl Scheduler {
     pub(super) async fn cycle(&mut self) {
         let now = Instant::now();
         let Some(pod) = self.queue.pop(now) else { return };
+        self.cache.objects().now = Timestamp::now();
         let Some(profile) = self.profile(&pod) else { return };
         if let Some(group) = group_of(&pod)
             && self.cache.view().objects.groups.get(group.as_str()).is_some_and(|g| g.min_count.is_some())

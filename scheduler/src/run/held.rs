@@ -13,6 +13,8 @@ pub struct Held {
     pub node: Arc<str>,
     pub deadline: Instant,
     pub stage: Stage,
+    /// It was told that it waits.
+    pub told: bool,
 }
 
 /// What a held pod waits for.
@@ -111,7 +113,8 @@ mod tests {
     fn a_pod_is_found_by_what_it_waits_for_now() {
         let (mut held, now) = (HeldPods::default(), Instant::now());
         let pod = Arc::new(pod("a", json!({})));
-        let hold = |deadline, stage| Held { pod: pod.clone(), node: "n".into(), deadline, stage };
+        let hold =
+            |deadline, stage| Held { pod: pod.clone(), node: "n".into(), deadline, stage, told: false };
         held.insert(hold(now + Duration::from_secs(1), Stage::Permit));
         assert_eq!(held.permits(), std::slice::from_ref(&pod.key.uid));
         held.insert(hold(now + Duration::from_secs(2), Stage::Effect(vec!["default/claim".into()])));

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::held::HeldPods;
+use self::held::{HeldPods, Stage};
 use crate::bind::Bound;
 use crate::config::Config;
 use crate::cycle::Engine;
@@ -190,6 +190,10 @@ impl Scheduler {
         let now = Instant::now();
         self.queue.release(now);
         while let Some(held) = self.held.expired(now) {
+            if matches!(held.stage, Stage::Effect(_)) {
+                self.when_ready(held);
+                continue;
+            }
             self.give_back(&held.pod, &held.node);
             self.queue.failed(&held.pod.key, now);
         }

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::watcher::Event as WatchEvent;
 
 use super::Scheduler;
+use crate::devices::extended::{in_memory, made_for};
 use crate::framework::ClusterEvent;
 use crate::objects::{Kind, Name, Object};
 use crate::plugins::group_of;
@@ -188,6 +189,14 @@ impl Scheduler {
     }
 
     pub(super) fn on_object(&mut self, kind: Kind, name: &Name, after: Option<Object>) {
+        // Who waits for a claim that it has made does not know its name.
+        let made = match &after {
+            Some(Object::ResourceClaim(claim)) => {
+                let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+                made_for(claim).map(|pod| in_memory(namespace, pod))
+            }
+            _ => None,
+        };
         let before = match after.clone() {
             Some(object) => self.cache.objects().set(name.clone(), object),
             None => self.cache.objects().remove(kind, name),
@@ -197,7 +206,8 @@ impl Scheduler {
         }
         let event = ClusterEvent::Object { name, before: before.as_ref(), after: after.as_ref() };
         self.happened(&event);
-        for uid in self.held.waiting_for(name) {
+        let held = made.iter().chain([name]).flat_map(|name| self.held.waiting_for(name));
+        for uid in held.collect::<Vec<_>>() {
             if let Some(held) = self.held.remove(&uid) {
                 self.when_ready(held);
             }
