@@ -46,7 +46,7 @@ use crate::maps::{Address, KernelMaps, MapError};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::podnet::{NodeNet, PodNet, PodNetError};
 use crate::pressure::{self, Fill, Pressure};
-use crate::programs::{Pins, Programs, xdp_modes, ProgramsError, create_private};
+use crate::programs::{Pins, Programs, ProgramsError, create_private, xdp_modes};
 use crate::routes::{Routes, Way};
 use crate::status;
 use crate::sweep::{Step, Sweep};

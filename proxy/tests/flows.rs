@@ -139,7 +139,11 @@ fn packets_from_the_cache_are_as_without_it() {
             assert_eq!((got.destination, got.macs), ((THERE, 8080), (OTHER_MAC, UPLINK_MAC)));
             assert_eq!((got.ttl, &got.transport), (63, &next.transport));
             if to == direct {
-                assert_eq!((got.source, opened[14]), (next.source, 0x47), "only the first tells the frontend");
+                assert_eq!(
+                    (got.source, opened[14]),
+                    (next.source, 0x47),
+                    "only the first tells the frontend"
+                );
                 continue;
             }
             // What differs in a later packet goes through as it is; its bytes are judged by `parse`.
@@ -171,7 +175,10 @@ fn packets_of_ipv6_from_the_cache_are_as_without_it() {
         let got = same_from_the_cache(&mut node, &ct, &tuple6(client, vip), &next);
         let (from, at, hops) = read6(&got).expect("a good packet");
         assert_eq!((from.0, at, hops), (address("fd00::11"), there, 63));
-        assert_eq!((&got[..6], &got[58..70], &got[74..]), (&OTHER_MAC[..], &next[58..70], &b"some bytes"[..]));
+        assert_eq!(
+            (&got[..6], &got[58..70], &got[74..]),
+            (&OTHER_MAC[..], &next[58..70], &b"some bytes"[..])
+        );
         let answer = tcp6(there, from, ACK, b"an answer");
         let back = same_from_the_cache(&mut node, &ct, &tuple6(there, from), &answer);
         assert_eq!(read6(&back), Ok((vip, client, 63)));

@@ -8,14 +8,14 @@ use hawser_ebpf_common::flow::{LINES4, LINES6, Place, hash4, hash6};
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::{PROTO_ICMP, PROTO_ICMP6};
 
-use crate::frame::{Change, Frame};
 use crate::flow::{self, Line};
+use crate::frame::{Change, Frame};
 use crate::hop::Hop;
 use crate::lb::{self, Client};
 pub use crate::lb::{V4, V6};
 use crate::maps::{
-    ASIDE, ASIDE6, CT, CT6, ENDPOINTS, ENDPOINTS6, FLOWS, FLOWS6, FRAGMENTS, FRAGMENTS6, HOPS, HOPS6, IPCACHE,
-    IPCACHE6, OLD_CT, OLD_CT6,
+    ASIDE, ASIDE6, CT, CT6, ENDPOINTS, ENDPOINTS6, FLOWS, FLOWS6, FRAGMENTS, FRAGMENTS6, HOPS, HOPS6,
+    IPCACHE, IPCACHE6, OLD_CT, OLD_CT6,
 };
 use crate::packet::{Aside, Header, IP_LEN, IP6_LEN, header4, header6};
 
