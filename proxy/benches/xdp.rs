@@ -14,7 +14,9 @@ use aya::programs::{TestRun, TestRunOptions, Xdp};
 use common::isolated;
 use common::node::{CLIENT, NODE, Node};
 use common::packet::Packet;
+use hawser_ebpf_common::lb::SERVICE_DSR;
 use hawser_ebpf_common::metrics::reason;
+use hawser_proxy::programs::Programs;
 use hawser_proxy::types::{L4Addr, Protocol, address_be};
 
 static REPLAY: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser-replay.bpf.o"));
@@ -33,6 +35,7 @@ type Tuple = ((Ipv4Addr, u16), (Ipv4Addr, u16));
 fn main() {
     assert!(!REPLAY.is_empty(), "built with HAWSER_EBPF_OBJECT: there is nothing to measure with");
     isolated(measure);
+    isolated(measure_direct);
 }
 
 /// What makes the packets.
@@ -83,40 +86,55 @@ fn say(what: &str, mut figures: Vec<f64>) {
     println!("{what:<44} {:>6.0} {:>6.0}", figures[0], figures[figures.len() / 2]);
 }
 
-fn measure(dir: &Path) {
-    let mut node = Node::new(dir);
-    let mut replay = Replay::new();
-    let vip = |number: u32| {
-        let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + number % VIPS);
-        (address, 1000 + (number / VIPS) as u16)
-    };
+/// Address and port of a Service.
+fn vip(number: u32) -> (Ipv4Addr, u16) {
+    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + number % VIPS);
+    (address, 1000 + (number / VIPS) as u16)
+}
+
+/// A node with all Services.
+fn node_with_services(dir: &Path, flags: u32) -> Node {
+    let mut node = Node::with(dir, Programs::load_for_xdp);
     for number in 0..SERVICES {
         let backend = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 244, 2, 0)) + number % 250 + 1);
         let (address, port) = vip(number);
         let backend = L4Addr::new(backend, 8080, Protocol::Tcp);
-        node.frontend(number + 1, L4Addr::new(address, port, Protocol::Tcp), 0, [&[backend], &[]]);
+        node.frontend(number + 1, L4Addr::new(address, port, Protocol::Tcp), flags, [&[backend], &[]]);
     }
-    let frame = |opens: bool| {
-        let mut packet = Packet::new((CLIENT, 1), (NODE, 1), Protocol::Tcp);
-        if !opens {
-            packet.transport = packet.transport.next();
-        }
-        packet.bytes()
-    };
+    node
+}
+
+fn frame(opens: bool) -> Vec<u8> {
+    let mut packet = Packet::new((CLIENT, 1), (NODE, 1), Protocol::Tcp);
+    if !opens {
+        packet.transport = packet.transport.next();
+    }
+    packet.bytes()
+}
+
+/// Clients from one address on, each with four connections.
+fn flows(first: Ipv4Addr) -> Vec<Tuple> {
+    shuffled((0..FLOWS as u32).map(|i| {
+        let from = Ipv4Addr::from(u32::from(first) + i / 4);
+        ((from, 2000 + (i % 4) as u16), vip(i.wrapping_mul(7919) % SERVICES))
+    }))
+}
+
+/// Opens the flows that the replay has, part by part.
+fn open(replay: &mut Replay) -> Vec<f64> {
+    (0..FLOWS / OPENED).map(|_| replay.run(&frame(true), OPENED)).collect()
+}
+
+fn measure(dir: &Path) {
+    let mut node = node_with_services(dir, 0);
+    let mut replay = Replay::new();
     println!("{:<44} {:>6} {:>6}", "ns per packet", "min", "median");
-    // Clients from one address on, each with four connections.
-    let flows = |first: Ipv4Addr| -> Vec<Tuple> {
-        shuffled((0..FLOWS as u32).map(|i| {
-            let from = Ipv4Addr::from(u32::from(first) + i / 4);
-            ((from, 2000 + (i % 4) as u16), vip(i.wrapping_mul(7919) % SERVICES))
-        }))
-    };
     let known = flows(Ipv4Addr::new(192, 168, 0, 0));
     replay.tuples(&known);
     replay.target(&mut node, "xdp_pass");
     say("no-op", (0..REPEATS).map(|_| replay.run(&frame(false), FLOWS)).collect());
     replay.target(&mut node, "xdp_uplink");
-    say("new flows", (0..FLOWS / OPENED).map(|_| replay.run(&frame(true), OPENED)).collect());
+    say("new flows", open(&mut replay));
     assert_eq!(node.ct().keys().count(), 2 * FLOWS, "each flow has two entries");
     for count in [1, 1_000, 10_000, FLOWS] {
         replay.tuples(&known[..count]);
@@ -126,8 +144,23 @@ fn measure(dir: &Path) {
     assert_eq!(node.ct().keys().count(), 2 * FLOWS, "and each packet found them");
     // The second half finds the table full.
     replay.tuples(&flows(Ipv4Addr::new(192, 168, 128, 0)));
-    let parts: Vec<f64> = (0..FLOWS / OPENED).map(|_| replay.run(&frame(true), OPENED)).collect();
+    let parts = open(&mut replay);
     say("new flows, connection tracking full", parts[parts.len() / 2..].to_vec());
+    check(&node);
+}
+
+/// With direct server return a flow has one entry.
+fn measure_direct(dir: &Path) {
+    let mut node = node_with_services(dir, SERVICE_DSR);
+    let mut replay = Replay::new();
+    replay.tuples(&flows(Ipv4Addr::new(192, 168, 0, 0)));
+    replay.target(&mut node, "xdp_uplink");
+    say("new flows, direct server return", open(&mut replay));
+    assert_eq!(node.ct().keys().count(), FLOWS, "each flow has an entry");
+    check(&node);
+}
+
+fn check(node: &Node) {
     for dropped in [reason::NO_ROUTE, reason::NAT_CONFLICT, reason::CT_FULL, reason::NO_NAT_PORT] {
         assert_eq!(node.counted(dropped), 0);
     }

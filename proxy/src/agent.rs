@@ -46,7 +46,7 @@ use crate::maps::{Address, KernelMaps, MapError};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::podnet::{NodeNet, PodNet, PodNetError};
 use crate::pressure::{self, Fill, Pressure};
-use crate::programs::{Pins, Programs, ProgramsError, create_private};
+use crate::programs::{Pins, Programs, ProgramsError, create_private, xdp_modes};
 use crate::routes::{Routes, Way};
 use crate::status;
 use crate::sweep::{Step, Sweep};
@@ -157,7 +157,17 @@ impl Agent {
         create_private(&config.run_dir).map_err(io_error(config.run_dir.clone()))?;
         let lock = InstanceLock::take(&config.run_dir)?;
         let pins = Pins::new(settings.pins());
-        let mut programs = Programs::load(&pins)?;
+        let mut uplink = None;
+        if config.pod_network {
+            let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
+            let found = Uplink::find(&netlink, config).await?;
+            uplink = Some((netlink, found));
+        }
+        let by_xdp = |(_, uplink): &(_, Uplink)| !xdp_modes(config.xdp, uplink.is_virtual).is_empty();
+        let mut programs = match uplink.as_ref().is_some_and(by_xdp) {
+            true => Programs::load_for_xdp(&pins)?,
+            false => Programs::load(&pins)?,
+        };
         let mut maps = KernelMaps::open(&pins.maps())?;
         maps.set_lb_config(&LbConfig { node_netns_cookie: node_netns_cookie(), pad: 0 })?;
         let (cidrs, cidrs_receiver) = watch::channel(Vec::new());
@@ -174,9 +184,7 @@ impl Agent {
             local.node_port_addresses = Some(addresses.map_err(io_error("getifaddrs".into()))?);
         }
         let mut network = None;
-        if config.pod_network {
-            let netlink = Netlink::here().map_err(io_error("rtnetlink".into()))?;
-            let uplink = Uplink::find(&netlink, config).await?;
+        if let Some((netlink, uplink)) = uplink {
             let v6 = config.node_ip(true).is_some();
             local.links = uplink.subnets.clone();
             local.tunnel = config.tunnel == Tunnel::Vxlan;

@@ -15,6 +15,7 @@ use aya::programs::{
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use hawser_ebpf_common::endpoint::{CONFIG_MIGRATING, LAYOUT, NodeConfig};
+use hawser_ebpf_common::{flow, map_names as names};
 use nix::mount::MsFlags;
 
 use crate::config;
@@ -168,14 +169,31 @@ pub struct Programs {
 
 impl Programs {
     /// Loads the programs over the pinned maps, which are made when they are missing; those of an older layout hand
-    /// their elements on. Attaches nothing.
+    /// their elements on. Attaches nothing. XDP works, but its flow cache has next to no room.
     ///
     /// # Errors
     /// See [`ProgramsError`].
     pub fn load(pins: &Pins) -> Result<Self, ProgramsError> {
+        Self::load_with_flows(pins, [1, 1])
+    }
+
+    /// As [`Self::load`], with memory for XDP's flow cache.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`].
+    pub fn load_for_xdp(pins: &Pins) -> Result<Self, ProgramsError> {
+        let failed = |(path, source): (&str, _)| ProgramsError::Pin { path: path.into(), source };
+        let cpus = aya::util::nr_cpus().map_err(failed)?;
+        Self::load_with_flows(pins, [flow::chunks4(cpus), flow::chunks6(cpus)])
+    }
+
+    /// With so many elements in the maps of the flow cache.
+    fn load_with_flows(pins: &Pins, [chunks4, chunks6]: [u32; 2]) -> Result<Self, ProgramsError> {
         pins.prepare()?;
         migrate::prepare(pins)?;
         let mut loader = EbpfLoader::new();
+        loader.map_max_entries(names::FLOWS, chunks4).override_global("FLOW_CHUNKS4", &chunks4, true);
+        loader.map_max_entries(names::FLOWS6, chunks6).override_global("FLOW_CHUNKS6", &chunks6, true);
         let mut ebpf = loader.default_map_pin_directory(pins.maps()).load(OBJECT).map_err(Box::new)?;
         for (name, program) in ebpf.programs_mut() {
             match ON_DEMAND.contains(&name) {
@@ -295,13 +313,7 @@ impl Programs {
         wanted: config::Xdp,
         is_virtual: bool,
     ) -> Result<(), ProgramsError> {
-        let modes: &[XdpMode] = match wanted {
-            config::Xdp::Off => &[],
-            config::Xdp::Auto if is_virtual => &[],
-            config::Xdp::Auto => &[XdpMode::Driver, XdpMode::Skb],
-            config::Xdp::Native => &[XdpMode::Driver],
-            config::Xdp::Generic => &[XdpMode::Skb],
-        };
+        let modes = xdp_modes(wanted, is_virtual);
         // The mode is part of the name: a link cannot change it.
         let target = |mode: &XdpMode| format!("{interface}-{mode:?}").to_lowercase();
         let mut last = Ok(());
@@ -445,6 +457,17 @@ impl Programs {
         // Dropping the link would remove the filter.
         std::mem::forget(program.take_link(id).map_err(|e| failed(&e))?);
         Ok(())
+    }
+}
+
+/// In which modes XDP is tried, one after the other; none when it is not wanted.
+pub(crate) fn xdp_modes(wanted: config::Xdp, is_virtual: bool) -> &'static [XdpMode] {
+    match wanted {
+        config::Xdp::Off => &[],
+        config::Xdp::Auto if is_virtual => &[],
+        config::Xdp::Auto => &[XdpMode::Driver, XdpMode::Skb],
+        config::Xdp::Native => &[XdpMode::Driver],
+        config::Xdp::Generic => &[XdpMode::Skb],
     }
 }
 

@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use aya::maps::{HashMap, MapData};
 use common::node::{CLIENT, CLIENT_MAC, HERE, NODE, Node, OTHER, OTHER_MAC, THERE, UPLINK_MAC};
-use common::packet::{Packet, Transport, read_udp6, udp6};
+use common::packet::{Packet, Transport, read6, udp6};
 use common::{Cgroup, isolated, run};
 use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
-use hawser_ebpf_common::endpoint::{Endpoint4, IDENTITY_PODS, IPCACHE_ON_LINK, NodeConfig};
+use hawser_ebpf_common::endpoint::Endpoint4;
 use hawser_ebpf_common::lb::{
     SERVICE_DROP_IF_EMPTY, SERVICE_DSR, SERVICE_EXTERNAL_LOCAL, SERVICE_INTERNAL_LOCAL, SERVICE_TWO_SCOPES,
 };
@@ -17,7 +17,7 @@ use hawser_ebpf_common::metrics::reason;
 use hawser_proxy::config::Xdp;
 use hawser_proxy::maps::Op;
 use hawser_proxy::programs::Programs;
-use hawser_proxy::types::{L4Addr, PrefixSpec, Protocol, address_be, address6_be};
+use hawser_proxy::types::{L4Addr, Protocol, address_be};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -120,35 +120,19 @@ fn a_backend_that_asks_itself_through_another_node_sees_that_node() {
 fn both_hooks_forward_ipv6() {
     isolated(|dir| {
         let mut node = Node::new(dir);
-        for line in [
-            "ip addr add fd00::11/64 dev up0 nodad",
-            "ip neigh add fd00::12 lladdr 02:00:00:00:00:0c dev up0 nud permanent",
-            "ip neigh add fd00::1 lladdr 02:00:00:00:00:01 dev up0 nud permanent",
-            "ip route add fd00:244:2::/64 via fd00::12",
-        ] {
-            run(line);
-        }
-        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("settable");
+        node.add_ipv6();
         let address = |text: &str| text.parse::<Ipv6Addr>().expect("an address");
         let (own, there, client) = (address("fd00::11"), address("fd00:244:2::9"), address("fd00::1"));
-        let config = node.maps.config().expect("reads");
-        node.maps.set_config(&NodeConfig { node_ip6_be: address6_be(own), ..config }).expect("writes");
-        let value = PrefixSpec {
-            node: Some(address("fd00::12").into()),
-            identity: IDENTITY_PODS,
-            flags: IPCACHE_ON_LINK,
-        };
-        node.apply(Op::PutPrefix { prefix: "fd00:244:2::/64".parse().expect("a prefix"), value });
         let to = L4Addr::new(address("fd00::200"), 53, Protocol::Udp);
         node.frontend(1, to, 0, [&[L4Addr::new(there, 5353, Protocol::Udp)], &[]]);
         for (hook, away) in HOOKS {
             let source = (client, if hook == "xdp_uplink" { 4000 } else { 4001 });
             let (code, bytes) = node.run(hook, &udp6(source, (address("fd00::200"), 53)));
-            let (from, at, hops) = read_udp6(&bytes).expect("a good datagram");
+            let (from, at, hops) = read6(&bytes).expect("a good datagram");
             assert_eq!((code, from.0, at, hops), (away, own, (there, 5353), 63), "{hook}");
             for (hook, away) in HOOKS {
                 let (code, bytes) = node.run(hook, &udp6(at, from));
-                let back = read_udp6(&bytes).expect("a good datagram");
+                let back = read6(&bytes).expect("a good datagram");
                 assert_eq!((code, back), (away, ((address("fd00::200"), 53), source, 63)), "{hook}");
             }
         }

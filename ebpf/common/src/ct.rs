@@ -31,7 +31,8 @@ family_types! {
 
     /// Value of `hawser_ct4` and `hawser_ct6`.
     pub struct CtEntry<A> [64, 88] {
-        /// `CLOCK_MONOTONIC` nanoseconds of the last packet.
+        /// `CLOCK_MONOTONIC` nanoseconds of the last packet. Packets from XDP's flow cache are noted here, and counted below,
+        /// with the flow's first packet a second later.
         pub last_seen_ns: u64,
         /// Packets that matched.
         pub packets: u64,
@@ -145,6 +146,16 @@ pub const CT_INBOUND: u32 = 16;
 /// Direct server return: the backend's node answers the client. The load balancer's node has no entry for answers,
 /// the backend's node no other.
 pub const CT_DSR: u32 = 32;
+
+/// What was found for a flow (XDP's next hop, that its port is its own, its line in XDP's flow cache) holds until the clock's
+/// nanoseconds change above this bit: 1.07 s.
+const EPOCH_SHIFT: u32 = 30;
+
+/// Changes when what was found is to be asked for again. Never 0, which stands for never. The clock is `CLOCK_MONOTONIC_COARSE`.
+#[inline(always)]
+pub const fn epoch(now_ns: u64) -> u32 {
+    (now_ns >> EPOCH_SHIFT) as u32 | 1 << 31
+}
 
 /// First port that source translation hands out, just above Linux' default ephemeral range.
 pub const SNAT_PORT_MIN: u16 = 61_000;

@@ -63,6 +63,7 @@ macro_rules! family_types {
 
 pub mod ct;
 pub mod endpoint;
+pub mod flow;
 pub mod lb;
 pub mod metrics;
 
@@ -141,6 +142,10 @@ pub mod map_names {
     pub const ANNOUNCE6: &str = "hawser_l2_announce6";
     /// Packets and bytes by direction and reason, per CPU.
     pub const METRICS: &str = "hawser_metrics";
+    /// XDP's flow cache, per CPU. Not pinned.
+    pub const FLOWS: &str = "hawser_flows4";
+    /// The same of IPv6.
+    pub const FLOWS6: &str = "hawser_flows6";
     /// What the programs must know of this node.
     pub const CONFIG: &str = "hawser_config";
 }

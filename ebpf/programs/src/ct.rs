@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use hawser_ebpf_common::PROTO_TCP;
+pub use hawser_ebpf_common::ct::epoch;
 use hawser_ebpf_common::ct::{
     CT_CLOSING, CT_DSR, CT_INBOUND, CT_REPLY, CT_SEEN, CtEntry, CtKey, OldCtEntry, SNAT_PORT_COUNT,
     SNAT_PORT_MIN,
@@ -22,9 +23,6 @@ const PORT_ATTEMPTS: u32 = 32;
 /// A connection that both sides closed gives its port away after this time.
 const CLOSED_REUSE_NS: u64 = 2_000_000_000;
 const EEXIST: i32 = 17;
-/// What was found for a flow (XDP's next hop, that its port is its own) holds until the clock's nanoseconds change above
-/// this bit: 1.07 s.
-const FOUND_SHIFT: u32 = 30;
 
 /// What a flow is translated to.
 #[derive(Clone, Copy)]
@@ -41,12 +39,6 @@ pub struct Translation<A> {
     pub rev_nat_id: u32,
     pub backend_id: u32,
     pub slot: u16,
-}
-
-/// Changes when what was found is to be asked for again. Never 0, which stands for never.
-#[inline(always)]
-pub fn epoch(now_ns: u64) -> u32 {
-    (now_ns >> FOUND_SHIFT) as u32 | 1 << 31
 }
 
 /// The time, a few milliseconds coarse: reading it costs next to nothing.
@@ -69,6 +61,8 @@ pub struct Rewrite<A> {
     pub slot: u16,
     /// As XDP found it for an earlier packet; zeroes when it is to be asked for.
     pub next_hop: [u8; 6],
+    /// The entry had a packet in this second before.
+    pub again: bool,
 }
 
 impl<A: Copy> Rewrite<A> {
@@ -83,6 +77,7 @@ impl<A: Copy> Rewrite<A> {
             backend_id: entry.backend_id,
             slot: entry.slot,
             next_hop: entry.next_hop,
+            again: false,
         }
     }
 }
@@ -100,11 +95,38 @@ fn answers<A: Copy>(tuple: &CtKey<A>, to: &Rewrite<A>) -> CtKey<A> {
     }
 }
 
-/// Finds the entry of the packet's tuple and notes the packet in it.
+/// Packets that an entry does not count yet.
+#[derive(Clone, Copy)]
+pub struct Untold {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl Untold {
+    /// The one that is worked on.
+    #[inline(always)]
+    pub fn one<P: Frame>(frame: &P) -> Self {
+        Self { packets: 1, bytes: u64::from(frame.len()) }
+    }
+
+    /// Counts them.
+    #[inline(always)]
+    pub fn tell<F: Family>(self, tuple: &CtKey<F::Address>) {
+        if let Some(entry) = F::ct().get_ptr_mut(tuple) {
+            // SAFETY: as in `lookup`.
+            unsafe {
+                (*entry).packets += self.packets;
+                (*entry).bytes += self.bytes;
+            }
+        }
+    }
+}
+
+/// Finds the entry of the packet's tuple and notes the packet in it, and with it others before it.
 #[inline(always)]
-pub fn lookup<F: Family, P: Frame>(
-    frame: &P,
+pub fn lookup<F: Family>(
     packet: &Packet<F::Address>,
+    untold: Untold,
 ) -> Result<Option<Rewrite<F::Address>>, u32> {
     let mut entry = F::ct().get_ptr_mut(&packet.tuple);
     if entry.is_none() && migrating() {
@@ -121,8 +143,8 @@ pub fn lookup<F: Family, P: Frame>(
             (*entry).next_hop = hop::known::<F>((*entry).new_daddr_be, now);
         }
         (*entry).last_seen_ns = now;
-        (*entry).packets += 1;
-        (*entry).bytes += u64::from(frame.len());
+        (*entry).packets += untold.packets;
+        (*entry).bytes += untold.bytes;
         let mut flags = (*entry).flags;
         if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
             flags |= CT_CLOSING;
@@ -133,7 +155,7 @@ pub fn lookup<F: Family, P: Frame>(
         if flags != (*entry).flags {
             (*entry).flags = flags;
         }
-        (Rewrite::of(&*entry), anew)
+        (Rewrite { again: !anew, ..Rewrite::of(&*entry) }, anew)
     };
     if anew && found.flags & (CT_REPLY | CT_DSR | CT_INBOUND) == 0 {
         owns_port::<F>(&packet.tuple, &found)?;
@@ -178,7 +200,7 @@ fn restore<F: Family>(
 
 /// Whether programs of an older layout may still be attached somewhere.
 #[inline(always)]
-fn migrating() -> bool {
+pub fn migrating() -> bool {
     config().flags & CONFIG_MIGRATING != 0
 }
 

@@ -4,16 +4,18 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use hawser_ebpf_common::ct::{CtEntry, CtKey, FragmentKey, FragmentPorts, OldCtEntry};
 use hawser_ebpf_common::endpoint::{Endpoint4, HAIRPIN_ADDRESS, HAIRPIN_ADDRESS6, NodeConfig};
+use hawser_ebpf_common::flow::{LINES4, LINES6, Place, hash4, hash6};
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::{PROTO_ICMP, PROTO_ICMP6};
 
+use crate::flow::{self, Line};
 use crate::frame::{Change, Frame};
 use crate::hop::Hop;
 use crate::lb::{self, Client};
 pub use crate::lb::{V4, V6};
 use crate::maps::{
-    ASIDE, ASIDE6, CT, CT6, ENDPOINTS, ENDPOINTS6, FRAGMENTS, FRAGMENTS6, HOPS, HOPS6, IPCACHE, IPCACHE6,
-    OLD_CT, OLD_CT6,
+    ASIDE, ASIDE6, CT, CT6, ENDPOINTS, ENDPOINTS6, FLOWS, FLOWS6, FRAGMENTS, FRAGMENTS6, HOPS, HOPS6,
+    IPCACHE, IPCACHE6, OLD_CT, OLD_CT6,
 };
 use crate::packet::{Aside, Header, IP_LEN, IP6_LEN, header4, header6};
 
@@ -64,6 +66,8 @@ pub trait Family: lb::Family<Address: PartialEq> {
     fn aside() -> Option<*mut Aside<Self::Address>>;
     /// Next hops that this CPU found.
     fn hops() -> &'static PerCpuArray<Hop<Self::Address>>;
+    /// The two lines of this CPU's flow cache that a flow may have, the one to look at first before the other.
+    fn lines(tuple: &CtKey<Self::Address>) -> Option<[*mut Line<Self::Address>; 2]>;
 }
 
 impl Family for V4 {
@@ -144,6 +148,12 @@ impl Family for V4 {
     #[inline(always)]
     fn hops() -> &'static PerCpuArray<Hop<u32>> {
         &HOPS
+    }
+
+    #[inline(always)]
+    fn lines(tuple: &CtKey<u32>) -> Option<[*mut Line<u32>; 2]> {
+        let place = Place::of(hash4(tuple), flow::chunks4(), LINES4);
+        Some(flow::pair(FLOWS.get_ptr_mut(place.chunk)?, place.line))
     }
 
     #[inline(always)]
@@ -255,6 +265,12 @@ impl Family for V6 {
     #[inline(always)]
     fn hops() -> &'static PerCpuArray<Hop<Address6>> {
         &HOPS6
+    }
+
+    #[inline(always)]
+    fn lines(tuple: &CtKey<Address6>) -> Option<[*mut Line<Address6>; 2]> {
+        let place = Place::of(hash6(tuple), flow::chunks6(), LINES6);
+        Some(flow::pair(FLOWS6.get_ptr_mut(place.chunk)?, place.line))
     }
 
     #[inline(always)]

@@ -24,6 +24,7 @@ mod ct;
 mod dsr;
 mod family;
 mod far;
+mod flow;
 mod forward;
 mod frame;
 mod hop;

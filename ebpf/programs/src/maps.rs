@@ -10,6 +10,7 @@ use hawser_ebpf_common::endpoint::{Announce, Endpoint4, IpcacheEntry4, IpcacheEn
 use hawser_ebpf_common::lb::Address6;
 use hawser_ebpf_common::metrics::{self, MetricsValue};
 
+use crate::flow::{self, Chunk4, Chunk6};
 use crate::hop::{HOPS_COUNT, Hop};
 use crate::packet::Aside;
 
@@ -56,6 +57,16 @@ pub static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 pub static HOPS: PerCpuArray<Hop<u32>> = PerCpuArray::with_max_entries(HOPS_COUNT, 0);
 #[map(name = "hawser_hops6")]
 pub static HOPS6: PerCpuArray<Hop<Address6>> = PerCpuArray::with_max_entries(HOPS_COUNT, 0);
+
+/// Not pinned: each CPU's flow cache. The loader says how many elements there are, and the programs by [`crate::flow`]'s
+/// numbers; here is the least.
+#[map(name = "hawser_flows4")]
+pub static FLOWS: PerCpuArray<Chunk4> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "hawser_flows6")]
+pub static FLOWS6: PerCpuArray<Chunk6> = PerCpuArray::with_max_entries(1, 0);
+/// Link-layer addresses that lines of both have.
+#[map(name = "hawser_flow_hops")]
+pub static FLOW_HOPS: PerCpuArray<flow::Hops> = PerCpuArray::with_max_entries(1, 0);
 
 /// Not pinned: memory of one run of a program.
 /// Where the packet that is worked on goes through a tunnel to. One program of a packet writes and reads it.

@@ -5,7 +5,7 @@ use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS};
 use hawser_ebpf_common::lb::{SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DSR};
 use hawser_ebpf_common::metrics::reason;
 
-use crate::ct::{self, Rewrite, Translation};
+use crate::ct::{self, Rewrite, Translation, Untold};
 use crate::dsr;
 use crate::family::Family;
 use crate::far;
@@ -71,7 +71,7 @@ fn known<F: Family, P: Frame>(
     if !packet.trackable {
         return Ok(Known::No);
     }
-    let Some(found) = ct::lookup::<F, P>(frame, packet)? else { return Ok(Known::No) };
+    let Some(found) = ct::lookup::<F>(packet, Untold::one(frame))? else { return Ok(Known::No) };
     Ok(match standing::<F>(packet, &found, origin) {
         Standing::Elsewhere => Known::Tracked,
         Standing::Stale => Known::Stale,

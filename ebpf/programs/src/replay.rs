@@ -4,10 +4,28 @@
 #![no_main]
 
 use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::XdpContext;
 
+/// Frames have TCP over IPv4, no options, and nothing else.
+const LEN: usize = 14 + 40;
+/// Offset of the EtherType; what is there and behind it, but for the hop limit, before addresses.
+const START: usize = 12;
+const START_BYTES: [u16; 7] = [
+    0x0800u16.to_be(),
+    0x4500u16.to_be(),
+    ((LEN - 14) as u16).to_be(),
+    0,
+    0x4000u16.to_be(),
+    0x4006u16.to_be(),
+    0,
+];
+/// Offset of the byte with version and header length.
+const VERSION: usize = 14;
+/// Bytes of the option.
+const OPTION: i32 = 8;
 /// Offset of the hop limit in a frame of IPv4.
 const TTL: usize = 14 + 8;
 /// Of the addresses and, behind a header without options, the ports.
@@ -32,6 +50,13 @@ pub fn replay(ctx: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// Where a frame begins that is as long as it should be.
+#[inline(always)]
+fn whole(ctx: &XdpContext) -> Option<usize> {
+    let start = ctx.data();
+    if start + LEN <= ctx.data_end() { Some(start) } else { None }
+}
+
 #[inline(always)]
 fn next(ctx: &XdpContext) -> Option<()> {
     let cursor = CURSOR.get_ptr_mut(0)?;
@@ -42,11 +67,17 @@ fn next(ctx: &XdpContext) -> Option<()> {
         at
     };
     let tuple = TUPLES.get(at)?;
-    let start = ctx.data();
-    if start + ADDRESSES + 12 > ctx.data_end() {
-        return None;
+    let mut start = whole(ctx)?;
+    // With direct server return the packet before got an option, and its headers went towards its new beginning.
+    // SAFETY: inside the packet, as `whole` has found.
+    if unsafe { *((start + VERSION) as *const u8) } != 0x45 {
+        // SAFETY: the context is the program's own; the helper checks the length.
+        unsafe { bpf_xdp_adjust_head(ctx.ctx, OPTION) };
+        start = whole(ctx)?;
+        // SAFETY: as above.
+        unsafe { ((start + START) as *mut [u16; 7]).write_unaligned(START_BYTES) };
     }
-    // SAFETY: inside the packet, as the line above has found.
+    // SAFETY: as above.
     unsafe {
         ((start + TTL) as *mut u8).write(64);
         ((start + ADDRESSES) as *mut [u32; 3]).write_unaligned(*tuple);

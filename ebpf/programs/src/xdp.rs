@@ -14,6 +14,7 @@ use crate::ct::{self, Rewrite};
 use crate::dsr;
 use crate::family::Family;
 use crate::far;
+use crate::flow;
 use crate::forward::{config, is_tunnelled};
 use crate::frame::Frame;
 use crate::hop;
@@ -57,7 +58,11 @@ fn handle<F: Family>(ctx: &XdpContext) -> Outcome {
     if packet.tuple.protocol != PROTO_TCP && packet.tuple.protocol != PROTO_UDP || packet.ttl <= 1 {
         return Ok(None);
     }
-    match find::<F>(ctx, packet) {
+    let found = match flow::serve::<F, _>(ctx, packet) {
+        0 => find::<F>(ctx, packet),
+        _ => FOUND,
+    };
+    match found {
         FOR_TC => return Ok(None),
         FOUND => {}
         UNKNOWN => {
@@ -157,7 +162,8 @@ fn find<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>) -> u64 {
     if !packet.trackable {
         return UNKNOWN;
     }
-    let found = match ct::lookup::<F, _>(ctx, packet) {
+    let untold = flow::take::<F, _>(ctx, packet);
+    let found = match ct::lookup::<F>(packet, untold) {
         Ok(Some(found)) => found,
         Ok(None) => return UNKNOWN,
         Err(reason) => return u64::from(reason) + FIRST_REASON,
@@ -165,7 +171,10 @@ fn find<F: Family>(ctx: &XdpContext, packet: &Packet<F::Address>) -> u64 {
     match standing::<F>(packet, &found, Origin::Uplink) {
         Standing::Elsewhere => FOR_TC,
         Standing::Stale => UNKNOWN,
-        Standing::Good => keep::<F>(&found),
+        Standing::Good => {
+            flow::keep::<F>(packet, &found, untold.packets > 1);
+            keep::<F>(&found)
+        }
     }
 }
 

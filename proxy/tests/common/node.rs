@@ -1,19 +1,19 @@
 //! One node's programs and maps, for packets by `BPF_PROG_TEST_RUN`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{TestRun, TestRunOptions};
-use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
+use hawser_ebpf_common::ct::{CtEntry4, CtEntry6, CtKey4, CtKey6};
 use hawser_ebpf_common::endpoint::{
     CONFIG_MASQUERADE, Endpoint4, IDENTITY_HOST, IDENTITY_PODS, IDENTITY_REMOTE_NODE, IPCACHE_ON_LINK,
     NodeConfig,
 };
 use hawser_ebpf_common::lb::{KIND_NODE_PORT, SERVICE_TWO_SCOPES, ServiceValue};
 use hawser_proxy::maps::{KernelMaps, Maps, Op, SlotKey};
-use hawser_proxy::programs::{Pins, Programs};
-use hawser_proxy::types::{L4Addr, PrefixSpec, address_be};
+use hawser_proxy::programs::{Pins, Programs, ProgramsError};
+use hawser_proxy::types::{L4Addr, PrefixSpec, address_be, address6_be};
 
 use super::packet::Packet;
 use super::run;
@@ -42,6 +42,11 @@ pub struct Node {
 impl Node {
     /// A node with one neighbour and one client on its link, in the calling thread's namespace.
     pub fn new(dir: &Path) -> Self {
+        Self::with(dir, Programs::load)
+    }
+
+    /// The same with programs that were loaded in a certain way.
+    pub fn with(dir: &Path, load: impl FnOnce(&Pins) -> Result<Programs, ProgramsError>) -> Self {
         run("ip link add up0 address 02:00:00:00:00:0b type veth peer name peer0");
         run("ip link set up0 up");
         run("ip link set peer0 up");
@@ -52,7 +57,7 @@ impl Node {
         run("ip route add 192.168.0.0/16 via 10.0.0.1");
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("settable");
         let pins = Pins::new(dir.join("bpf"));
-        let programs = Programs::load(&pins).expect("the programs load");
+        let programs = load(&pins).expect("the programs load");
         let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
         let current = maps.config().expect("reads");
         maps.set_config(&NodeConfig {
@@ -84,6 +89,29 @@ impl Node {
             maps.apply(&op).expect("writes");
         }
         Self { programs, maps, pins, port: 20_000 }
+    }
+
+    /// The same over IPv6: `fd00::11`, its neighbour `fd00::12` with the pods of `fd00:244:2::/64`, the client `fd00::1`.
+    pub fn add_ipv6(&mut self) {
+        for line in [
+            "ip addr add fd00::11/64 dev up0 nodad",
+            "ip neigh add fd00::12 lladdr 02:00:00:00:00:0c dev up0 nud permanent",
+            "ip neigh add fd00::1 lladdr 02:00:00:00:00:01 dev up0 nud permanent",
+            "ip route add fd00:244:2::/64 via fd00::12",
+        ] {
+            run(line);
+        }
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("settable");
+        let address = |text: &str| text.parse::<Ipv6Addr>().expect("an address");
+        let config = self.maps.config().expect("reads");
+        let node_ip6_be = address6_be(address("fd00::11"));
+        self.maps.set_config(&NodeConfig { node_ip6_be, ..config }).expect("writes");
+        let value = PrefixSpec {
+            node: Some(address("fd00::12").into()),
+            identity: IDENTITY_PODS,
+            flags: IPCACHE_ON_LINK,
+        };
+        self.apply(Op::PutPrefix { prefix: "fd00:244:2::/64".parse().expect("a prefix"), value });
     }
 
     /// A frontend with these backends: for all, or with two scopes for those from inside and those from outside.
@@ -141,6 +169,11 @@ impl Node {
 
     pub fn ct(&self) -> HashMap<MapData, CtKey4, CtEntry4> {
         let data = MapData::from_pin(self.pins.maps().join("hawser_ct4")).expect("the map");
+        Map::from_map_data(data).and_then(HashMap::try_from).expect("a hash map")
+    }
+
+    pub fn ct6(&self) -> HashMap<MapData, CtKey6, CtEntry6> {
+        let data = MapData::from_pin(self.pins.maps().join("hawser_ct6")).expect("the map");
         Map::from_map_data(data).and_then(HashMap::try_from).expect("a hash map")
     }
 

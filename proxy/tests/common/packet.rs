@@ -186,35 +186,50 @@ pub type End6 = (Ipv6Addr, u16);
 pub fn udp6(source: End6, destination: End6) -> Vec<u8> {
     let mut udp = [source.1.to_be_bytes(), destination.1.to_be_bytes(), [0, 12], [0, 0]].concat();
     udp.extend(b"data");
-    let sum = checksum(&[&pseudo6(source.0, destination.0, udp.len()), &udp]);
-    udp[6..8].copy_from_slice(&sum.to_be_bytes());
+    ipv6(17, source.0, destination.0, udp, 6)
+}
+
+/// A segment of TCP over IPv6.
+pub fn tcp6(source: End6, destination: End6, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut tcp = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
+    tcp.extend([0xfe, 0xed, 0, 1, 0, 0, 0, 1, 5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend(payload);
+    ipv6(6, source.0, destination.0, tcp, 16)
+}
+
+fn ipv6(protocol: u8, from: Ipv6Addr, to: Ipv6Addr, mut l4: Vec<u8>, checksum_at: usize) -> Vec<u8> {
+    let sum = checksum(&[&pseudo6(from, to, protocol, l4.len()), &l4]);
+    l4[checksum_at..checksum_at + 2].copy_from_slice(&sum.to_be_bytes());
     let mut frame = [[0x0e; 6], [0x0a; 6]].concat();
-    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, udp.len() as u8, 17, 64]);
-    frame.extend(source.0.octets());
-    frame.extend(destination.0.octets());
-    frame.extend(udp);
+    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+    frame.extend((l4.len() as u16).to_be_bytes());
+    frame.extend([protocol, 64]);
+    frame.extend(from.octets());
+    frame.extend(to.octets());
+    frame.extend(l4);
     frame
 }
 
-/// Reads a frame with such a datagram and judges its checksum: source, destination, hop limit.
-pub fn read_udp6(frame: &[u8]) -> Result<(End6, End6, u8), String> {
+/// Reads a frame with TCP or UDP over IPv6 and judges its checksum: source, destination, hop limit.
+pub fn read6(frame: &[u8]) -> Result<(End6, End6, u8), String> {
     let address = |at: usize| -> Result<Ipv6Addr, String> {
         let octets: [u8; 16] = frame[at..at + 16].try_into().map_err(|_| "too short")?;
         Ok(octets.into())
     };
-    if frame.len() != 66 || frame[12..14] != [0x86, 0xdd] {
-        return Err(format!("no such datagram: {frame:02x?}"));
+    if frame.len() < 62 || frame[12..14] != [0x86, 0xdd] || ![6, 17].contains(&frame[20]) {
+        return Err(format!("neither TCP nor UDP of IPv6: {frame:02x?}"));
     }
     let (from, to) = (address(22)?, address(38)?);
-    if checksum(&[&pseudo6(from, to, 12), &frame[54..]]) != 0 {
+    if checksum(&[&pseudo6(from, to, frame[20], frame.len() - 54), &frame[54..]]) != 0 {
         return Err("checksum".to_string());
     }
     let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     Ok(((from, port(54)), (to, port(56)), frame[21]))
 }
 
-fn pseudo6(from: Ipv6Addr, to: Ipv6Addr, len: usize) -> Vec<u8> {
-    [&from.octets()[..], &to.octets(), &[0, 0, 0, len as u8, 0, 0, 0, 17]].concat()
+fn pseudo6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, len: usize) -> Vec<u8> {
+    let [high, low] = (len as u16).to_be_bytes();
+    [&from.octets()[..], &to.octets(), &[0, 0, high, low, 0, 0, 0, protocol]].concat()
 }
 
 fn pseudo(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, len: usize) -> Vec<u8> {
