@@ -42,6 +42,8 @@ pub struct Kind {
     pub builtin: bool,
     /// `storageVersionHash` as discovery publishes it, where it does not follow from `storage`.
     pub storage_version_hash: Option<String>,
+    /// Features that are off by default and on for this row.
+    pub features: Vec<crate::strategy::Feature>,
     /// Schema, conversion and the like of a kind defined at run time.
     pub custom: Option<Arc<crate::crd::Custom>>,
 }

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use hawser_api::crd::rows::compare_versions;
 use hawser_api::kinds::{Kind, StorageLocation};
+pub use hawser_api::strategy::{Feature, switched_on as feature_switched_on};
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
 use crate::access::GroupResource;
@@ -415,12 +416,16 @@ impl KindsRegistry {
     }
 
     /// The built-in rows that are on by default, and those that `wanted` asks for (`group/version`; see
-    /// [`switched_on`]).
-    pub fn builtin(wanted: &[String]) -> Self {
+    /// [`switched_on`]), with these features.
+    pub fn builtin(wanted: &[String], features: &[Feature]) -> Self {
+        let with_features = |kind: &Arc<Kind>| match features {
+            [] => kind.clone(),
+            features => Arc::new(Kind { features: features.to_vec(), ..Kind::clone(kind) }),
+        };
         let kinds: Vec<_> = hawser_api::kinds::builtin()
             .iter()
             .filter(|k| k.on_by_default || wanted.contains(&k.api_version()))
-            .cloned()
+            .map(with_features)
             .collect();
         Self::new(&kinds)
     }

@@ -63,7 +63,7 @@ use crate::cache::feed::Feed;
 use crate::encryption::Transformer;
 use crate::in_process::{InProcessService, Local};
 use crate::inflight::{Inflight, Limits};
-use crate::kinds::KindsRegistry;
+use crate::kinds::{Feature, KindsRegistry};
 use crate::metrics::storage::Measured;
 use crate::pipeline::Pipeline;
 use crate::reader::Reader;
@@ -89,6 +89,8 @@ pub struct Config {
     pub advertise: SocketAddr,
     /// Group versions (`group/version`) to serve although they are off by default.
     pub runtime_config: Vec<String>,
+    /// Features that are on although they are off by default.
+    pub features: Vec<Feature>,
     /// How many requests are worked on at once.
     pub limits: Limits,
     /// How long the server still takes requests after it has said that it is not ready any more, so that load
@@ -109,6 +111,7 @@ impl Config {
             node_ports: alloc::Ports::default(),
             advertise: SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 6443),
             runtime_config: Vec::new(),
+            features: Vec::new(),
             limits: Limits::default(),
             shutdown_delay: Duration::ZERO,
         }
@@ -171,7 +174,7 @@ impl ApiServer {
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
         let tasks = TaskTracker::new();
-        let kinds = Arc::new(KindsRegistry::builtin(&config.runtime_config));
+        let kinds = Arc::new(KindsRegistry::builtin(&config.runtime_config, &config.features));
         let storage = Arc::new(Measured::new(storage, kinds.clone()));
         let feed = Arc::new(Feed::new(storage.clone(), kinds.clone(), config.seal.clone()).await?);
         tasks.spawn({

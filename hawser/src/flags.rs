@@ -99,6 +99,9 @@ pub struct ApiserverFlags {
     /// =false behind it
     #[arg(long, value_delimiter = ',', value_parser = switched_on, value_name = "API")]
     pub runtime_config: Vec<ApiVersions>,
+    /// Features to switch on that are off by default, separated by commas: NAME=true
+    #[arg(long, value_delimiter = ',', value_parser = feature, value_name = "NAME=BOOL")]
+    pub feature_gates: Vec<FeatureGate>,
     /// Whether requests without credentials are system:anonymous, whom RBAC lets read health and version only; else
     /// they are refused as unauthenticated. By default true for the API server alone, and false for a whole cluster
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -125,6 +128,14 @@ pub struct ApiVersions(pub Vec<String>);
 
 fn switched_on(item: &str) -> Result<ApiVersions, String> {
     hawser_apiserver::kinds::switched_on(item).map(ApiVersions)
+}
+
+/// What one item of a flag switches on.
+#[derive(Clone)]
+pub struct FeatureGate(pub Option<hawser_apiserver::kinds::Feature>);
+
+fn feature(item: &str) -> Result<FeatureGate, String> {
+    hawser_apiserver::kinds::feature_switched_on(item).map(FeatureGate)
 }
 
 /// A number that is not zero.

@@ -119,6 +119,7 @@ async fn start(flags: &ApiserverFlags, whole: bool) -> Result<(ApiServer, Arc<Pk
     access.storage_migration = wanted.iter().any(|version| version == bootstrap::STORAGE_MIGRATION);
     let mut config = Config::new(Arc::new(access));
     config.runtime_config = wanted;
+    config.features = flags.feature_gates.iter().filter_map(|gate| gate.0).collect();
     if whole {
         config.runtime_config.push(hawser_apiserver::usage::GROUP_VERSION.to_owned());
     }

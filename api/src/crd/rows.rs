@@ -109,6 +109,7 @@ fn row(
         preference: names.iter().position(|n| *n == name).and_then(|p| u32::try_from(p).ok()).unwrap_or(0),
         builtin: false,
         storage_version_hash: None,
+        features: Vec::new(),
         custom: Some(Arc::new(custom)),
         kind,
     }

@@ -40,7 +40,7 @@ pub fn apply(kind: &Kind, object: &mut Value) {
         ("", "ResourceQuota") => core::resource_quota(o),
         ("apps", "Deployment") => workloads::deployment(o),
         ("apps", "ReplicaSet") => workloads::replica_set(o),
-        ("apps", "StatefulSet") => workloads::stateful_set(o),
+        ("apps", "StatefulSet") => workloads::stateful_set(o, &kind.features),
         ("apps", "DaemonSet") => workloads::daemon_set(o),
         ("batch", "Job") => workloads::job(o),
         ("batch", "CronJob") => workloads::cron_job(o),

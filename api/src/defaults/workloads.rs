@@ -2,6 +2,7 @@
 
 use super::{absent, child, each, ensure, set, text};
 use crate::object::Object;
+use crate::strategy::Feature;
 use serde_json::{Value, json};
 
 pub fn deployment(o: &mut Object) {
@@ -48,7 +49,7 @@ fn labels_default(o: &mut Object, labels: Value) {
     }
 }
 
-pub fn stateful_set(o: &mut Object) {
+pub fn stateful_set(o: &mut Object, features: &[Feature]) {
     super::pod::template_of(o);
     let Some(spec) = ensure(o, "spec") else { return };
     set(spec, "podManagementPolicy", "OrderedReady");
@@ -62,6 +63,9 @@ pub fn stateful_set(o: &mut Object) {
             && let Some(rolling) = ensure(strategy, "rollingUpdate")
         {
             set(rolling, "partition", 0);
+            if features.contains(&Feature::MaxUnavailableStatefulSet) {
+                set(rolling, "maxUnavailable", 1);
+            }
         }
     }
     if let Some(retention) = ensure(spec, "persistentVolumeClaimRetentionPolicy") {

@@ -6,8 +6,42 @@
 use crate::kinds::Kind;
 use serde_json::Value;
 
+/// A feature that is off by default and can be switched on. Its name is Kubernetes'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feature {
+    /// How many pods of a StatefulSet may be replaced at once (KEP-961).
+    MaxUnavailableStatefulSet,
+}
+
+/// All of them.
+const FEATURES: [(&str, Feature); 1] = [("MaxUnavailableStatefulSet", Feature::MaxUnavailableStatefulSet)];
+
+/// What an item of `--feature-gates` switches on: `NAME=true`; `NAME=false` is nothing.
+///
+/// # Errors
+/// One line: there is no such feature, or no such value.
+pub fn switched_on(item: &str) -> Result<Option<Feature>, String> {
+    let Some((name, value)) = item.split_once('=') else {
+        return Err(format!("missing bool value for {item}"));
+    };
+    let Some((_, feature)) = FEATURES.iter().find(|(known, _)| *known == name) else {
+        let known: Vec<&str> = FEATURES.iter().map(|(known, _)| *known).collect();
+        return Err(format!(
+            "unrecognized feature gate: {name}; what can be switched on: {}",
+            known.join(", ")
+        ));
+    };
+    match value {
+        "true" | "True" | "TRUE" | "t" | "T" | "1" => Ok(Some(*feature)),
+        "false" | "False" | "FALSE" | "f" | "F" | "0" => Ok(None),
+        _ => Err(format!("invalid value of {name}: {value}, err: neither true nor false")),
+    }
+}
+
 /// The fields of one feature. A path's steps are fields, `*` (every item of a list or value of a map).
 struct Gate {
+    /// What switches it on; `None`: nothing.
+    feature: Option<Feature>,
     group: &'static str,
     kind: &'static str,
     paths: &'static [&'static str],
@@ -21,6 +55,7 @@ const GATES: [Gate; 11] = [
     gate("", "Pod", &["volumes.*.projected.sources.*.clusterTrustBundle"]),
     gate("", "Pod", &["volumes.*.projected.sources.*.podCertificate"]),
     Gate {
+        feature: None,
         group: "",
         kind: "Pod",
         paths: &[
@@ -33,7 +68,10 @@ const GATES: [Gate; 11] = [
     // Removed features: dynamic kubelet configuration (KEP-281), topology in slices.
     gate("", "Node", &["spec.configSource", "status.config"]),
     gate("discovery.k8s.io", "EndpointSlice", &["endpoints.*.deprecatedTopology"]),
-    gate("apps", "StatefulSet", &["spec.updateStrategy.rollingUpdate.maxUnavailable"]),
+    Gate {
+        feature: Some(Feature::MaxUnavailableStatefulSet),
+        ..gate("apps", "StatefulSet", &["spec.updateStrategy.rollingUpdate.maxUnavailable"])
+    },
     gate("coordination.k8s.io", "Lease", &["spec.strategy", "spec.preferredHolder"]),
     gate("storage.k8s.io", "CSIDriver", &["spec.preventPodSchedulingIfMissing"]),
     gate("resource.k8s.io", "ResourceSlice", &["spec.devices.*.nodeAllocatableResourceMappings"]),
@@ -50,7 +88,7 @@ const GATES: [Gate; 11] = [
 ];
 
 const fn gate(group: &'static str, kind: &'static str, paths: &'static [&'static str]) -> Gate {
-    Gate { group, kind, paths, with_parent: false }
+    Gate { feature: None, group, kind, paths, with_parent: false }
 }
 
 /// Where a kind has a pod's spec.
@@ -71,7 +109,8 @@ pub fn pod_spec(kind: &Kind) -> Option<&'static [&'static str]> {
 /// Drops what the features that are off would have brought.
 pub fn drop_fields(kind: &Kind, object: &mut Value, old: Option<&Value>) {
     let spec = pod_spec(kind);
-    for gate in &GATES {
+    let off = |gate: &&Gate| gate.feature.is_none_or(|feature| !kind.features.contains(&feature));
+    for gate in GATES.iter().filter(off) {
         let of_pods = gate.kind == "Pod";
         let below = match (of_pods, spec) {
             (true, Some(path)) => path,
@@ -168,6 +207,37 @@ mod tests {
             let mut o = before.clone();
             drop_fields(&kind, &mut o, Some(&before));
             assert_eq!(o, before, "{plural}: what is in use stays");
+        }
+    }
+
+    #[test]
+    fn a_feature_that_is_on_keeps_its_fields() {
+        let mut kind = Kind::clone(&kind("apps", "v1", "statefulsets"));
+        let set = json!({"spec": {"updateStrategy": {"rollingUpdate": {"maxUnavailable": 2}}}});
+        let mut o = set.clone();
+        drop_fields(&kind, &mut o, None);
+        assert_eq!(o, json!({"spec": {"updateStrategy": {"rollingUpdate": {}}}}));
+        kind.features.extend(switched_on("MaxUnavailableStatefulSet=true").expect("known"));
+        let mut o = set.clone();
+        drop_fields(&kind, &mut o, None);
+        assert_eq!(o, set);
+    }
+
+    #[test]
+    fn features_are_named_as_kubernetes_names_them() {
+        assert_eq!(switched_on("MaxUnavailableStatefulSet=false"), Ok(None));
+        for (item, why) in [
+            (
+                "Nothing=true",
+                "unrecognized feature gate: Nothing; what can be switched on: MaxUnavailableStatefulSet",
+            ),
+            ("MaxUnavailableStatefulSet", "missing bool value for MaxUnavailableStatefulSet"),
+            (
+                "MaxUnavailableStatefulSet=yes",
+                "invalid value of MaxUnavailableStatefulSet: yes, err: neither true nor false",
+            ),
+        ] {
+            assert_eq!(switched_on(item), Err(why.to_owned()));
         }
     }
 }

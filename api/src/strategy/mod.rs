@@ -11,6 +11,7 @@ mod service;
 mod special;
 
 pub use families::settle as service_families;
+pub use gated::{Feature, switched_on};
 pub use special::{pod_addresses, qos_class};
 
 use crate::kinds::Kind;

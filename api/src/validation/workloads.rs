@@ -235,7 +235,12 @@ pub fn stateful_set(o: &Value, old: Option<&Value>, e: &mut Errors) {
             if let Some(rolling) = rolling {
                 let at = at.child("rollingUpdate");
                 e.not_negative(at, rolling, "partition");
-                e.int_or_percent(at.child("maxUnavailable"), rolling.get("maxUnavailable"));
+                let (at, value) = (at.child("maxUnavailable"), rolling.get("maxUnavailable"));
+                e.int_or_percent(at, value);
+                if let Some(value) = value.filter(|value| scaled(Some(value)) == Some(0)) {
+                    e.invalid(at, value.clone(), "cannot be 0");
+                }
+                over_hundred(at, value, e);
             }
         }
         _ => {

@@ -150,7 +150,7 @@ impl Versions {
     #[cfg(test)]
     pub fn builtin() -> Self {
         let nothing = super::testing::World::new();
-        let kinds = Arc::new(KindsRegistry::builtin(&[]));
+        let kinds = Arc::new(KindsRegistry::builtin(&[], &[]));
         Self { kinds, converter: Converter(Arc::new(crate::webhook::Client::new(nothing.lookup()))) }
     }
 }

@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn versions_of_a_row() {
-        let table = crate::kinds::KindsRegistry::builtin(&[]).snapshot();
+        let table = crate::kinds::KindsRegistry::builtin(&[], &[]).snapshot();
         let row = table.find("autoscaling", "v1", "horizontalpodautoscalers").cloned().expect("row");
         let served = Served::new(table.clone(), row);
         let mut versions: Vec<String> = served.kinds().map(Kind::api_version).collect();

@@ -320,14 +320,12 @@ impl Turn<'_> {
         let set = self.view.set.as_ref();
         let rolling = set.spec.as_ref().and_then(|s| s.update_strategy.as_ref());
         let limit = rolling.and_then(|s| s.rolling_update.as_ref()).and_then(|r| r.max_unavailable.clone());
-        let total = self.shape.end - self.shape.start;
-        let limit = limit.map_or(1, |l| resolve(&l, total, true)).max(1);
         let floor = self.shape.start.saturating_add(self.partition().unwrap_or(0));
-        let limit = usize::try_from(limit).unwrap_or(1);
         let update = object::name(self.update.as_ref());
         let outdated = |p: &Pod| !status::is_of(p, update) && !object::is_deleting(p);
-        if limit == 1 {
-            for pod in replicas.range(floor..).rev().map(|(_, pod)| pod) {
+        let candidates = replicas.range(floor..).rev().map(|(_, pod)| pod);
+        let Some(limit) = limit else {
+            for pod in candidates {
                 if outdated(pod) {
                     plan.push(self.delete(pod));
                     return;
@@ -337,16 +335,13 @@ impl Turn<'_> {
                 }
             }
             return;
-        }
-        let mut room = limit.saturating_sub(replicas.values().filter(|p| !self.available(p)).count());
-        for pod in replicas.range(floor..).rev().map(|(_, pod)| pod).filter(|p| outdated(p)) {
-            // A pod that serves nobody costs nothing to replace.
-            if self.available(pod) {
-                if room == 0 {
-                    return;
-                }
-                room -= 1;
-            }
+        };
+        let total = self.shape.end - self.shape.start;
+        let limit = usize::try_from(resolve(&limit, total, false)).unwrap_or(0).max(1);
+        let available = replicas.values().filter(|p| self.available(p)).count();
+        let unavailable = usize::try_from(total).unwrap_or(0).saturating_sub(available);
+        let room = limit.saturating_sub(unavailable);
+        for pod in candidates.filter(|p| outdated(p)).take(room) {
             plan.push(self.delete(pod));
         }
     }

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
     Container, PersistentVolumeClaim, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proptest::prelude::*;
 
 use super::*;
@@ -161,6 +162,41 @@ async fn partitions_hold_lower_pods_back() {
     h.model.lock().delete_as_user::<Pod>("ns", "db-0");
     settle(&mut h).await;
     assert_eq!(pods_of(&h).iter().map(image).collect::<Vec<_>>(), ["v1", "v1", "v2", "v2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_pods_are_replaced_at_once_as_may_be_unavailable() {
+    // A half of five, rounded down.
+    for (limit, at_once) in [(IntOrString::Int(3), 3), (IntOrString::String("50%".into()), 2)] {
+        let mut h = harness();
+        let mut s = set(5);
+        let spec = s.spec.as_mut().unwrap();
+        spec.pod_management_policy = Some("Parallel".into());
+        let rolling = spec.update_strategy.as_mut().unwrap().rolling_update.as_mut().unwrap();
+        rolling.max_unavailable = Some(limit);
+        h.model.lock().put(&s);
+        settle(&mut h).await;
+        h.model
+            .lock()
+            .edit::<StatefulSet>("ns", "db", |s| s.spec.as_mut().unwrap().template = template("v2"));
+        let updated = |h: &Harness<StatefulSets>| pods_of(h).iter().filter(|p| image(p) == "v2").count();
+        h.settle(300).await;
+        assert_eq!(updated(&h), at_once, "the others wait until these are available");
+        let highest: Vec<String> =
+            pods_of(&h).iter().rev().take(at_once).map(|p| p.metadata.name.clone().unwrap()).collect();
+        assert!(
+            pods_of(&h)
+                .iter()
+                .filter(|p| highest.contains(p.metadata.name.as_ref().unwrap()))
+                .all(|p| image(p) == "v2")
+        );
+        assert!(ready_one(&h));
+        h.settle(300).await;
+        assert_eq!(updated(&h), at_once + 1, "one more may go");
+        settle(&mut h).await;
+        assert_eq!(updated(&h), 5);
+        assert!(h.plan(&Key::new("ns", "db")).await.is_empty());
+    }
 }
 
 #[tokio::test(start_paused = true)]
