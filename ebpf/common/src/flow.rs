@@ -79,7 +79,10 @@ pub const fn chunks6(cpus: usize) -> u32 {
 
 /// Lines of each CPU: a power of two, rounded down.
 const fn lines(all: usize, min: usize, cpus: usize) -> u32 {
-    let each = if cpus == 0 { all } else { all / cpus };
+    let each = match all.checked_div(cpus) {
+        Some(each) => each,
+        None => all,
+    };
     1 << if each < min { min } else { each }.ilog2()
 }
 
