@@ -5,9 +5,10 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData};
 use common::{Cgroup, errno, isolated, run};
@@ -18,10 +19,13 @@ use hawser_proxy::desired::{Local, ObjectName, Service, ServicePort, Slice, Slic
 use hawser_proxy::maps::{KernelMaps, Maps};
 use hawser_proxy::programs::{Pins, Programs};
 use hawser_proxy::types::Protocol;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));
 const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1));
 const PORT: u16 = 8080;
+/// How long a connection may take to reach its listener.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Nobody listens there.
 const CLOSED: u16 = 8081;
 
@@ -82,14 +86,22 @@ impl Kit {
         let client = TcpStream::connect((vip, 80)).expect("a connection");
         assert_eq!(client.peer_addr().expect("connected").ip(), vip, "the Service's name");
         let own = client.local_addr().expect("connected");
-        for listener in &self.listeners {
-            while let Ok((_, from)) = listener.accept() {
-                if from == own {
-                    return (client, listener.local_addr().expect("bound").ip());
+        let until = Instant::now() + PATIENCE;
+        loop {
+            for listener in &self.listeners {
+                while let Ok((_, from)) = listener.accept() {
+                    if from == own {
+                        return (client, listener.local_addr().expect("bound").ip());
+                    }
                 }
             }
+            // The handshake's last packet may reach the listener after the client knows that it is connected.
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "connected to nobody");
+            let listener = |one| PollFd::new(TcpListener::as_fd(one), PollFlags::POLLIN);
+            let mut listeners: Vec<PollFd<'_>> = self.listeners.iter().map(listener).collect();
+            poll(&mut listeners, PollTimeout::try_from(left).expect("short")).expect("waits");
         }
-        panic!("connected to nobody");
     }
 
     /// Open connections of each backend that was ever counted, and how many sockets are counted.
