@@ -1,7 +1,5 @@
 //! InterPodAffinity: pods that want to be near other pods, or away from them.
 
-use std::collections::HashMap;
-
 use crate::framework::{
     ClusterEvent, Filter, MAX_SCORE, Moved, Plugin, Prepared, Rejection, Score, State, kept, state, state_mut,
 };
@@ -46,23 +44,27 @@ fn namespace_labels<'a>(pod: &PodInfo, objects: &'a Objects) -> &'a Labels {
     objects.namespaces.get(&*pod.key.namespace).unwrap_or(&NO_LABELS)
 }
 
-/// Sums by a label of nodes and its value.
+/// Sums by a label of nodes and its value. Terms name one or two labels, so these are looked through; values are asked
+/// for of every node that is filtered, so their hash is a fast one.
 #[derive(Clone, Debug, Default)]
-struct Sums(HashMap<Box<str>, HashMap<Box<str>, i64>>);
+struct Sums(Vec<(Box<str>, ByValue)>);
+
+type ByValue = ahash::HashMap<Box<str>, i64>;
 
 impl Sums {
     fn add(&mut self, key: &str, value: &str, amount: i64) {
-        if !self.0.contains_key(key) {
-            self.0.insert(key.into(), HashMap::new());
-        }
-        let Some(values) = self.0.get_mut(key) else { return };
+        let Some(place) = self.0.iter().position(|(known, _)| **known == *key) else {
+            self.0.push((key.into(), [(value.into(), amount)].into_iter().collect()));
+            return;
+        };
+        let values = &mut self.0[place].1;
         match values.get_mut(value) {
             Some(sum) => {
                 *sum += amount;
                 if *sum == 0 {
                     values.remove(value);
                     if values.is_empty() {
-                        self.0.remove(key);
+                        self.0.swap_remove(place);
                     }
                 }
             }
@@ -72,9 +74,18 @@ impl Sums {
         }
     }
 
+    /// The sum under a label of a node.
     fn at(&self, key: &str, node: &NodeInfo) -> i64 {
-        let values = self.0.get(key);
-        values.and_then(|values| values.get(node.labels.get(key)?.as_str())).copied().unwrap_or(0)
+        self.0.iter().find(|(known, _)| **known == *key).map_or(0, |sums| Self::of(sums, node))
+    }
+
+    /// The sums under all labels that a node has.
+    fn all(&self, node: &NodeInfo) -> impl Iterator<Item = i64> {
+        self.0.iter().map(move |sums| Self::of(sums, node))
+    }
+
+    fn of((key, values): &(Box<str>, ByValue), node: &NodeInfo) -> i64 {
+        node.labels.get(&**key).and_then(|value| values.get(value.as_str())).copied().unwrap_or(0)
     }
 
     fn is_empty(&self) -> bool {
@@ -251,7 +262,7 @@ impl Filter for InterPodAffinity {
         if pod.anti_affinity.required.iter().any(|t| counts.away.at(&t.topology_key, node) > 0) {
             return Err(Rejection::resolvable(ANTI_AFFINITY));
         }
-        if counts.existing.0.keys().any(|key| counts.existing.at(key, node) > 0) {
+        if counts.existing.all(node).any(|sum| sum > 0) {
             return Err(Rejection::resolvable(EXISTING));
         }
         Ok(())
@@ -358,7 +369,7 @@ impl Score for InterPodAffinity {
 
     fn score(&self, known: &dyn State, _: &PodInfo, node: &NodeInfo, _: &Snapshot) -> i64 {
         let preferred: &Preferred = state(known);
-        preferred.sums.0.keys().map(|key| preferred.sums.at(key, node)).sum()
+        preferred.sums.all(node).sum()
     }
 
     fn normalize(&self, known: &dyn State, _: &[Slot], scores: &mut [i64]) {
