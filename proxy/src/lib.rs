@@ -37,6 +37,8 @@ mod status;
 pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(test)]
+mod testing;
 pub mod tunnel;
 pub mod types;
 mod uplink;

@@ -19,13 +19,12 @@ use hawser_ebpf_common::map_names as names;
 
 use crate::maps::{KernelMaps, MapError, deleted, found, try_each};
 use crate::programs::{Pins, ProgramsError, remove_if_there};
+use crate::sys;
 
 /// The oldest layout whose maps are read.
 const OLDEST: u32 = 3;
 /// Ending of a map's pin that was put aside. A bpffs allows no dot in names.
 const ASIDE: &str = "!old";
-/// `BPF_NOEXIST` (include/uapi/linux/bpf.h).
-const NOEXIST: u64 = 1;
 
 /// Copies the elements of the first map that the second one does not have.
 type Copy = fn(&'static str, MapData, MapData) -> Result<usize, MapError>;
@@ -181,7 +180,7 @@ fn insert<K: Pod, V: Pod>(
     key: &K,
     value: V,
 ) -> Result<bool, MapError> {
-    match map.insert(key, value, NOEXIST) {
+    match map.insert(key, value, sys::NOEXIST) {
         Ok(()) => Ok(true),
         Err(AyaError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {
             Ok(false)
@@ -238,13 +237,11 @@ mod tests {
     use hawser_ebpf_common::ct::{CtEntry4, CtKey4};
     use hawser_ebpf_common::endpoint::{CONFIG_MIGRATING, NodeConfig};
     use hawser_ebpf_common::lb::{ServiceKey4, ServiceValue};
-    use nix::mount::{MsFlags, mount};
-    use nix::sched::{CloneFlags, unshare};
 
     use super::*;
     use crate::maps::{Maps, Op};
     use crate::programs::Programs;
-    use crate::sys;
+    use crate::testing::{HASH, LRU_HASH, isolated};
     use crate::types::{L4Addr, Protocol, address_be};
 
     /// A client, a Service, its backend on another node, and this node.
@@ -255,28 +252,6 @@ mod tests {
     /// Two sockets that an older agent counted.
     const OPEN: u64 = 1;
     const CLOSED: u64 = 2;
-    /// `BPF_MAP_TYPE_HASH`.
-    const HASH: u32 = 1;
-    /// `BPF_MAP_TYPE_LRU_HASH`.
-    const LRU_HASH: u32 = 9;
-
-    /// On a thread with mounts of its own.
-    fn isolated(test: impl FnOnce(&Path) + Send + 'static) {
-        assert!(nix::unistd::geteuid().is_root(), "this test mounts and needs root");
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().to_path_buf();
-        let thread = std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNS).expect("own mounts");
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-                .expect("private mounts");
-            mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("a tmpfs");
-            test(&path);
-        });
-        if let Err(panic) = thread.join() {
-            std::panic::resume_unwind(panic);
-        }
-    }
-
     fn key(port: u16) -> CtKey4 {
         CtKey4 { saddr_be: 1, daddr_be: 2, sport_be: port, dport_be: 4, protocol: 6, pad: [0; 3] }
     }

@@ -8,8 +8,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// `BPF_NOEXIST` (include/uapi/linux/bpf.h).
+pub const NOEXIST: u64 = 1;
 /// `BPF_MAP_DELETE_ELEM` of `enum bpf_cmd`.
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+/// `BPF_MAP_LOOKUP_AND_DELETE_ELEM`, of hash maps since 5.14.
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 /// `BPF_OBJ_GET` of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const BPF_OBJ_GET: libc::c_long = 7;
 /// `BPF_MAP_LOOKUP_BATCH`, since 5.6.
@@ -218,6 +222,23 @@ pub fn map_delete<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
         flags: 0,
     };
     bpf(BPF_MAP_DELETE_ELEM, &attr).map(drop)
+}
+
+/// Deletes an element of a hash map and returns what it was just then.
+///
+/// # Errors
+/// `NotFound` when there is none.
+pub fn map_take<K: aya::Pod, V: aya::Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<V> {
+    let mut value = V::default();
+    let attr = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_mut(&mut value) as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &attr)?;
+    Ok(value)
 }
 
 /// Writes many elements of a map in one call, in order.

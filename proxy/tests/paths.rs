@@ -357,6 +357,7 @@ fn an_evicted_answer_is_made_again_and_a_taken_one_ends_the_flow() {
             dport_be: to.port.to_be(),
             ..key
         };
+        let flow = ct.get(&forward, 0).expect("the flow");
         let age = |ct: &mut HashMap<MapData, CtKey4, CtEntry4>| {
             let entry = ct.get(&forward, 0).expect("the flow");
             ct.insert(forward, CtEntry4 { last_seen_ns: 0, ..entry }, 0).expect("writes");
@@ -368,6 +369,12 @@ fn an_evicted_answer_is_made_again_and_a_taken_one_ends_the_flow() {
         ct.insert(key, CtEntry4 { new_dport_be: 1u16.to_be(), ..reply }, 0).expect("another's");
         age(&mut ct);
         assert_eq!(node.run("from_uplink", &next.bytes()).0, SHOT);
+        assert_eq!(node.counted(reason::NAT_CONFLICT), 1);
+        // The client may use its port again, and what it opens then is no part of that flow.
+        ct.insert(forward, CtEntry4 { last_seen_ns: 0, ..flow }, 0).expect("writes");
+        let (code, bytes) = node.run("from_uplink", &sent.bytes());
+        assert_ne!(code, SHOT);
+        assert_ne!(parsed(&bytes).source.1, got.source.1, "a port of its own");
         assert_eq!(node.counted(reason::NAT_CONFLICT), 1);
     });
 }

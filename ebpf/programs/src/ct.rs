@@ -158,14 +158,18 @@ pub fn lookup<F: Family>(
         (Rewrite { again: !anew, ..Rewrite::of(&*entry) }, anew)
     };
     if anew && found.flags & (CT_REPLY | CT_DSR | CT_INBOUND) == 0 {
-        owns_port::<F>(&packet.tuple, &found)?;
+        match owns_port::<F>(&packet.tuple, &found) {
+            // What opens a connection is of no flow yet: it gets a port of its own.
+            Err(_) if packet.opens() => return Ok(None),
+            owned => owned?,
+        }
     }
     Ok(Some(found))
 }
 
 /// Sees to it that answers of a flow come back to it. The map evicts what was not used for long, so the entry for
 /// answers can be gone while this one is there, and another flow may have taken its place since: then this flow is
-/// over, because what it would send went into the other's connection. Once a second is enough: each look counts as a
+/// over, and its entry gone, because what it would send went into the other's connection. Once a second is enough: each look counts as a
 /// use, so the entry of a flow that sends that often is not what is evicted.
 #[inline(always)]
 fn owns_port<F: Family>(tuple: &CtKey<F::Address>, found: &Rewrite<F::Address>) -> Result<(), u32> {
