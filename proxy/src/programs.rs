@@ -174,7 +174,16 @@ impl Programs {
     /// # Errors
     /// See [`ProgramsError`].
     pub fn load(pins: &Pins) -> Result<Self, ProgramsError> {
-        Self::load_with_flows(pins, [1, 1])
+        Self::load_sized(pins, &[])
+    }
+
+    /// As [`Self::load`], with other sizes, in elements, of maps that are not there yet. To look through a hash map takes
+    /// time by its size, however little it holds.
+    ///
+    /// # Errors
+    /// See [`ProgramsError`].
+    pub fn load_sized(pins: &Pins, sizes: &[(&str, u32)]) -> Result<Self, ProgramsError> {
+        Self::load_with_flows(pins, [1, 1], sizes)
     }
 
     /// As [`Self::load`], with memory for XDP's flow cache.
@@ -184,16 +193,23 @@ impl Programs {
     pub fn load_for_xdp(pins: &Pins) -> Result<Self, ProgramsError> {
         let failed = |(path, source): (&str, _)| ProgramsError::Pin { path: path.into(), source };
         let cpus = aya::util::nr_cpus().map_err(failed)?;
-        Self::load_with_flows(pins, [flow::chunks4(cpus), flow::chunks6(cpus)])
+        Self::load_with_flows(pins, [flow::chunks4(cpus), flow::chunks6(cpus)], &[])
     }
 
     /// With so many elements in the maps of the flow cache.
-    fn load_with_flows(pins: &Pins, [chunks4, chunks6]: [u32; 2]) -> Result<Self, ProgramsError> {
+    fn load_with_flows(
+        pins: &Pins,
+        [chunks4, chunks6]: [u32; 2],
+        sizes: &[(&str, u32)],
+    ) -> Result<Self, ProgramsError> {
         pins.prepare()?;
         migrate::prepare(pins)?;
         let mut loader = EbpfLoader::new();
         loader.map_max_entries(names::FLOWS, chunks4).override_global("FLOW_CHUNKS4", &chunks4, true);
         loader.map_max_entries(names::FLOWS6, chunks6).override_global("FLOW_CHUNKS6", &chunks6, true);
+        for (name, size) in sizes {
+            loader.map_max_entries(name, *size);
+        }
         let mut ebpf = loader.default_map_pin_directory(pins.maps()).load(OBJECT).map_err(Box::new)?;
         for (name, program) in ebpf.programs_mut() {
             match ON_DEMAND.contains(&name) {

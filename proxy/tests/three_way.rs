@@ -17,6 +17,7 @@ use common::world::{
 use common::{Cgroup, isolated, run};
 use hawser_ebpf_common::endpoint::{Endpoint4, NodeConfig};
 use hawser_ebpf_common::lb::LbConfig;
+use hawser_ebpf_common::map_names as names;
 use hawser_proxy::dataplane::{Dataplane, node_netns_cookie};
 use hawser_proxy::maps::{FakeMaps, KernelMaps, Maps, Op};
 use hawser_proxy::programs::{Pins, Programs};
@@ -35,6 +36,19 @@ const SHOT: u32 = 2;
 /// How many random worlds, each with a few random questions.
 const CASES: u32 = 10_000;
 const QUESTIONS: usize = 3;
+/// Sizes of the maps that are looked through for every world: small ones, since that takes time by the size.
+const SIZES: [(&str, u32); 10] = [
+    (names::SERVICES4, 4_096),
+    (names::SERVICES6, 4_096),
+    (names::BACKENDS4, 4_096),
+    (names::BACKENDS6, 4_096),
+    (names::REVERSE_NAT4, 4_096),
+    (names::REVERSE_NAT6, 4_096),
+    (names::AFFINITY_MATCH, 4_096),
+    (names::CONNECTIONS, 4_096),
+    (names::SOCKETS, 4_096),
+    (names::MAGLEV, 16_384),
+];
 
 /// The programs, and what counts the packets so that no two have one source port.
 struct Kernel {
@@ -323,7 +337,7 @@ fn model_fake_and_kernel_agree() {
     isolated(|dir| {
         let cgroup = Cgroup::new();
         let pins = Pins::new(dir.join("bpf"));
-        let mut programs = Programs::load(&pins).expect("the programs load");
+        let mut programs = Programs::load_sized(&pins, &SIZES).expect("the programs load");
         programs.attach_cgroup(cgroup.path()).expect("the hooks attach");
         let mut maps = KernelMaps::open(&pins.maps()).expect("the maps");
         // BPF_PROG_TEST_RUN pretends that packets come from loopback: interface 1.

@@ -36,6 +36,12 @@ pub fn package(package: &str, program: &str, profile: Profile) -> Result<PathBuf
     Ok(target_dir().join(folder).join(program))
 }
 
+/// Builds all programs and tests in one go, so that what they have in common is built once: the binary alone asks for
+/// fewer features of it than the tests do.
+pub fn programs_and_tests() -> Result<()> {
+    run(cargo().args(["build", "--workspace", "--bins", "--tests"]))
+}
+
 /// cargo at the project's root, as a shell would call it. What cargo told this program of its own package
 /// (`CARGO_PKG_NAME` and so on) is taken away: build scripts that watch these variables, ring's for one, would run
 /// again, and everything that depends on them with them, each time that cargo is called by the other way.

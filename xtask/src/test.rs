@@ -16,8 +16,8 @@ pub fn run() -> Result<()> {
     deps::check()?;
     step("lints");
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
-    step("the binary and the demo's images, which the node tests use");
-    build::hawser(build::Profile::Dev)?;
+    step("programs, tests, and the demo's images, which the node tests use");
+    build::programs_and_tests()?;
     images::build_demo(&build::demo_images_dir())?;
     step("tests");
     cargo(&["test", "--workspace", "--no-fail-fast"])
