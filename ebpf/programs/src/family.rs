@@ -1,5 +1,8 @@
 //! What differs between IPv4 and IPv6. Everything else is written once, over this trait.
 
+use core::ffi::c_void;
+use core::ptr;
+
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use hawser_ebpf_common::ct::{CtEntry, CtKey, FragmentKey, FragmentPorts, OldCtEntry};
@@ -17,6 +20,7 @@ use crate::maps::{
     ASIDE, ASIDE6, CT, CT6, ENDPOINTS, ENDPOINTS6, FLOWS, FLOWS6, FRAGMENTS, FRAGMENTS6, HOPS, HOPS6,
     IPCACHE, IPCACHE6, OLD_CT, OLD_CT6,
 };
+use crate::near::{NEAR4, NEAR6};
 use crate::packet::{Aside, Header, IP_LEN, IP6_LEN, header4, header6};
 
 /// What is known of the prefix that an address lies in.
@@ -62,6 +66,8 @@ pub trait Family: lb::Family<Address: PartialEq> {
     fn node_ip(config: &NodeConfig) -> Self::Address;
     fn hairpin() -> Self::Address;
     fn client(address_be: Self::Address) -> Client;
+    /// What sockets know of where their packets go.
+    fn near() -> *mut c_void;
     /// Memory of this CPU.
     fn aside() -> Option<*mut Aside<Self::Address>>;
     /// Next hops that this CPU found.
@@ -138,6 +144,11 @@ impl Family for V4 {
     #[inline(always)]
     fn hairpin() -> u32 {
         u32::from_ne_bytes(HAIRPIN_ADDRESS)
+    }
+
+    #[inline(always)]
+    fn near() -> *mut c_void {
+        ptr::from_ref(&NEAR4).cast_mut().cast()
     }
 
     #[inline(always)]
@@ -255,6 +266,11 @@ impl Family for V6 {
             ]
         };
         HAIRPIN
+    }
+
+    #[inline(always)]
+    fn near() -> *mut c_void {
+        ptr::from_ref(&NEAR6).cast_mut().cast()
     }
 
     #[inline(always)]

@@ -14,12 +14,15 @@ use crate::family::{Family, Prefix, unmapped};
 use crate::far;
 use crate::frame::Frame;
 use crate::maps::{CONFIG, TUNNEL_END};
+use crate::near;
 use crate::packet::{Packet, Part};
 use crate::reject;
 use crate::rewrite::{decrement_ttl, hand_on};
 
 /// `TC_ACT_UNSPEC`: the next program, and then the stack.
 pub const NEXT: i32 = -1;
+/// What no program returns: a step that has nothing to do with a packet.
+pub const ELSEWHERE: i32 = i32::MAX;
 /// Hop limit of the outer header (RFC 1700).
 const TUNNEL_TTL: u8 = 64;
 
@@ -108,6 +111,12 @@ pub fn to_node<F: Family>(
     }
     let on_link = prefix.flags & IPCACHE_ON_LINK != 0;
     to_uplink::<F>(ctx, packet, on_link.then_some(prefix.node_be), done)
+}
+
+/// Whether packets to a prefix leave by the uplink for a node on the link.
+#[inline(always)]
+fn goes_straight<F: Family>(packet: &Packet<F::Address>, prefix: &Prefix<F::Address>) -> bool {
+    prefix.flags & IPCACHE_ON_LINK != 0 && !is_tunnelled::<F>(&config(), prefix, packet.tuple.saddr_be)
 }
 
 /// Ends a step that may have called [`to_node`].
@@ -219,7 +228,12 @@ fn route_near<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, done: u32
         IDENTITY_SERVICES if packet.part == Part::Later => Err(reason::FRAGMENT),
         IDENTITY_SERVICES => Err(reason::NO_SERVICE),
         IDENTITY_PODS if !prefix.remote => Err(reason::NO_ENDPOINT),
-        IDENTITY_PODS | IDENTITY_REMOTE_NODE => to_node::<F>(ctx, packet, &prefix, done),
+        IDENTITY_PODS | IDENTITY_REMOTE_NODE => {
+            if done == reason::FORWARDED && near::fits(packet) && goes_straight::<F>(packet, &prefix) {
+                near::keep::<F>(ctx, packet, &Endpoint4::default(), prefix.node_be);
+            }
+            to_node::<F>(ctx, packet, &prefix, done)
+        }
         _ => Ok((NEXT, reason::STACK)),
     }
 }

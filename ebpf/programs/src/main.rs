@@ -31,6 +31,7 @@ mod hop;
 mod lb;
 mod maps;
 mod nat;
+mod near;
 mod packet;
 mod reject;
 mod rewrite;

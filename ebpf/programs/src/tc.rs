@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use hawser_ebpf_common::{PROTO_TCP, PROTO_UDP};
+use hawser_ebpf_common::PROTO_UDP;
 use hawser_ebpf_common::ct::CT_MASQUERADE;
 use hawser_ebpf_common::endpoint::{CONFIG_MASQUERADE, IDENTITY_PODS, TUNNEL_SOURCE_MAC};
 use hawser_ebpf_common::metrics::{direction, reason};
@@ -13,17 +13,16 @@ use crate::ct;
 use crate::dsr;
 use crate::family::Family;
 use crate::far;
-use crate::forward::{self, NEXT, Verdict, config};
+use crate::forward::{self, ELSEWHERE, NEXT, Verdict, config};
 use crate::frame::Frame;
 use crate::lb::{V4, V6};
-use crate::nat::{Origin, Seen, Translated, masquerade, translate, translate_known, translate_seen};
+use crate::nat::{Origin, Seen, Translated, masquerade, translate_known, translate_seen};
+use crate::near;
 use crate::packet::{ETH_P_ARP_BE, ETH_P_IP_BE, ETH_P_IPV6_BE, Packet, Part, parse_aside};
 use crate::reject::{reject, too_big};
 
 /// `TC_ACT_SHOT`.
 const DROP: i32 = 2;
-/// What no program returns: a step that has nothing to do with a packet.
-const ELSEWHERE: i32 = i32::MAX;
 
 const IP: u32 = ETH_P_IP_BE as u32;
 const IPV6: u32 = ETH_P_IPV6_BE as u32;
@@ -194,6 +193,10 @@ fn refuse<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>, why: u32) -> 
 
 #[inline(always)]
 fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
+    match far::unpack(near::serve::<F>(ctx)) {
+        Ok((ELSEWHERE, _)) => {}
+        delivered => return delivered,
+    }
     let packet = parse_aside::<F, _>(ctx)?;
     // Neighbour discovery and the like: between the pod and its gateway.
     if F::V6 && is_link_local(F::words(packet.tuple.saddr_be)) {
@@ -222,11 +225,7 @@ fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
     };
     // What follows in a connection between two pods asks for no Service: one under the pod's address had been found when
     // the connection was opened, and would be known.
-    if !matches!(seen, Seen::Translated(_))
-        && packet.tuple.protocol == PROTO_TCP
-        && packet.trackable
-        && !packet.opens()
-    {
+    if !matches!(seen, Seen::Translated(_)) && near::fits(packet) {
         match far::unpack(to_neighbour::<F>(ctx, packet)) {
             Ok((ELSEWHERE, _)) => {}
             delivered => return delivered,
@@ -243,11 +242,14 @@ fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
     }
 }
 
-/// Delivers a packet as it is if it is for a pod of this node.
+/// Delivers a packet of a pod as it is if it is for another one of this node.
 #[inline(never)]
 fn to_neighbour<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u64 {
     far::pack(match F::endpoint(packet.tuple.daddr_be) {
-        Some(endpoint) => forward::to_endpoint::<F>(ctx, packet, &endpoint, reason::FORWARDED),
+        Some(endpoint) => {
+            near::keep::<F>(ctx, packet, &endpoint, F::Address::default());
+            forward::to_endpoint::<F>(ctx, packet, &endpoint, reason::FORWARDED)
+        }
         None => Ok((ELSEWHERE, 0)),
     })
 }
@@ -285,7 +287,18 @@ fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         return PASS;
     }
     let (frontend_be, dport) = (F::words(packet.tuple.daddr_be)[0], packet.tuple.dport_be);
-    let done = match translate::<F, _>(ctx, packet, Origin::Uplink) {
+    let seen = match translate_known::<F, _>(ctx, packet, Origin::Uplink) {
+        Ok(seen) => seen,
+        Err(why) => return refuse::<F>(ctx, packet, why),
+    };
+    // As in `try_from_pod`.
+    if !matches!(seen, Seen::Translated(_)) && near::fits(packet) {
+        match far::unpack(from_afar::<F>(ctx, packet)) {
+            Ok((ELSEWHERE, _)) => {}
+            delivered => return delivered,
+        }
+    }
+    let done = match translate_seen::<F, _>(ctx, packet, Origin::Uplink, seen) {
         Ok(Translated::No) => reason::FORWARDED,
         Ok(Translated::Yes { tell: true }) => return tell_and_send(ctx, frontend_be, dport),
         Ok(Translated::Yes { .. }) => reason::TRANSLATED,
@@ -297,6 +310,15 @@ fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         Err(why) => return refuse::<F>(ctx, packet, why),
     };
     deliver::<F>(ctx, packet, done)
+}
+
+/// Delivers a packet as it is if it is for a pod of this node.
+#[inline(never)]
+fn from_afar<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u64 {
+    far::pack(match F::endpoint(packet.tuple.daddr_be) {
+        Some(endpoint) => forward::to_endpoint::<F>(ctx, packet, &endpoint, reason::FORWARDED),
+        None => Ok((ELSEWHERE, 0)),
+    })
 }
 
 /// Brings what came in to a pod, to another node, or to the stack.
