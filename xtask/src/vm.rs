@@ -13,7 +13,7 @@ use crate::{output, setup};
 
 /// What is run: a test program of the dataplane, and which of its tests.
 const TESTS: &[(&str, &str)] = &[
-    ("hawser_proxy", "migrate"),
+    ("hawser_proxy", "migrate sweep"),
     ("paths", "every_program announced a_backend direct_server fragments"),
     ("sockets", ""),
 ];

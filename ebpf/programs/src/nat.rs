@@ -191,7 +191,18 @@ fn translate_error_near<F: Family, P: Frame>(
     Ok(Seen::Translated(to.flags))
 }
 
-/// Translates a packet to a frontend whose flow is not known; `seen` is what [`translate_known`] said.
+/// Translates a packet of a known flow, or one to a frontend.
+#[inline(always)]
+pub fn translate<F: Family, P: Frame>(
+    frame: &P,
+    packet: &mut Packet<F::Address>,
+    origin: Origin,
+) -> Result<Translated, u32> {
+    let seen = translate_known::<F, P>(frame, packet, origin)?;
+    translate_seen::<F, P>(frame, packet, origin, seen)
+}
+
+/// The second half of [`translate`]: of a packet whose flow is not known, to a frontend.
 #[inline(always)]
 pub fn translate_seen<F: Family, P: Frame>(
     frame: &P,

@@ -1,13 +1,16 @@
-//! For benches, an object of its own: one `BPF_PROG_TEST_RUN` that goes through many packets. The program writes the next
-//! tuple of a list into the frame and hands it to the program under test by a tail call.
+//! For benches, an object of its own.
+//!
+//! - `replay`: one `BPF_PROG_TEST_RUN` that goes through many packets. The program writes the next tuple of a list into the
+//!   frame and hands it to the program under test by a tail call.
+//! - `relay`: the least that a program can do to bring packets from one interface to another.
 #![no_std]
 #![no_main]
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::helpers::bpf_xdp_adjust_head;
-use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_xdp_adjust_head};
+use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 
 /// Frames have TCP over IPv4, no options, and nothing else.
 const LEN: usize = 14 + 40;
@@ -40,6 +43,25 @@ static CURSOR: Array<[u32; 2]> = Array::with_max_entries(1, 0);
 /// Source, destination, ports, as they lie in a packet.
 #[map(name = "tuples")]
 static TUPLES: Array<[u32; 3]> = Array::with_max_entries(131_072, 0);
+
+/// The interface that `relay` sends to, or, if the second is not 0, whose other end gets the packets at once.
+#[unsafe(no_mangle)]
+static RELAY_TO: u32 = 0;
+#[unsafe(no_mangle)]
+static RELAY_TO_PEER: u32 = 0;
+
+#[classifier]
+pub fn relay(_: TcContext) -> i32 {
+    // SAFETY: statics; volatile because the loader sets them. The helpers check the interface.
+    unsafe {
+        let to = core::ptr::read_volatile(&RELAY_TO);
+        let code = match core::ptr::read_volatile(&RELAY_TO_PEER) {
+            0 => bpf_redirect(to, 0),
+            _ => bpf_redirect_peer(to, 0),
+        };
+        code as i32
+    }
+}
 
 #[xdp]
 pub fn replay(ctx: XdpContext) -> u32 {

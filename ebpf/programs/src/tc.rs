@@ -16,7 +16,7 @@ use crate::far;
 use crate::forward::{self, ELSEWHERE, NEXT, Verdict, config};
 use crate::frame::Frame;
 use crate::lb::{V4, V6};
-use crate::nat::{Origin, Seen, Translated, masquerade, translate_known, translate_seen};
+use crate::nat::{Origin, Seen, Translated, masquerade, translate, translate_known, translate_seen};
 use crate::near;
 use crate::packet::{ETH_P_ARP_BE, ETH_P_IP_BE, ETH_P_IPV6_BE, Packet, Part, parse_aside};
 use crate::reject::{reject, too_big};
@@ -287,18 +287,7 @@ fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         return PASS;
     }
     let (frontend_be, dport) = (F::words(packet.tuple.daddr_be)[0], packet.tuple.dport_be);
-    let seen = match translate_known::<F, _>(ctx, packet, Origin::Uplink) {
-        Ok(seen) => seen,
-        Err(why) => return refuse::<F>(ctx, packet, why),
-    };
-    // As in `try_from_pod`.
-    if !matches!(seen, Seen::Translated(_)) && near::fits(packet) {
-        match far::unpack(from_afar::<F>(ctx, packet)) {
-            Ok((ELSEWHERE, _)) => {}
-            delivered => return delivered,
-        }
-    }
-    let done = match translate_seen::<F, _>(ctx, packet, Origin::Uplink, seen) {
+    let done = match translate::<F, _>(ctx, packet, Origin::Uplink) {
         Ok(Translated::No) => reason::FORWARDED,
         Ok(Translated::Yes { tell: true }) => return tell_and_send(ctx, frontend_be, dport),
         Ok(Translated::Yes { .. }) => reason::TRANSLATED,
@@ -310,15 +299,6 @@ fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         Err(why) => return refuse::<F>(ctx, packet, why),
     };
     deliver::<F>(ctx, packet, done)
-}
-
-/// Delivers a packet as it is if it is for a pod of this node.
-#[inline(never)]
-fn from_afar<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u64 {
-    far::pack(match F::endpoint(packet.tuple.daddr_be) {
-        Some(endpoint) => forward::to_endpoint::<F>(ctx, packet, &endpoint, reason::FORWARDED),
-        None => Ok((ELSEWHERE, 0)),
-    })
 }
 
 /// Brings what came in to a pod, to another node, or to the stack.
