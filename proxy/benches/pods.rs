@@ -20,6 +20,7 @@ use common::cluster::Cluster;
 use common::{Netns, isolated, run};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 
 static RELAY: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser-replay.bpf.o"));
@@ -100,12 +101,14 @@ impl<'a> Lane<'a> {
         let count = if mode == Mode::Requests { CONNECTIONS } else { 1 };
         let listener =
             self.server.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("a listener"));
+        fix_congestion(&listener);
         let connect = || TcpStream::connect((self.to, PORT)).expect("connects");
         let mut clients: Vec<TcpStream> = self.client.run(|| (0..count).map(|_| connect()).collect());
         let mut servers: Vec<TcpStream> =
             (0..count).map(|_| listener.accept().expect("a connection").0).collect();
         for stream in clients.iter().chain(&servers) {
             stream.set_nodelay(true).expect("settable");
+            fix_congestion(stream);
         }
         std::thread::scope(|scope| {
             scope.spawn(move || {
@@ -123,6 +126,11 @@ impl<'a> Lane<'a> {
             client.join().expect("a rate")
         })
     }
+}
+
+/// The same one everywhere, and one that does not pace.
+fn fix_congestion(socket: &impl AsFd) {
+    setsockopt(socket, sockopt::TcpCongestion, &"reno".into()).expect("settable");
 }
 
 fn on_one_core() {

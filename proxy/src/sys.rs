@@ -20,6 +20,12 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// `BPF_MAP_UPDATE_BATCH`, since 5.6.
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+/// `BPF_PROG_ATTACH`.
+const BPF_PROG_ATTACH: libc::c_long = 8;
+/// `BPF_TCX_INGRESS` of `enum bpf_attach_type`, since 6.6.
+const BPF_TCX_INGRESS: u32 = 46;
+/// `BPF_F_REPLACE`.
+const BPF_F_REPLACE: u32 = 1 << 2;
 /// `BPF_LINK_UPDATE`.
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -48,6 +54,18 @@ struct LinkUpdateAttr {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// `union bpf_attr`, the part for `BPF_PROG_ATTACH`.
+#[repr(C)]
+struct AttachAttr {
+    target_ifindex: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+    relative_fd: u32,
+    expected_revision: u64,
 }
 
 /// `union bpf_attr`, the part for `BPF_MAP_*_BATCH`.
@@ -113,6 +131,24 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         old_prog_fd: 0,
     };
     bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+/// Attaches a TCX program to what comes in from an interface of this network namespace, for as long as there is that
+/// interface; in the place of another one, at once. Without one it waits for an RCU grace period.
+///
+/// # Errors
+/// `EEXIST` when the program is attached there already.
+pub fn tcx_attach(ifindex: u32, program: BorrowedFd<'_>, replaced: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let attr = AttachAttr {
+        target_ifindex: ifindex,
+        attach_bpf_fd: program.as_raw_fd() as u32,
+        attach_type: BPF_TCX_INGRESS,
+        attach_flags: if replaced.is_some() { BPF_F_REPLACE } else { 0 },
+        replace_bpf_fd: replaced.map_or(0, |old| old.as_raw_fd() as u32),
+        relative_fd: 0,
+        expected_revision: 0,
+    };
+    bpf(BPF_PROG_ATTACH, &attr).map(drop)
 }
 
 /// A part of a map.

@@ -197,6 +197,8 @@ fn try_from_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
         Ok((ELSEWHERE, _)) => {}
         delivered => return delivered,
     }
+    // Whatever the pod says of it.
+    near::mark(ctx, 0);
     let packet = parse_aside::<F, _>(ctx)?;
     // Neighbour discovery and the like: between the pod and its gateway.
     if F::V6 && is_link_local(F::words(packet.tuple.saddr_be)) {
@@ -256,7 +258,7 @@ fn to_neighbour<F: Family>(ctx: &TcContext, packet: &Packet<F::Address>) -> u64 
 
 /// fe80::/10.
 #[inline(always)]
-fn is_link_local(words: [u32; 4]) -> bool {
+pub fn is_link_local(words: [u32; 4]) -> bool {
     words[0].to_be() >> 22 == 0x3fa
 }
 
@@ -277,6 +279,10 @@ fn try_to_pod<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
 
 #[inline(always)]
 fn try_from_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
+    match far::unpack(near::arrive::<F>(ctx)) {
+        Ok((ELSEWHERE, _)) => {}
+        delivered => return delivered,
+    }
     let packet = parse_aside::<F, _>(ctx)?;
     if F::V6
         && (is_link_local(F::words(packet.tuple.saddr_be)) || is_local_scope(F::words(packet.tuple.daddr_be)))
@@ -369,6 +375,9 @@ fn tell_and_send_near(ctx: &TcContext, frontend_be: u32, port_be: u16) -> Result
 
 #[inline(always)]
 fn try_to_uplink<F: Family>(ctx: &TcContext) -> Result<Verdict, u32> {
+    if near::take_mark(ctx) {
+        return Ok((NEXT, reason::FORWARDED));
+    }
     let packet = parse_aside::<F, _>(ctx)?;
     match translate_known::<F, _>(ctx, packet, Origin::Stack)? {
         Seen::Translated(flags) if flags & CT_MASQUERADE != 0 => {
