@@ -8,9 +8,9 @@ mod common;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use aya::Ebpf;
-use aya::maps::{Array, MapData, ProgramArray};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::maps::{Array, HashMap, MapData, ProgramArray};
+use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
 use common::isolated;
 use common::node::{CLIENT, NODE, Node};
 use common::packet::Packet;
@@ -21,6 +21,7 @@ use hawser_proxy::types::{L4Addr, Protocol, address_be};
 
 static REPLAY: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/hawser-replay.bpf.o"));
 
+const LEAST_SERVICES: &str = "least_services";
 const SERVICES: u32 = 50_000;
 /// Addresses that they share.
 const VIPS: u32 = 250;
@@ -36,6 +37,9 @@ fn main() {
     assert!(!REPLAY.is_empty(), "built with HAWSER_EBPF_OBJECT: there is nothing to measure with");
     isolated(measure);
     isolated(measure_direct);
+    for name in ["least_two", "least_one"] {
+        isolated(|_| measure_least(name));
+    }
 }
 
 /// What makes the packets.
@@ -45,7 +49,11 @@ struct Replay {
 
 impl Replay {
     fn new() -> Self {
-        let mut ebpf = Ebpf::load(REPLAY).expect("the object");
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(LEAST_SERVICES, 524_288)
+            .map_max_entries("least_flows", 262_144)
+            .load(REPLAY)
+            .expect("the object");
         let program: &mut Xdp =
             ebpf.program_mut("replay").and_then(|p| p.try_into().ok()).expect("a program");
         program.load().expect("passes the verifier");
@@ -53,7 +61,19 @@ impl Replay {
     }
 
     fn target(&mut self, node: &mut Node, program: &str) {
-        let target = node.programs.xdp(program).expect("a program").fd().expect("loaded");
+        self.aim(node.programs.xdp(program).expect("a program").fd().expect("loaded"));
+    }
+
+    /// At a program of its own.
+    fn target_own(&mut self, program: &str) {
+        let program: &mut Xdp =
+            self.ebpf.program_mut(program).and_then(|p| p.try_into().ok()).expect("a program");
+        program.load().expect("passes the verifier");
+        let target = program.fd().and_then(|fd| Ok(fd.try_clone()?)).expect("loaded");
+        self.aim(&target);
+    }
+
+    fn aim(&mut self, target: &ProgramFd) {
         let map = self.ebpf.map_mut("target").expect("a map");
         ProgramArray::try_from(map).expect("its type").set(0, target, 0).expect("settable");
     }
@@ -158,6 +178,25 @@ fn measure_direct(dir: &Path) {
     say("new flows, direct server return", open(&mut replay));
     assert_eq!(node.ct().keys().count(), FLOWS, "each flow has an entry");
     check(&node);
+}
+
+/// What the two measure that balance nothing: as many Services, and flows in maps of the same sizes.
+fn measure_least(name: &str) {
+    let mut replay = Replay::new();
+    let map = replay.ebpf.map_mut(LEAST_SERVICES).expect("a map");
+    let mut services: HashMap<_, [u32; 3], [u64; 5]> = HashMap::try_from(map).expect("its type");
+    for number in 0..SERVICES {
+        let (address, port) = vip(number);
+        let key = [address_be(address), u32::from(port.to_be()), u32::from(Protocol::Tcp.number())];
+        services.insert(key, [u64::from(number) + 1; 5], 0).expect("writes");
+    }
+    replay.tuples(&flows(Ipv4Addr::new(192, 168, 0, 0)));
+    replay.target_own(name);
+    let entries = if name == "least_two" { 2 } else { 1 };
+    say(&format!("new flows, the least with {entries} in an LRU map"), open(&mut replay));
+    let map = replay.ebpf.map_mut("least_flows").expect("a map");
+    let made: HashMap<_, [u32; 4], [u64; 8]> = HashMap::try_from(map).expect("its type");
+    assert_eq!(made.keys().count(), entries * FLOWS, "each flow has its entries");
 }
 
 fn check(node: &Node) {

@@ -3,13 +3,16 @@
 //! - `replay`: one `BPF_PROG_TEST_RUN` that goes through many packets. The program writes the next tuple of a list into the
 //!   frame and hands it to the program under test by a tail call.
 //! - `relay`: the least that a program can do to bring packets from one interface to another.
+//! - `least_one` and `least_two`: the least that a load balancer can do with a packet that opens a flow, if it keeps flows in
+//!   maps of the kernel's that make room themselves.
 #![no_std]
 #![no_main]
 
 use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_peer, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{classifier, map, xdp};
-use aya_ebpf::maps::{Array, ProgramArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, ProgramArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
 /// Frames have TCP over IPv4, no options, and nothing else.
@@ -70,6 +73,46 @@ pub fn replay(ctx: XdpContext) -> u32 {
         let _ = unsafe { TARGET.tail_call(&ctx, 0) };
     }
     xdp_action::XDP_ABORTED
+}
+
+/// Address, port and protocol, and a backend; sizes as of `hawser_lb4_services`. The loader says how many.
+#[map(name = "least_services")]
+static SERVICES: HashMap<[u32; 3], [u64; 5]> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Sizes as of `hawser_ct4`. The loader says how many.
+#[map(name = "least_flows")]
+static LEAST_FLOWS: LruHashMap<[u32; 4], [u64; 8]> = LruHashMap::with_max_entries(1, 0);
+/// `IPPROTO_TCP`.
+const TCP: u32 = 6;
+
+/// With one entry per flow.
+#[xdp]
+pub fn least_one(ctx: XdpContext) -> u32 {
+    least(&ctx, false).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+/// With another one for answers.
+#[xdp]
+pub fn least_two(ctx: XdpContext) -> u32 {
+    least(&ctx, true).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+#[inline(always)]
+fn least(ctx: &XdpContext, answers: bool) -> Option<u32> {
+    let start = whole(ctx)?;
+    // SAFETY: inside the packet, as `whole` has found.
+    let [from, to, ports] = unsafe { ((start + ADDRESSES) as *const [u32; 3]).read_unaligned() };
+    let flow = [from, to, ports, TCP];
+    // SAFETY: only whether there is one is asked.
+    if unsafe { LEAST_FLOWS.get(flow) }.is_some() {
+        return None;
+    }
+    // SAFETY: the map is not preallocated, so an element that is removed stays readable.
+    let backend = unsafe { SERVICES.get([to, ports >> 16, TCP]) }?[0];
+    if answers {
+        LEAST_FLOWS.insert([backend as u32, from, ports, TCP], [backend; 8], u64::from(BPF_NOEXIST)).ok()?;
+    }
+    LEAST_FLOWS.insert(flow, [backend; 8], 0).ok()?;
+    Some(xdp_action::XDP_TX)
 }
 
 /// Where a frame begins that is as long as it should be.
