@@ -21,8 +21,9 @@ use crate::report::{Report, Target, ms, percentile};
 /// Nodes of the sandbox.
 pub const NODES: u8 = 2;
 const PODS: usize = 60;
-/// How long the agents are left alone before their idle memory is read.
-const IDLE: Duration = Duration::from_secs(5);
+/// How long the agents are left alone before their idle memory is read: more than the 10 s between two heartbeats, because
+/// with a heartbeat an agent gives back what its start needed.
+const IDLE: Duration = Duration::from_secs(15);
 /// Port of the load generator's server.
 pub const PORT: u16 = 9000;
 /// Changes of an EndpointSlice that are timed.
