@@ -286,10 +286,13 @@ impl Programs {
     pub fn attach_pod(&mut self, interface: &str) -> Result<(), ProgramsError> {
         const SENT: &str = "from_pod";
         self.attach_filter("to_pod", interface, TcAttachType::Egress)?;
+        if !self.tcx {
+            return self.attach_filter(SENT, interface, TcAttachType::Ingress);
+        }
         // An earlier agent may have attached a filter: both at once would see packets twice.
-        match self.tcx && !self.replace_filter(SENT, interface, TcAttachType::Ingress)? {
-            true => self.put_tcx(SENT, interface),
-            false => self.attach_filter(SENT, interface, TcAttachType::Ingress),
+        match self.replace_filter(SENT, interface, TcAttachType::Ingress)? {
+            true => Ok(()),
+            false => self.put_tcx(SENT, interface),
         }
     }
 

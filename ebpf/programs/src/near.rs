@@ -30,6 +30,9 @@ const ESTABLISHED: u32 = 1;
 /// Segments that a connection has sent before anything is kept for it: one that is short has nothing of it.
 const BUSY: u32 = 8;
 
+/// A packet for which there is no short way.
+const NOT_HERE: Result<forward::Verdict, u32> = Ok((forward::ELSEWHERE, 0));
+
 /// What a socket knows.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -71,7 +74,6 @@ pub fn serve<F: Family>(ctx: &TcContext) -> u64 {
 
 #[inline(always)]
 fn serve_near<F: Family>(ctx: &TcContext) -> Result<forward::Verdict, u32> {
-    const NOT_HERE: Result<forward::Verdict, u32> = Ok((forward::ELSEWHERE, 0));
     let Some(sk) = socket(ctx) else { return NOT_HERE };
     // SAFETY: a map and a socket; without the flag nothing is made.
     let near: *mut Near<F::Address> =
@@ -144,7 +146,6 @@ pub fn arrive<F: Family>(ctx: &TcContext) -> u64 {
 
 #[inline(always)]
 fn arrive_near<F: Family>(ctx: &TcContext) -> Result<forward::Verdict, u32> {
-    const NOT_HERE: Result<forward::Verdict, u32> = Ok((forward::ELSEWHERE, 0));
     let Some(packet) = plain::<F>(ctx) else { return NOT_HERE };
     if packet.opens()
         || F::V6 && is_link_local(F::words(packet.tuple.saddr_be))
